@@ -1,0 +1,268 @@
+"""What an audit entry says: one closed model per event type, and its canonical bytes. Pure.
+
+A leaf is the RFC 8785 form of a JSON object with ASCII keys, no floats (decimals are strings), integers below 2^53 and UTC
+microseconds; at most 65,535 bytes (the entry limit of C2SP tlog-tiles). Entries can never be erased, so nothing about a
+person enters one: classes are indices, never names; `reason`, `external_id` and `metadata` appear only as an HMAC under a
+random salt that can be destroyed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+LEAF_VERSION = 1
+MAX_LEAF_BYTES = 65_535
+SALT_BYTES = 32
+
+Outcome = Literal["succeeded", "failed", "denied"]
+Sha256 = str
+
+
+class Fact(BaseModel):
+    """The public part of an entry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    action: ClassVar[str]
+    outcome: ClassVar[Outcome] = "succeeded"
+
+
+class DatasetRegistered(Fact):
+    """A dataset may now be named by models."""
+
+    action = "dataset.registered"
+    dataset_id: str
+    digest: Sha256
+    format: str
+    files: int
+    held_out: int
+
+
+class ModelRegistered(Fact):
+    """A lineage begins: these weights are its root."""
+
+    action = "model.registered"
+    family: str
+    dataset_id: str
+    version_id: str
+    digest: Sha256
+
+
+class RequestReceived(Fact):
+    """Somebody asked a model to forget classes."""
+
+    action = "unlearning.request.received"
+    classes: tuple[int, ...]
+    method: str
+    params_sha256: Sha256
+    seed: int
+    policy_sha256: Sha256
+
+
+class RequestWithdrawn(Fact):
+    """Somebody asked to cancel."""
+
+    action = "unlearning.request.withdrawn"
+    status: str
+
+
+class RequestClosed(Fact):
+    """The request has ended; its status never changes again."""
+
+    action = "unlearning.request.closed"
+    status: str
+
+
+class RunStarted(Fact):
+    """A worker holds the request."""
+
+    action = "run.started"
+    fence: int
+    base_version_id: str
+
+
+class PlanCommitted(Fact):
+    """Algorithm, parameters, thresholds and inputs, fixed before the run."""
+
+    action = "plan.committed"
+    fence: int
+    spec_sha256: Sha256
+    policy_sha256: Sha256
+    base_digest: Sha256
+    original_digest: Sha256
+    dataset_digest: Sha256
+
+
+class RunFinished(Fact):
+    """The loop ran to its end and left a manifest."""
+
+    action = "run.finished"
+    fence: int
+    candidate_digest: Sha256
+    iterations: int
+
+
+class RunStopped(Fact):
+    """The worker gave the request back unharmed."""
+
+    action = "run.stopped"
+    fence: int
+
+
+class RunLost(Fact):
+    """The worker fell silent and its lease ran out."""
+
+    action = "run.lost"
+    outcome = "failed"
+    fence: int
+
+
+class RunFailed(Fact):
+    """The run ended without a result."""
+
+    action = "run.failed"
+    outcome = "failed"
+    fence: int
+    code: str
+
+
+class EvaluationFinished(Fact):
+    """The saved result passed the gate."""
+
+    action = "evaluation.finished"
+    fence: int
+    verdict: str
+    report_sha256: Sha256
+
+
+class EvaluationRejected(Fact):
+    """The saved result did not pass the gate; nothing is published."""
+
+    action = "evaluation.rejected"
+    outcome = "failed"
+    fence: int
+    verdict: str
+    report_sha256: Sha256
+
+
+class CertificateIssued(Fact):
+    """The signer signed this payload."""
+
+    action = "certificate.issued"
+    checkpoint_id: str
+    payload_sha256: Sha256
+    key_id: str
+
+
+class ModelPublished(Fact):
+    """The lineage has a new current version."""
+
+    action = "model.published"
+    checkpoint_id: str
+    version_id: str
+    number: int
+    digest: Sha256
+    forgotten_classes: tuple[int, ...]
+
+
+FACTS: dict[str, type[Fact]] = {kind.action: kind for kind in Fact.__subclasses__()}
+"""Every event type by its name."""
+
+
+class Actor(BaseModel):
+    """Who did it: a person, a key or a part of the service. Never a name or an address."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["user", "service", "worker"]
+    id: str = Field(pattern=r"^[A-Za-z0-9._|@:-]{1,160}$")
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.id}"
+
+
+LOCAL = Actor(kind="user", id="local")
+"""Until API keys exist, every caller on the loopback is this one."""
+
+
+def rfc3339(at: datetime) -> str:
+    """UTC with microseconds, always six digits: the string is hashed, so it may not vary."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 bytes. Raises: rfc8785.CanonicalizationError for NaN, integers of 2^53 and more, or keys that are no strings."""
+    return rfc8785.dumps(value)
+
+
+def commitment(salt: bytes, private: dict[str, Any]) -> str:
+    """HMAC-SHA256 of the canonical private part: opens only for who has the salt and the very same values."""
+    return hmac.new(salt, canonical(_without_floats(private)), hashlib.sha256).hexdigest()
+
+
+def _without_floats(value: Any) -> Any:
+    """Numbers a client may put into metadata, in a form that RFC 8785 takes without loss."""
+    match value:
+        case bool() | None | str():
+            return value
+        case int() if abs(value) < 2**53:
+            return value
+        case int() | float():
+            return repr(value)
+        case dict():
+            return {k: _without_floats(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_without_floats(v) for v in value]
+        case _:
+            raise TypeError(f"expected a JSON value, got {type(value).__name__}")
+
+
+def leaf(
+    fact: Fact,
+    *,
+    at: datetime,
+    tenant: str,
+    actor: Actor,
+    request: tuple[str, int, bytes | None] | None,
+    model_id: str | None,
+    subject_commitment: str | None,
+) -> bytes:
+    """The entry's canonical bytes.
+
+    Args:
+        request: id, ordinal within the request, and leaf hash of the request's previous entry: each request's history is a
+            chain of its own, so one dossier proves that nothing in its middle was left out.
+
+    Raises:
+        ValueError: longer than 65,535 bytes.
+    """
+    body = {
+        "v": LEAF_VERSION,
+        "type": fact.action,
+        "at": rfc3339(at),
+        "tenant": tenant,
+        "actor": {"kind": actor.kind, "id": actor.id},
+        "outcome": fact.outcome,
+        "request": None
+        if request is None
+        else {"id": request[0], "ordinal": request[1], "prev": request[2].hex() if request[2] else None},
+        "model": model_id,
+        "subjectCommitment": subject_commitment,
+        "public": fact.model_dump(mode="json", by_alias=True),
+    }
+    data = canonical(body)
+    if len(data) > MAX_LEAF_BYTES:
+        raise ValueError(f"an audit entry holds at most {MAX_LEAF_BYTES} bytes, got {len(data)}")
+    return data
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256(0x00 || leaf), the leaf hash of RFC 6962 §2.1."""
+    return hashlib.sha256(b"\x00" + data).digest()

@@ -1,0 +1,172 @@
+"""The certificate's words: an in-toto Statement v1 about one published checkpoint. Pure: values in, values out.
+
+Numbers that are not integers are written as decimal strings, so that every JSON tool reads the same value. An absent field
+makes no claim. Source: in-toto Attestation Framework v1 (Statement layer); the predicate is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:expunge:attestation:unlearning:v1"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+
+GUARANTEES = {
+    "empirical": (
+        "The named algorithm ran on the named weights and data, and the saved result passed the listed tests at the listed "
+        "thresholds, which were recorded before the run. This is statistical evidence about behaviour, not a proof that no "
+        "influence of the forgotten data remains."
+    ),
+    "exact-retrain": (
+        "The weights were trained from scratch by the named code on the named data without the forgotten classes. The "
+        "operator's statement of what data was used is taken on trust."
+    ),
+}
+"""What each guarantee means, in the words that every certificate carries."""
+
+LIMITS = (
+    "Copies of earlier versions of this model are outside this certificate.",
+    "The source data, its backups and other models trained on it are outside this certificate.",
+    "The tests were run by the operator that issued the certificate.",
+    "Resistance to relearning, inversion and other attacks was tested only where a finding says so.",
+)
+
+
+def decimals(value: Any) -> Any:
+    """JSON values with every float as a decimal string: 0.05 -> "0.05".
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    match value:
+        case bool() | None | str() | int():
+            return value
+        case float():
+            number = Decimal(repr(value))
+            if not number.is_finite():
+                raise ValueError(f"expected a finite number, got {value}")
+            return format(number, "f")
+        case Mapping():
+            return {str(k): decimals(v) for k, v in value.items()}
+        case list() | tuple():
+            return [decimals(v) for v in value]
+        case _:
+            raise TypeError(f"expected a JSON value, got {type(value).__name__}")
+
+
+def build(
+    *,
+    checkpoint_id: str,
+    issued_at: str,
+    issuer: str,
+    request: Mapping[str, Any],
+    model: Mapping[str, Any],
+    parent: Mapping[str, Any],
+    original: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    spec_sha256: str,
+    manifest: Mapping[str, Any],
+    report: Mapping[str, Any],
+    report_sha256: str,
+    guarantee: str = "empirical",
+) -> dict[str, Any]:
+    """The statement to be signed.
+
+    Args:
+        issued_at: RFC 3339 UTC.
+        request: {"id", "fence"}; nothing that identifies a person.
+        model: {"id", "version", "digest"} of the new version; digest is the tree digest of the published files.
+        parent: {"version_id", "digest"}: the version that this one replaces.
+        original: {"version_id", "digest"}: the lineage's root, the control of the gate.
+        dataset: {"id", "digest"}.
+        spec: the run's Spec as JSON; `spec_sha256` its digest as the ledger's plan.committed entry has it.
+        manifest: the engine's Manifest as JSON.
+        report: the engine's Report as JSON.
+        guarantee: one of GUARANTEES.
+
+    Returns:
+        A JSON object without floats, ready for RFC 8785.
+    """
+    predicate = {
+        "certificate": {"id": checkpoint_id, "issuedAt": issued_at, "issuer": {"id": issuer}},
+        "claim": {"guarantee": guarantee, "statement": GUARANTEES[guarantee], "reversible": False},
+        "request": dict(request),
+        "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
+        "parent": dict(parent),
+        "original": dict(original),
+        "forgetSet": {
+            "unit": "class",
+            "classes": list(spec["forget_classes"]),
+            "forgottenEarlier": list(spec["forgotten_classes"]),
+        },
+        "dataset": dict(dataset),
+        "algorithm": {
+            "name": spec["method"],
+            "parameters": manifest["effective_params"],
+            "seed": spec["seed"],
+            "iterations": manifest["iterations_completed"],
+            "ranks": spec["ranks"],
+        },
+        "run": {
+            "secondsPrepare": manifest["seconds_prepare"],
+            "secondsUnlearn": manifest["seconds_unlearn"],
+            "peakMemoryMb": manifest["peak_memory_mb"],
+        },
+        "plan": {"specSha256": spec_sha256, "policy": spec["policy"], "policySha256": report["policy_digest"]},
+        "environment": manifest["environment"],
+        "verification": {
+            "verdict": report["verdict"],
+            "reportSha256": report_sha256,
+            "seed": spec["verification_seed"],
+            "judges": report["judges"],
+            "findings": report["findings"],
+            "environment": report["environment"],
+        },
+        "limits": list(LIMITS),
+    }
+    subjects = sorted(({"name": f["path"], "digest": {"sha256": f["sha256"]}} for f in manifest["files"]), key=_name)
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": subjects,
+        "predicateType": PREDICATE_TYPE,
+        "predicate": decimals(predicate),
+    }
+
+
+def _name(subject: Mapping[str, Any]) -> str:
+    return str(subject["name"])
+
+
+def objections(statement: Mapping[str, Any]) -> list[str]:
+    """Why a signer must not sign this statement; empty when it may.
+
+    The signer does not take the worker's word for the verdict: every gating finding must have passed, every control must
+    have failed, and there must be some of both kinds that the policy asks for.
+    """
+    found: list[str] = []
+    if statement.get("_type") != STATEMENT_TYPE or statement.get("predicateType") != PREDICATE_TYPE:
+        return ["it is not an unlearning statement of this version"]
+    subjects = statement.get("subject")
+    if not isinstance(subjects, Sequence) or not subjects:
+        return ["it names no file"]
+    names = [s.get("name") for s in subjects]
+    if len(set(names)) != len(names):
+        found.append("it names a file twice")
+    verification = statement.get("predicate", {}).get("verification", {})
+    findings = verification.get("findings", [])
+    gating = [f for f in findings if f.get("gating")]
+    controls = [f for f in findings if f.get("control")]
+    if verification.get("verdict") != "PASS":
+        found.append("its verdict is not PASS")
+    if not gating or any(f.get("passed") is not True for f in gating):
+        found.append("a gating finding did not pass")
+    if any(f.get("passed") is not False for f in controls):
+        found.append("a control did not fail")
+    wanted = {c["verifier"] for c in statement["predicate"].get("plan", {}).get("policy", {}).get("checks", [])}
+    if not wanted or wanted - {f.get("check") for f in gating}:
+        found.append("a check of its policy has no gating finding")
+    return found

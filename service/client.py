@@ -1,0 +1,163 @@
+"""A thin client of the HTTP API, used by the command line. Downloads are verified before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx2
+
+CERTIFICATE = "UNLEARNING/certificate.dsse.json"
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+CHUNK = 1 << 20
+
+Json = dict[str, Any]
+
+
+class ApiError(Exception):
+    """The service answered with a problem."""
+
+    def __init__(self, status: int, code: str, detail: str, errors: list[Json]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.errors = errors
+
+    def __str__(self) -> str:
+        where = "".join(f"\n  {e.get('pointer', '')}: {e.get('detail', '')}" for e in self.errors)
+        return f"{self.code} ({self.status}): {self.args[0]}{where}"
+
+
+class Unreachable(Exception):
+    """Nobody answers at the service's address."""
+
+
+class DownloadRefused(Exception):
+    """What arrived is not what the manifest names."""
+
+
+class Client:
+    """One service. Every method returns the body as the API documents it."""
+
+    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Json:
+        return _body(self._send("GET", path, params={k: v for k, v in query.items() if v is not None}))
+
+    def post(self, path: str, body: Json | None = None, *, idempotency_key: str | None = None) -> Json:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return _body(self._send("POST", path, json=body, headers=headers))
+
+    def pages(self, path: str, **query: Any) -> Iterator[Json]:
+        """Every item of a keyset list, page after page."""
+        cursor: str | None = None
+        while True:
+            page = self.get(path, after=cursor, **query)
+            yield from page["data"]
+            cursor = page.get("next_cursor")
+            if not page.get("has_more"):
+                return
+
+    def text(self, path: str) -> str:
+        response = self._send("GET", path)
+        _raise_problem(response)
+        return str(response.text)
+
+    def watch(self, request_id: str, seen: Callable[[Json], None], *, poll_seconds: float = 0.4) -> Json:
+        """Follow a request to its end, handing every reading to `seen`."""
+        while True:
+            request = self.get(f"/unlearn-requests/{request_id}")
+            seen(request)
+            if request["status"] in TERMINAL:
+                return request
+            time.sleep(poll_seconds)
+
+    def stream_lines(self, path: str, **query: Any) -> Iterator[str]:
+        """The lines of a streamed answer."""
+        with self._http.stream("GET", path, params={k: v for k, v in query.items() if v is not None}) as response:
+            if response.status_code >= 400:
+                response.read()
+                _raise_problem(response)
+            yield from response.iter_lines()
+
+    def download(self, path: str, target: Path, *, sha256: str | None = None) -> None:
+        """Fetch one file to `target`: written as `.part`, resumed if one is there, renamed once its digest is right.
+
+        Raises:
+            DownloadRefused: the bytes do not hash to `sha256`; nothing is left under the target's name.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        done = part.stat().st_size if part.exists() and sha256 else 0
+        headers = {"Range": f"bytes={done}-", "If-Range": f'"sha256:{sha256}"'} if done else {}
+        with self._http.stream("GET", path, headers=headers) as response:
+            if response.status_code == 416:  # the .part is no prefix of this file
+                part.unlink()
+                return self.download(path, target, sha256=sha256)
+            if response.status_code >= 400:
+                response.read()
+                _raise_problem(response)
+            with part.open("ab" if response.status_code == 206 else "wb") as file:
+                for chunk in response.iter_bytes(CHUNK):
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+        if sha256 and _sha256(part) != sha256:
+            part.unlink()
+            raise DownloadRefused(f"{target.name} did not arrive as the manifest names it")
+        os.replace(part, target)
+
+    def download_checkpoint(self, checkpoint_id: str, directory: Path) -> Json:
+        """Fetch every file of a checkpoint and its certificate into `directory`; returns the manifest."""
+        manifest = self.get(f"/checkpoints/{checkpoint_id}")
+        for entry in manifest["files"]:
+            relative = PurePosixPath(entry["path"])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise DownloadRefused("the manifest names a file outside the checkpoint")
+            path = f"/checkpoints/{checkpoint_id}/files/{quote(entry['path'])}"
+            self.download(path, directory / relative, sha256=entry["sha256"])
+        certificate = self.get(f"/checkpoints/{checkpoint_id}/certificate")
+        target = directory / CERTIFICATE
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(certificate, indent=1) + "\n")
+        return manifest
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        try:
+            return self._http.request(method, path, **arguments)
+        except httpx2.TransportError as error:
+            raise Unreachable(f"no answer from the service ({type(error).__name__}); is `expunge up` running?") from error
+
+
+def _body(response: httpx2.Response) -> Json:
+    _raise_problem(response)
+    body: Json = response.json()
+    return body
+
+
+def _raise_problem(response: httpx2.Response) -> None:
+    if response.status_code < 400:
+        return
+    try:
+        problem = response.json()
+        raise ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []))
+    except (ValueError, KeyError) as error:
+        raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

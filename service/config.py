@@ -1,0 +1,106 @@
+"""Settings: one typed field per knob, read from the environment (`EXPUNGE_…`), secrets as `SecretStr`."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+MEMORY_BROKER = "memory://"
+LONGEST_SOCKET_PATH = 100
+"""sun_path holds 108 bytes on Linux and 104 on macOS, the trailing zero included."""
+
+
+class Settings(BaseSettings):
+    """Every knob of the service, the worker's conductor and the signer. The engine reads none of them."""
+
+    model_config = SettingsConfigDict(env_prefix="EXPUNGE_", extra="ignore")
+
+    data_dir: Path = Field(
+        default=Path("expunge-data"), description="database, store, keys and job directories of one host"
+    )
+    database_url: SecretStr = Field(default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in data_dir")
+    broker_url: SecretStr = Field(
+        default=SecretStr(MEMORY_BROKER), description="Celery broker; memory:// is the embedded mode"
+    )
+    store_url: str = Field(default="", description="fsspec URL of the content-addressed store; empty: data_dir/store")
+    tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
+
+    host: str = Field(default="127.0.0.1", description="address of the API; only loopback until API keys exist")
+    port: int = Field(default=8000, ge=0, le=65535)
+    bind_in_container: bool = Field(
+        default=False,
+        description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
+    )
+    max_body_bytes: int = Field(default=1_048_576, ge=1024, description="larger request bodies get 413")
+
+    policy_file: Path | None = Field(default=None, description="verification policy; unset: the packaged basic-v1")
+    ranks: int = Field(default=0, ge=0, description="most ranks of one run on this worker; 0: all GPUs, or 1 without")
+    max_attempts: int = Field(default=3, ge=1, description="attempts that may die before a request fails")
+    lease_seconds: float = Field(default=60.0, gt=0, description="a worker silent for so long has lost its request")
+    renew_seconds: float = Field(default=5.0, gt=0)
+    sweep_seconds: float = Field(default=1.0, gt=0, description="pause between two looks at the queue")
+    stall_seconds: float = Field(default=900.0, gt=0, description="alive but without progress for so long: killed")
+    stop_grace_seconds: float = Field(default=10.0, gt=0, description="between asking an engine to stop and killing it")
+
+    signer_socket: str = Field(default="", description="the signer's local socket; empty: data_dir/signer.sock")
+    signing_key: Path | None = Field(
+        default=None, description="PEM of the signer's P-256 key; unset: data_dir/keys/signing.pem"
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlives_renewal(self) -> Self:
+        if self.renew_seconds * 2 > self.lease_seconds:
+            raise ValueError("lease_seconds must be at least twice renew_seconds: one lost renewal is no death")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """True when the bell is Celery's in-memory broker, so worker and sweeper must share a process."""
+        return self.broker_url.get_secret_value().startswith(MEMORY_BROKER)
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL, secrets included: never log it."""
+        return self.database_url.get_secret_value() or f"sqlite:///{self.data_dir.resolve() / 'expunge.db'}"
+
+    @property
+    def store(self) -> str:
+        return self.store_url or (self.data_dir.resolve() / "store").as_uri()
+
+    @property
+    def jobs_dir(self) -> Path:
+        return self.data_dir.resolve() / "jobs"
+
+    @property
+    def judges_dir(self) -> Path:
+        return self.data_dir.resolve() / "judges"
+
+    @property
+    def key_file(self) -> Path:
+        return self.signing_key or self.data_dir.resolve() / "keys" / "signing.pem"
+
+    @property
+    def public_key_file(self) -> Path:
+        return self.public_key or self.key_file.with_suffix(".pub")
+
+    @property
+    def socket_path(self) -> str:
+        """Where the signer listens. A data directory too deep for a socket gets a short, stable name under the temp folder."""
+        wanted = self.signer_socket or str(self.data_dir.resolve() / "signer.sock")
+        if len(wanted.encode()) <= LONGEST_SOCKET_PATH:
+            return wanted
+        short = hashlib.sha256(wanted.encode()).hexdigest()[:16]
+        return str(Path(tempfile.gettempdir()) / f"expunge-{short}.sock")
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

@@ -1,0 +1,152 @@
+"""The database: one engine per process, one request or one task = one transaction, and the database's own clock.
+
+SQLite and PostgreSQL run the same queries. Where they differ is here and in the migrations, nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends
+from sqlalchemy import DateTime, Dialect, Engine, create_engine, event, make_url, text
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.types import TypeDecorator
+
+from service.config import get_settings
+
+SQLITE_PRAGMAS = (
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA busy_timeout=15000",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA recursive_triggers=ON",  # else INSERT OR REPLACE deletes a row without firing its DELETE trigger
+    "PRAGMA secure_delete=ON",
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time: timestamptz on PostgreSQL, ISO text with microseconds on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("expected an aware datetime, got a naive one")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def make_engine(url: str) -> Engine:
+    """An engine with our rules for each database; it connects on first use.
+
+    SQLite: every write transaction is BEGIN IMMEDIATE, since a deferred one that upgrades fails at once with "database is
+    locked", whatever the busy timeout. PostgreSQL: short statement and lock limits, so that a stuck peer is an error, not a
+    hang.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"check_same_thread": False}, pool_size=10, max_overflow=30)
+        _sqlite_rules(engine)
+        return engine
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    options = "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=10000"
+    return create_engine(
+        parsed,
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=30,
+        connect_args={"options": options, "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5},
+    )
+
+
+def _sqlite_rules(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _connect(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        for pragma in SQLITE_PRAGMAS:
+            connection.execute(pragma)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        reading = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+@lru_cache(maxsize=1)
+def get_engine() -> Engine:
+    """The process's engine."""
+    return make_engine(get_settings().database)
+
+
+@lru_cache(maxsize=1)
+def _writers() -> sessionmaker[OrmSession]:
+    return sessionmaker(get_engine(), expire_on_commit=False)
+
+
+@lru_cache(maxsize=1)
+def _readers() -> sessionmaker[OrmSession]:
+    return sessionmaker(get_engine().execution_options(read_only=True), expire_on_commit=False)
+
+
+def reset() -> None:
+    """Forget the process's engine and settings: for tests that change the environment."""
+    if get_engine.cache_info().currsize:
+        get_engine().dispose()
+    for cached in (get_engine, _writers, _readers, get_settings):
+        cached.cache_clear()
+
+
+@contextmanager
+def transaction() -> Iterator[OrmSession]:
+    """One write transaction: commits at the end, rolls back on any error."""
+    with _writers().begin() as session:
+        yield session
+
+
+@contextmanager
+def reading() -> Iterator[OrmSession]:
+    """One read: takes no write lock on SQLite."""
+    with _readers()() as session:
+        yield session
+
+
+def _write_session() -> Iterator[OrmSession]:
+    with transaction() as session:
+        yield session
+
+
+def _read_session() -> Iterator[OrmSession]:
+    with reading() as session:
+        yield session
+
+
+# scope="function": the transaction ends before the response is sent, so a 202 is never a promise that was not committed.
+Session = Annotated[OrmSession, Depends(_write_session, scope="function")]
+ReadSession = Annotated[OrmSession, Depends(_read_session, scope="function")]
+
+
+def now(session: OrmSession) -> datetime:
+    """The database's clock, UTC, microseconds (milliseconds on SQLite). Leases compare with no other clock."""
+    if session.get_bind().dialect.name == "sqlite":
+        value = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
+        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+    server_time: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return server_time.astimezone(UTC)

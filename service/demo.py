@@ -1,0 +1,351 @@
+"""`expunge demo`: the whole journey on a real model, on one machine, in about a minute.
+
+It is a client like any other: it starts the embedded service as a child, talks to it over HTTP, downloads the certified
+checkpoint and verifies it offline with the signer's public key.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from service.client import ApiError, Client, Unreachable
+from service.processes import PARENT
+from service.verifier.certificate import Outcome, verify_directory
+
+START_SECONDS = 60.0
+PICTURE = "before_after.png"
+KEYS = (
+    "request_status",
+    "forget_class",
+    "unlearning_accuracy",
+    "unlearning_accuracy_lower95",
+    "retain_accuracy_before",
+    "retain_accuracy_after",
+    "original_fails_gate",
+    "certificate_valid",
+    "checkpoint_digest",
+    "seconds_total",
+    "seconds_unlearn",
+    "seconds_verify",
+)
+"""The result's keys, all of them always there; null where the run did not come so far."""
+
+Json = dict[str, Any]
+
+
+class DemoFailed(Exception):
+    """The journey ended early; the message says where."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to forget, and where to put what comes of it."""
+
+    forget_class: str
+    out: Path
+    seed: int
+    ranks: int | None
+    console: Console
+    keep: bool = False
+
+    def run(self) -> tuple[Json, list[str]]:
+        """The result object, and what went wrong (nothing, when all is well)."""
+        started = time.monotonic()
+        result: Json = dict.fromkeys(KEYS)
+        result["forget_class"] = self.forget_class
+        faults: list[str] = []
+        try:
+            self._journey(result)
+        except (DemoFailed, ApiError, Unreachable, OSError) as error:
+            faults.append(str(error))
+        result["seconds_total"] = round(time.monotonic() - started, 2)
+        return result, faults + shortcomings(result)
+
+    def _journey(self, result: Json) -> None:
+        self._clear()
+        home = Path(tempfile.mkdtemp(prefix="expunge-demo-"))
+        try:
+            with service(home, self.ranks) as (client, log_file):
+                try:
+                    self._story(client, home, result)
+                except DemoFailed as error:
+                    raise DemoFailed(f"{error}\n{tail(log_file)}") from error
+        finally:
+            if self.keep:
+                self.console.print(f"kept the service's data in {home}")
+            else:
+                shutil.rmtree(home, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Take away what an earlier run left, and only that: the folder may be somebody's."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+        for name in (PICTURE, "signing.pub"):
+            (self.out / name).unlink(missing_ok=True)
+
+    def _story(self, client: Client, home: Path, result: Json) -> None:
+        say = self.console.print
+        example = export_example(home / "example")
+        dataset = client.post(
+            "/datasets",
+            {
+                "name": "handwritten digits",
+                "format": "npz",
+                "location": example["dataset"],
+                "class_names": example["class_names"],
+                "held_out_ids": example["held_out_ids"],
+            },
+        )
+        model = client.post(
+            "/models",
+            {
+                "name": "digits-ddpm",
+                "family": example["family"],
+                "location": example["model"],
+                "dataset_id": dataset["id"],
+                "class_names": example["class_names"],
+            },
+        )
+        say(f"registered model  [bold]{model['id']}[/] (a class-conditional DDPM trained on real scans)")
+        body: Json = {"model_id": model["id"], "forget": {"classes": [self.forget_class]}, "seed": self.seed}
+        if self.ranks:
+            body["resources"] = {"ranks": self.ranks}
+        request = client.post("/unlearn-requests", body, idempotency_key=str(uuid.uuid4()))
+        say(f"accepted request  [bold]{request['id']}[/]: forget {self.forget_class!r}")
+        final = follow(client, request["id"], self.console)
+        result["request_status"] = final["status"]
+        if final["status"] != "succeeded":
+            self._explain(client, final, result)
+            raise DemoFailed(f"the request ended as {final['status']}: {(final.get('error') or {}).get('message', '')}")
+        self._collect(client, home, final, result)
+
+    def _explain(self, client: Client, request: Json, result: Json) -> None:
+        """A request that failed its gate still has a report: show it."""
+        try:
+            report = client.get(f"/unlearn-requests/{request['id']}/report")
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return
+        result.update(scores(report))
+        self.console.print(before_after_table(report))
+
+    def _collect(self, client: Client, home: Path, request: Json, result: Json) -> None:
+        report = client.get(f"/unlearn-requests/{request['id']}/report")
+        checkpoint = self.out / "checkpoint"
+        client.download_checkpoint(request["checkpoint_id"], checkpoint)
+        client.download(f"/unlearn-requests/{request['id']}/report/{PICTURE}", self.out / PICTURE)
+        key = self.out / "signing.pub"
+        shutil.copyfile(home / "data" / "keys" / "signing.pub", key)
+        outcome = verify_directory(checkpoint, key)
+        result.update(scores(report))
+        result["certificate_valid"] = outcome.valid
+        result["checkpoint_digest"] = outcome.facts.get("checkpoint_digest")
+        result["seconds_unlearn"] = run_seconds(checkpoint)
+        self.console.print(before_after_table(report))
+        self._farewell(request, checkpoint, key, outcome)
+
+    def _farewell(self, request: Json, checkpoint: Path, key: Path, outcome: Outcome) -> None:
+        say = self.console.print
+        say(f"certificate       {'[green]valid[/]' if outcome.valid else '[red]NOT VALID[/]'}: {outcome.reason}")
+        say(f"checkpoint        {checkpoint}   ({request['checkpoint_id']})", soft_wrap=True)
+        say(f"picture           {self.out / PICTURE}", soft_wrap=True)
+        say(f"check it yourself expunge verify {checkpoint} --key {key}", soft_wrap=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ the service
+
+
+@contextmanager
+def service(home: Path, ranks: int | None) -> Iterator[tuple[Client, Path]]:
+    """The embedded service on a free port, stopped at the end."""
+    port = free_port()
+    log_file = home / "service.log"
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith("EXPUNGE_")},
+        "EXPUNGE_DATA_DIR": str(home / "data"),
+        "EXPUNGE_PORT": str(port),
+        "EXPUNGE_RANKS": str(ranks or 0),
+        PARENT: str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "service.cli", "up", "--log-file", str(log_file)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            wait_until_ready(client, process, log_file)
+            yield client, log_file
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log_file: Path) -> None:
+    """Raises: DemoFailed when the service does not come up."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            said = process.stderr.read().decode(errors="replace") if process.stderr else ""
+            raise DemoFailed(f"the service ended with status {process.returncode}\n{said}{tail(log_file)}")
+        try:
+            client.get("/readyz")
+        except (Unreachable, ApiError):
+            time.sleep(0.1)
+        else:
+            return
+    raise DemoFailed(f"the service was not ready after {START_SECONDS:.0f} s\n{tail(log_file)}")
+
+
+def tail(log_file: Path, lines: int = 20) -> str:
+    """The end of the service's log."""
+    if not log_file.exists():
+        return ""
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-lines:])
+
+
+def export_example(folder: Path) -> Json:
+    """The example model and its data as files. A child process: scikit-learn does not belong into this one."""
+    command = [sys.executable, "-m", "worker.examples.digits", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise DemoFailed(f"the example could not be written:\n{done.stderr[-2000:]}")
+    example: Json = json.loads(done.stdout.splitlines()[-1])
+    return example
+
+
+# ---------------------------------------------------------------------------------------------------------- what is shown
+
+
+def follow(client: Client, request_id: str, console: Console) -> Json:
+    """A progress bar with phase and time left until the request ends; returns its last reading."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=34),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TextColumn("[cyan]{task.fields[eta]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("queued", total=1, unit="", eta="")
+
+        def show(request: Json) -> None:
+            progress = request.get("progress") or {}
+            left = progress.get("estimated_remaining_seconds")
+            bars.update(
+                bar,
+                description=request["phase"] or request["status"],
+                completed=progress.get("completed") or 0,
+                total=progress.get("total") or 1,
+                unit=f"{progress['unit']}s" if progress.get("unit") else "",
+                eta="" if left is None else f"{left:.0f} s left",
+            )
+
+        final = client.watch(request_id, show)
+        if final["status"] == "succeeded":
+            bars.update(bar, description="succeeded", completed=1, total=1, unit="", eta="")
+    return final
+
+
+def pick(report: Mapping[str, Any], check: str, metric: str, subject: str, *, overall: bool = False) -> list[Json]:
+    """The findings of one metric about one subject; `overall` leaves out the per-class ones."""
+    return [
+        f
+        for f in report["findings"]
+        if f["check"] == check
+        and f["metric"] == metric
+        and f["subject"] == subject
+        and not (overall and f["class_index"] is not None)
+    ]
+
+
+def scores(report: Mapping[str, Any]) -> Json:
+    """The demo's figures out of a report; null where the report has none."""
+    forgot = pick(report, "forget_rate", "unlearning_accuracy", "candidate")
+    controls = [f for f in report["findings"] if f["control"]]
+    before = pick(report, "retain_accuracy", "retain_accuracy", "parent", overall=True)
+    after = pick(report, "retain_accuracy", "retain_accuracy", "candidate", overall=True)
+    return {
+        "unlearning_accuracy": min((f["value"] for f in forgot), default=None),
+        "unlearning_accuracy_lower95": min((f["lower95"] for f in forgot), default=None),
+        "retain_accuracy_before": before[0]["value"] if before else None,
+        "retain_accuracy_after": after[0]["value"] if after else None,
+        "original_fails_gate": bool(controls) and all(f["passed"] is False for f in controls),
+        "seconds_verify": round(report["seconds_verify"], 2),
+    }
+
+
+def run_seconds(checkpoint: Path) -> float:
+    """How long the unlearning took, as the certificate says."""
+    envelope = json.loads((checkpoint / "UNLEARNING" / "certificate.dsse.json").read_text())
+    run = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["run"]
+    return round(float(run["secondsPrepare"]) + float(run["secondsUnlearn"]), 2)
+
+
+def before_after_table(report: Mapping[str, Any]) -> Table:
+    """Every gating finding, with what the original or parent scored beside it."""
+    table = Table(title=f"Verdict: {report['verdict']}", title_justify="left")
+    table.add_column("finding")
+    for heading in ("before", "after", "bound", "needs"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for finding in report["findings"]:
+        if not finding["gating"] or finding["value"] is None:
+            continue
+        before = _before(report, finding)
+        sign = {"ge": "≥", "le": "≤", "eq": "="}.get(finding["comparator"] or "", "")
+        bound = finding["lower95"] if finding["comparator"] == "ge" else finding["upper95"]
+        label = finding["metric"].replace("_", " ") + (f" ({finding['class_name']})" if finding["class_name"] else "")
+        needs = f"{sign} {finding['threshold']:.3g}" if finding["threshold"] is not None else ""
+        mark = "[green]pass[/]" if finding["passed"] else "[red]FAIL[/]"
+        table.add_row(label, before, f"{finding['value']:.3f}", "" if bound is None else f"{bound:.3f}", needs, mark)
+    return table
+
+
+def _before(report: Mapping[str, Any], finding: Mapping[str, Any]) -> str:
+    for other in report["findings"]:
+        same = all(other[k] == finding[k] for k in ("check", "metric", "class_index"))
+        if same and other["subject"] != finding["subject"] and other["value"] is not None:
+            return f"{other['value']:.3f}"
+    return ""
+
+
+def shortcomings(result: Mapping[str, Any]) -> list[str]:
+    """What keeps the result from being a success: the exit status is made of this."""
+    found = []
+    if result["request_status"] != "succeeded":
+        found.append("the request did not succeed")
+    if result["original_fails_gate"] is not True:
+        found.append("the original did not fail the gate")
+    if result["certificate_valid"] is not True:
+        found.append("the certificate is not valid")
+    return found

@@ -1,0 +1,322 @@
+"""Everything that can be wrong with a request, as classes with a status and a stable code, and the one handler.
+
+    ServiceError
+    ├── BadRequest 400            malformed
+    ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
+    │                             · file_not_found
+    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition
+    ├── BodyTooLarge 413          body_too_large
+    ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
+    └── Unavailable 503           unavailable
+
+Bodies are RFC 9457 problem+json. They never carry an input value or a traceback: a problem may end up in a log, a ticket or
+a browser, and what a client sent may be personal data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger("expunge.errors")
+
+PROBLEM_JSON = "application/problem+json"
+PROBLEM_URN = "urn:expunge:problem:"
+
+
+class ServiceError(Exception):
+    """A request that cannot be served as asked."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "The service failed"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", *, pointer: str | None = None, **extra: Any) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.pointer = pointer
+        self.extra = extra
+
+
+class BadRequest(ServiceError):
+    """The body is not JSON, or not what its Content-Type says."""
+
+    status, code, title = 400, "malformed", "The request is malformed"
+
+
+class NotFound(ServiceError):
+    """Nothing lives at this address."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class ModelNotFound(NotFound):
+    """No model has this id."""
+
+    code, title = "model_not_found", "No model has this id"
+
+
+class DatasetNotFound(NotFound):
+    """No dataset has this id."""
+
+    code, title = "dataset_not_found", "No dataset has this id"
+
+
+class RequestNotFound(NotFound):
+    """No unlearn request has this id."""
+
+    code, title = "request_not_found", "No unlearn request has this id"
+
+
+class CheckpointNotFound(NotFound):
+    """No checkpoint has this id."""
+
+    code, title = "checkpoint_not_found", "No checkpoint has this id"
+
+
+class FileNotFound(NotFound):
+    """The manifest names no such file."""
+
+    code, title = "file_not_found", "The manifest names no such file"
+
+
+class MethodNotAllowed(ServiceError):
+    """The address exists, the method does not."""
+
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class Conflict(ServiceError):
+    """The state of things does not allow it."""
+
+    status, code, title = 409, "conflict", "The state of things does not allow it"
+
+
+class DuplicateRequest(Conflict):
+    """A class is already pending on this model."""
+
+    code, title = "duplicate_request", "A class is already pending on this model"
+
+
+class LineageBusy(Conflict):
+    """Another request is at work on this model, and the caller asked not to wait."""
+
+    code, title = "lineage_busy", "Another request is at work on this model"
+
+
+class InvalidTransition(Conflict):
+    """The request's status does not allow this move."""
+
+    code, title = "invalid_state_transition", "The request's status does not allow this move"
+
+
+class BodyTooLarge(ServiceError):
+    """The body is over the limit."""
+
+    status, code, title = 413, "body_too_large", "The body is over the limit"
+
+
+class Unprocessable(ServiceError):
+    """The request is well formed and cannot be meant."""
+
+    status, code, title = 422, "validation_failed", "The request is well formed but invalid"
+
+
+class UnknownClass(Unprocessable):
+    """A class that the model does not have."""
+
+    code, title = "unknown_class", "The model has no such class"
+
+
+class NothingToRetain(Unprocessable):
+    """Forgetting every class leaves nothing to retain."""
+
+    code, title = "nothing_to_retain", "At least one class must be retained"
+
+
+class AlreadyForgotten(Unprocessable):
+    """The model's current version has already forgotten this class."""
+
+    code, title = "already_forgotten", "The class is already forgotten"
+
+
+class UnknownMethod(Unprocessable):
+    """The model's family has no such method."""
+
+    code, title = "unknown_method", "The model's family has no such method"
+
+
+class UnknownFamily(Unprocessable):
+    """No such model family."""
+
+    code, title = "unknown_family", "No such model family"
+
+
+class InvalidParams(Unprocessable):
+    """A method parameter is unknown or out of range."""
+
+    code, title = "invalid_params", "A method parameter is unknown or out of range"
+
+
+class IdempotencyKeyReused(Unprocessable):
+    """The Idempotency-Key was used with another body."""
+
+    code, title = "idempotency_key_reused", "The Idempotency-Key was used with another body"
+
+
+class BadLocation(Unprocessable):
+    """The location cannot be read, or holds what it must not."""
+
+    code, title = "bad_location", "The location cannot be registered"
+
+
+class PickleWeights(Unprocessable):
+    """Weights must be safetensors: a pickle runs code when it is loaded."""
+
+    code, title = "pickle_weights", "Weights must be safetensors"
+
+
+class InvalidCursor(Unprocessable):
+    """The page cursor is not one of ours."""
+
+    code, title = "invalid_cursor", "The page cursor is not valid"
+
+
+class PreconditionFailed(ServiceError):
+    """The thing has changed since the caller saw it."""
+
+    status, code, title = 412, "version_mismatch", "The resource has changed"
+
+
+class Unavailable(ServiceError):
+    """The database cannot be reached just now."""
+
+    status, code, title, retryable = 503, "unavailable", "The service is not available just now", True
+
+
+def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, str]] = ()) -> JSONResponse:
+    """RFC 9457 body of an error."""
+    body: dict[str, Any] = {
+        "type": PROBLEM_URN + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": instance,
+        "code": error.code,
+        "retryable": error.retryable,
+    }
+    if error.pointer and not errors:
+        errors = ({"pointer": error.pointer, "code": error.code, "detail": error.detail},)
+    if errors:
+        body["errors"] = list(errors)
+    body.update(error.extra)
+    headers = {"Retry-After": "2"} if error.retryable else None
+    return JSONResponse(body, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` of a route that may raise these."""
+    by_status: dict[int | str, list[type[ServiceError]]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(kind)
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": " · ".join(f"`{k.code}` {k.title}" for k in group),
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status, group in by_status.items()
+    }
+
+
+PROBLEM_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "RFC 9457 problem details. `code` is stable; never contains input values.",
+    "required": ["type", "title", "status", "detail", "instance", "code", "retryable"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "code": {"type": "string"},
+        "retryable": {"type": "boolean"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"pointer": {"type": "string"}, "code": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+FREE_KEYED = frozenset({"metadata", "params"})
+"""Objects whose keys the client chooses: a pointer into them would echo input."""
+
+
+def _plain(error: dict[str, Any]) -> dict[str, str]:
+    """One validation error without the value that caused it.
+
+    pydantic's messages of type value_error are ours; of the others we keep only messages that quote our own schema.
+    """
+    where = [str(part) for part in error["loc"]]
+    unknown = error["type"] == "extra_forbidden"
+    if unknown:  # the unknown key is input too, and the pointer would repeat it
+        where = where[:-1]
+    if len(where) > 2 and where[1] in FREE_KEYED:
+        where = where[:2]
+    pointer = "/" + "/".join(where[1:])
+    if where and where[0] != "body":
+        pointer = f"{where[0]}:{'/'.join(where[1:])}"
+    if unknown:
+        return {"pointer": pointer, "code": "unknown_field", "detail": "unknown field"}
+    return {"pointer": pointer, "code": str(error["type"]), "detail": str(error["msg"])}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem."""
+
+    @app.exception_handler(ServiceError)
+    def _service_error(request: Request, error: ServiceError) -> JSONResponse:
+        return problem(error, instance=request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        details = error.errors()
+        if any(d["type"] == "json_invalid" for d in details):
+            return problem(BadRequest("the body is not valid JSON"), instance=request.url.path)
+        return problem(Unprocessable(), instance=request.url.path, errors=[_plain(dict(d)) for d in details])
+
+    @app.exception_handler(HTTPException)
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        known = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed, 413: BodyTooLarge}
+        kind = known.get(error.status_code)
+        if kind is None:
+            wrapped = ServiceError(str(error.detail))
+            response = problem(wrapped, instance=request.url.path)
+            response.status_code = error.status_code
+            return response
+        response = problem(kind(), instance=request.url.path)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(OperationalError)
+    def _database(request: Request, error: OperationalError) -> JSONResponse:
+        log.error("database.unavailable", extra={"path": request.url.path, "kind": type(error.orig).__name__})
+        return problem(Unavailable(), instance=request.url.path)
+
+    @app.exception_handler(Exception)
+    def _bug(request: Request, error: Exception) -> JSONResponse:
+        log.exception("request.crashed", extra={"path": request.url.path}, exc_info=error)
+        return problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)

@@ -1,0 +1,212 @@
+"""What may be registered: weights as safetensors, data as npz or image folders. Judged by name and by content, never loaded.
+
+A pickle runs code when it is loaded, whatever it is called; so weights are accepted for what they are, not refused for what
+they are known to be.
+
+Source: safetensors format, "Format" section of its README (8-byte little-endian header length N, N bytes of JSON, the tensors
+without holes); NumPy format specification, NEP 1 and `numpy.lib.format`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Sequence
+from typing import IO, Any, NoReturn
+
+from service.errors import BadLocation, PickleWeights
+from service.files import Found, Location
+
+MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".md"})
+MODEL_NAMES = frozenset({"LICENSE", "NOTICE", ".gitattributes"})
+PICKLE_SUFFIXES = frozenset(
+    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".keras", ".msgpack", ".pb"}
+)
+"""Weights in forms that run code when loaded, or that nothing here reads."""
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+
+LONGEST_HEADER = 16 << 20
+LONGEST_NPY_HEADER = 65_536
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
+
+def _refuse(detail: str) -> NoReturn:
+    raise BadLocation(detail, pointer="/location")
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def check_model(location: Location) -> None:
+    """Refuse a model folder that holds anything but safetensors, configuration and text.
+
+    Raises:
+        PickleWeights: a pickle, by name or by content.
+        BadLocation: a file that does not belong there, a broken safetensors file, or none at all.
+    """
+    for file in location.files:
+        if file.suffix in PICKLE_SUFFIXES:
+            raise PickleWeights("expected weights as .safetensors, found a format that runs code", pointer="/location")
+        if file.suffix not in MODEL_SUFFIXES and file.name not in MODEL_NAMES:
+            _refuse(f"expected only {', '.join(sorted(MODEL_SUFFIXES))} files in a model folder")
+    weights = [f for f in location.files if f.suffix == ".safetensors"]
+    if not weights:
+        _refuse("expected at least one .safetensors file")
+    for file in weights:
+        check_safetensors(file)
+
+
+def check_safetensors(file: Found) -> None:
+    """Refuse a file that only calls itself safetensors. Reads the header alone.
+
+    Raises:
+        PickleWeights: it begins as a zip or a pickle does.
+        BadLocation: the header is not what the format says.
+    """
+    try:
+        with file.open() as stream:
+            start = stream.read(8)
+            if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05"):
+                raise PickleWeights("a .safetensors file holds a pickle", pointer="/location")
+            if len(start) < 8:
+                _refuse("a .safetensors file is too short")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(LONGEST_HEADER, file.size - 8):
+                _refuse("a .safetensors header is longer than the file or than 16 MiB")
+            header = stream.read(length)
+    except OSError as error:
+        raise BadLocation("a file of the location could not be read", pointer="/location") from error
+    _check_header(header, file.size - 8 - length)
+
+
+def _check_header(header: bytes, buffer_bytes: int) -> None:
+    try:
+        tensors = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        _refuse("a .safetensors header is not JSON with unique keys")
+    if not header.startswith(b"{") or not isinstance(tensors, dict):
+        _refuse("a .safetensors header is not a JSON object")
+    metadata = tensors.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        _refuse("a .safetensors header's __metadata__ is not text by text")
+    end = 0
+    for begin, stop in sorted(_span(t) for t in tensors.values()):
+        if begin != end:
+            _refuse("the tensors of a .safetensors file overlap or leave holes")
+        end = stop
+    if not tensors or end != buffer_bytes:
+        _refuse("a .safetensors file is truncated, padded or empty")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _span(tensor: Any) -> tuple[int, int]:
+    """The tensor's bytes in the buffer, once its dtype and shape agree with them."""
+    match tensor:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(stop)], **rest} if not rest:
+            counts = all(type(d) is int and 0 <= d < 2**48 for d in shape)
+            size = DTYPE_BYTES.get(dtype)
+            if counts and size and 0 <= begin <= stop and stop - begin == size * math.prod(shape):
+                return begin, stop
+    _refuse("a .safetensors header describes a tensor wrongly")
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+def check_npz(location: Location) -> None:
+    """Refuse an npz that is not `images` uint8 (N,H,W[,C]), `labels` int (N,) and perhaps `ids` (N,), none of them pickled.
+
+    Raises:
+        BadLocation: with what was expected.
+    """
+    found = [f for f in location.files if f.suffix == ".npz"]
+    if len(found) != 1 or len(location.files) != 1:
+        _refuse("expected exactly one .npz file and nothing else")
+    try:
+        with found[0].open() as stream, zipfile.ZipFile(stream) as archive:
+            headers = {info.filename: _npy_header(archive, info) for info in archive.infolist()}
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise BadLocation("the .npz file is not a readable zip archive", pointer="/location") from error
+    if not {"images.npy", "labels.npy"} <= set(headers) <= {"images.npy", "labels.npy", "ids.npy"}:
+        _refuse("expected the arrays images and labels, perhaps ids, and no other in the .npz file")
+    _check_arrays(headers)
+
+
+def _check_arrays(headers: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    dtype, shape = headers["images.npy"]
+    if dtype != "|u1" or len(shape) not in (3, 4) or 0 in shape or (len(shape) == 4 and shape[3] not in (1, 3)):
+        _refuse("expected images as uint8 (N,H,W), (N,H,W,1) or (N,H,W,3)")
+    items = shape[:1]
+    dtype, shape = headers["labels.npy"]
+    if not re.fullmatch(r"[<>|=][iu][1248]", dtype) or shape != items:
+        _refuse("expected labels as integers (N,)")
+    dtype, shape = headers.get("ids.npy", ("<U1", items))
+    if not re.fullmatch(r"[<>|=](U\d{1,5}|[iu][1248])", dtype) or shape != items:
+        _refuse("expected ids as text or integers (N,)")
+
+
+def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of a member. Raises: BadLocation for anything but a plain array of the size it says."""
+    with archive.open(info) as member:
+        text, header_bytes = _npy_header_text(member)
+    try:
+        header = ast.literal_eval(text)
+        descr, shape = header["descr"], header["shape"]
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        _refuse("an array of the .npz file has no valid header")
+    if not isinstance(descr, str) or not isinstance(shape, tuple) or not all(type(d) is int and d >= 0 for d in shape):
+        _refuse("expected plain arrays in the .npz file")
+    kind = re.fullmatch(r"[<>|=]([a-zA-Z])(\d{1,6})", descr)
+    if kind is None or kind[1] == "O":
+        _refuse("expected arrays of numbers or text in the .npz file: object arrays are pickles")
+    itemsize = int(kind[2]) * (4 if kind[1] == "U" else 1)
+    if info.file_size != header_bytes + itemsize * math.prod(shape):
+        _refuse("an array of the .npz file is not as long as its header says")
+    return descr, shape
+
+
+def _npy_header_text(member: IO[bytes]) -> tuple[str, int]:
+    start = member.read(8)
+    if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02", b"\x03"):
+        _refuse("expected .npy arrays in the .npz file")
+    wide = start[6] > 1
+    field = member.read(4 if wide else 2)
+    length = int.from_bytes(field, "little")
+    if length > LONGEST_NPY_HEADER:
+        _refuse("an array of the .npz file has no valid header")
+    return member.read(length).decode("latin-1"), 8 + len(field) + length
+
+
+def check_image_folder(location: Location, class_names: Sequence[str]) -> None:
+    """Refuse a folder that is not `<class>/<image>` or `train|test/<class>/<image>` with an image to train on for every class.
+
+    Raises:
+        BadLocation: with what was expected.
+    """
+    paths = [f.path.split("/") for f in location.files]
+    split = all(p[0] in ("train", "test") and len(p) > 2 for p in paths)
+    seen = set()
+    for file, parts in zip(location.files, paths, strict=True):
+        if len(parts) != (3 if split else 2) or file.suffix not in IMAGE_SUFFIXES or file.name.startswith("."):
+            _refuse("expected only <class>/<image> or train/<class>/<image> and test/<class>/<image>")
+        if parts[-2] not in class_names:
+            _refuse("a folder is not named after a class")
+        if not split or parts[0] == "train":
+            seen.add(parts[-2])
+    if seen != set(class_names):
+        _refuse("expected at least one training image for every class")

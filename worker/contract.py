@@ -1,0 +1,324 @@
+"""The doorway between the conductor and the engine: a job directory and the documents in it.
+
+The conductor writes `spec.json`, `base/`, `original/` and `data/`; the engine answers with `events.jsonl`, `out/`,
+`manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and nothing here imports more than pydantic,
+so either side can be tested, or run by hand, without the other.
+
+Units: rates are fractions 0-1, keys ending `_points` are 0-100, times are seconds, images are uint8 in [0, 255].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+
+SCHEMA_VERSION: Literal[1] = 1
+
+EXIT_DONE = 0
+"""The stage wrote its answer (`manifest.json` or `report.json`). Never believed without that file."""
+EXIT_STOPPED = 75
+"""The stage was asked to stop (SIGTERM) and left a step checkpoint behind."""
+EXIT_FAILED = 1
+"""The stage wrote `failure.json`, or died before it could."""
+
+
+class Document(BaseModel):
+    """A closed, immutable document: unknown keys and NaN are refused, so neither can slip through the wall."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _safe_relative(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if (
+        not parts
+        or path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or any(p in ("..", ".") for p in path.split("/"))
+    ):
+        raise ValueError(f"expected a plain relative path, got {path!r}")
+    return path
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RelativePath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_safe_relative)]
+
+
+# ------------------------------------------------------------------------------------------------------------- digests
+
+
+class FileEntry(Document):
+    """One file of a model, a dataset or a checkpoint: where it is, how long it is, what it hashes to."""
+
+    path: RelativePath
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+def tree_digest(files: Iterable[FileEntry]) -> str:
+    """SHA-256 of the JSON list of (path, size, sha256) in path order: one name for a set of files.
+
+    The paths are part of it: renaming a file changes the digest.
+    """
+    rows = sorted((f.path, f.size, f.sha256) for f in files)
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+
+def document_digest(document: Document) -> str:
+    """SHA-256 of a document's JSON with sorted keys: two specs with this digest ask for the same work."""
+    text = json.dumps(document.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- what is asked for
+
+
+class Sampling(Document):
+    """How verification draws images from a generator. Scores depend on it, so it is part of the policy."""
+
+    sampler: Literal["ddim"] = "ddim"
+    steps: int = Field(default=20, ge=1, le=1000)
+    guidance_scale: float = Field(
+        default=2.0, ge=0.0, le=50.0, description="e = e_null + s (e_class - e_null); 1 is unguided"
+    )
+    batch_size: int = Field(
+        default=256, ge=1, le=65536, description="images per network call and rank; not part of the result"
+    )
+
+
+class JudgePolicy(Document):
+    """The classifier that judges samples: how it is trained, and how good it must be before its word counts."""
+
+    epochs: int = Field(default=30, ge=1, le=1000)
+    min_accuracy: float = Field(
+        default=0.95, ge=0.0, le=1.0, description="on held-out real images; below it the verdict is ERROR"
+    )
+    seed: int = Field(default=9_001, ge=0)
+
+
+class Check(Document):
+    """One verifier that must run, and its thresholds."""
+
+    verifier: str
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Policy(Document):
+    """What a result must show before it may be published. Versioned data: the certificate carries its digest."""
+
+    name: str
+    sampling: Sampling = Sampling()
+    judge: JudgePolicy = JudgePolicy()
+    checks: tuple[Check, ...] = Field(min_length=1)
+
+
+class DatasetSpec(Document):
+    """How to read `data/`. Held-out items are for verification alone: no judge and no unlearner trains on them."""
+
+    format: Literal["npz", "image_folder"]
+    digest: Sha256
+    held_out_ids: tuple[str, ...] = ()
+
+
+class Spec(Document):
+    """What to do. Everything that decides the result is here; two runs of one Spec give the same weights."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    request_id: str
+    family: str
+    method: str
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int = Field(ge=0, lt=2**53)
+    verification_seed: int = Field(ge=0, lt=2**53, description="not known to the unlearning stage's streams")
+    ranks: int = Field(default=1, ge=1, le=4096)
+    class_names: tuple[str, ...] = Field(min_length=2)
+    forget_classes: tuple[int, ...] = Field(min_length=1, description="asked for by this request")
+    forgotten_classes: tuple[int, ...] = Field(
+        default=(), description="forgotten earlier on this lineage; verified again"
+    )
+    base_digest: Sha256
+    original_digest: Sha256
+    dataset: DatasetSpec
+    policy: Policy
+
+    @property
+    def all_forgotten(self) -> tuple[int, ...]:
+        """Every class that the result must not know, in index order."""
+        return tuple(sorted({*self.forget_classes, *self.forgotten_classes}))
+
+    @property
+    def retain_classes(self) -> tuple[int, ...]:
+        """Every class that the result must still know, in index order."""
+        gone = set(self.all_forgotten)
+        return tuple(k for k in range(len(self.class_names)) if k not in gone)
+
+
+# ----------------------------------------------------------------------------------------------------- what comes back
+
+
+class Event(Document):
+    """One line of `events.jsonl`, written by rank 0: a phase began, work advanced, or a fact worth keeping."""
+
+    at: float = Field(description="seconds since the epoch, engine's clock; for people, never for leases")
+    kind: Literal["phase", "progress", "note"]
+    phase: str
+    completed: int | None = Field(default=None, ge=0)
+    total: int | None = Field(default=None, ge=0)
+    unit: str | None = None
+    estimated_remaining_seconds: float | None = Field(default=None, ge=0)
+    values: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Environment(Document):
+    """What ran: enough to run it again, nothing about the machine's name or paths."""
+
+    code_version: str
+    python: str
+    torch: str
+    device: str
+    ranks: int
+    threads: int
+
+
+class Manifest(Document):
+    """The unlearning stage's answer: which files it wrote, and what it did. Written last, by rename."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    spec_digest: Sha256
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+    effective_params: dict[str, JsonValue]
+    iterations_completed: int = Field(ge=0)
+    iterations_total: int = Field(ge=0)
+    resumed_from_iteration: int = Field(default=0, ge=0)
+    seconds_prepare: float = Field(ge=0)
+    seconds_unlearn: float = Field(ge=0)
+    peak_memory_mb: float = Field(ge=0)
+    environment: Environment
+
+    @property
+    def complete(self) -> bool:
+        """True when the loop ran to its end; a return code of 0 alone proves nothing."""
+        return self.iterations_completed == self.iterations_total
+
+
+class Finding(Document):
+    """One measured number held against one threshold."""
+
+    check: str = Field(description="verifier name")
+    metric: str
+    subject: Literal["candidate", "original", "parent"]
+    gating: bool = Field(description="must pass for the verdict to be PASS")
+    control: bool = Field(
+        default=False, description="must NOT pass: an original that passes makes the suite blind (VOID)"
+    )
+    passed: bool | None = Field(default=None, description="None: reported only")
+    value: float | None = None
+    lower95: float | None = Field(default=None, description="one-sided 95 % bound")
+    upper95: float | None = Field(default=None, description="one-sided 95 % bound")
+    comparator: Literal["ge", "le", "eq"] | None = None
+    threshold: float | None = None
+    n: int | None = Field(default=None, ge=0)
+    count: int | None = Field(default=None, ge=0, description="hits among n")
+    class_index: int | None = None
+    class_name: str | None = None
+    detail: str = Field(default="", description="one plain sentence")
+
+
+class JudgeRecord(Document):
+    """Which judge spoke: its weights' digest, and its accuracy on real held-out images."""
+
+    name: str
+    sha256: Sha256
+    cache_key: Sha256
+    held_out_accuracy: float = Field(ge=0, le=1)
+    held_out_n: int = Field(ge=1)
+
+
+Verdict = Literal["PASS", "FAIL", "VOID", "ERROR"]
+
+
+class Report(Document):
+    """The verification stage's answer. `verdict` is recomputed by every reader with `decide`."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    spec_digest: Sha256
+    policy_digest: Sha256
+    candidate_digest: Sha256
+    verdict: Verdict
+    summary: str
+    findings: tuple[Finding, ...]
+    judges: tuple[JudgeRecord, ...] = ()
+    evidence: tuple[FileEntry, ...] = Field(default=(), description="pictures beside the report, under evidence/")
+    seconds_verify: float = Field(ge=0)
+    seconds_by_check: dict[str, float] = Field(default_factory=dict)
+    peak_memory_mb: float = Field(ge=0)
+    environment: Environment
+
+
+class Failure(Document):
+    """Why a stage ended without an answer."""
+
+    code: Literal["diverged", "integrity", "bad_input", "out_of_memory", "judge_unfit", "internal"]
+    message: str
+    retryable: bool = False
+    step: int | None = None
+    loss: float | str | None = Field(default=None, description="'nan' and 'inf' as words: JSON has no such numbers")
+
+
+def decide(findings: Iterable[Finding], policy: Policy) -> Verdict:
+    """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
+
+    ERROR if a check of the policy left no gating finding; VOID if a control passed, or if no control was scored while the
+    policy asks for `forget_rate`; FAIL if any gating finding did not pass; else PASS.
+    """
+    findings = tuple(findings)
+    gating = [f for f in findings if f.gating]
+    controls = [f for f in findings if f.control]
+    if {c.verifier for c in policy.checks} - {f.check for f in gating}:
+        return "ERROR"
+    wants_control = any(c.verifier == "forget_rate" for c in policy.checks)
+    if any(f.passed is not False for f in controls) or (wants_control and not controls):
+        return "VOID"
+    return "PASS" if all(f.passed is True for f in gating) else "FAIL"
+
+
+# --------------------------------------------------------------------------------------------------- the job directory
+
+
+class JobDirectory:
+    """Where things are in a job directory; both sides of the wall name files through it."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.spec = self.root / "spec.json"
+        self.base = self.root / "base"
+        """The parent version's files: unlearning starts here."""
+        self.original = self.root / "original"
+        """The lineage's root, before any forgetting: the control. May be a link to `base`."""
+        self.data = self.root / "data"
+        self.judges = self.root / "judges"
+        """Judges by cache key; the conductor brings cached ones and keeps new ones."""
+        self.steps = self.root / "steps"
+        """Step checkpoints, so that a killed run resumes."""
+        self.out = self.root / "out"
+        """The candidate: exactly the files that may be published."""
+        self.evidence = self.root / "evidence"
+        self.events = self.root / "events.jsonl"
+        self.manifest = self.root / "manifest.json"
+        self.report = self.root / "report.json"
+        self.failure = self.root / "failure.json"
+
+    def read_spec(self) -> Spec:
+        """Raises: FileNotFoundError; pydantic.ValidationError when it is not a Spec."""
+        return Spec.model_validate_json(self.spec.read_bytes())
+
+
+def document_json(document: Document) -> dict[str, Any]:
+    """A document as plain JSON values."""
+    return document.model_dump(mode="json")

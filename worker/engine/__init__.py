@@ -1,0 +1,1 @@
+"""The machine room: reads a job directory, unlearns or verifies, writes its answer. No queue, no rows, no network."""

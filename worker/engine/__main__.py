@@ -1,0 +1,110 @@
+"""The engine's command line, one process a rank.
+
+    [torchrun --nproc-per-node N -m] worker.engine unlearn DIR
+    [torchrun --nproc-per-node N -m] worker.engine verify DIR
+    python -m worker.engine catalogue
+
+Exit status: 0 with an answer in the job directory, 75 after a stop that left a step checkpoint, 1 with `failure.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from worker.contract import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, JobDirectory
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this rank when its launcher dies; torchrun starts ranks in sessions of their own.
+
+    Elsewhere this does nothing: there the launcher's own cleanup has to do.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the request was in force
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; the exit status."""
+    parser = argparse.ArgumentParser(prog="worker.engine", description="Unlearn, verify, or print the catalogue.")
+    parser.add_argument("stage", choices=("unlearn", "verify", "catalogue"))
+    parser.add_argument("directory", nargs="?", type=Path, help="the job directory")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--checkpoint-iterations", type=int, default=10, help="step checkpoint every so many iterations")
+    parser.add_argument("--checkpoint-seconds", type=float, default=2.0, help="or after so many seconds")
+    options = parser.parse_args(arguments)
+    if options.stage == "catalogue":
+        from worker.engine.catalogue import as_text
+
+        sys.stdout.write(as_text())
+        return EXIT_DONE
+    if options.directory is None:
+        parser.error("the job directory is missing")
+    return run_stage(JobDirectory(options.directory), options)
+
+
+def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
+    """One stage with its failure written down: the full traceback goes to stderr, one sentence to `failure.json`."""
+    from worker.engine.errors import Stopped, failure_of
+    from worker.engine.files import write_document
+
+    stop = threading.Event()
+    on_sigterm(stop)
+    try:
+        unlearn(job, options, stop) if options.stage == "unlearn" else verify(job)
+    except Stopped:
+        return EXIT_STOPPED
+    except BaseException as error:
+        traceback.print_exc()
+        # Every rank may hold the reason (the first may only see its peers vanish): the first document stays.
+        if os.environ.get("RANK", "0") == "0" or not job.failure.exists():
+            write_document(job.failure, failure_of(error))
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def on_sigterm(stop: threading.Event) -> None:
+    """SIGTERM asks; the loop answers between two iterations, on all ranks at the same one."""
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def unlearn(job: JobDirectory, options: argparse.Namespace, stop: threading.Event) -> None:
+    """The unlearning stage on this rank."""
+    from worker.engine import checkpoint, distributed
+    from worker.engine import unlearn as stage
+
+    ranks = distributed.start(options.device)
+    try:
+        cadence = checkpoint.Cadence(options.checkpoint_iterations, options.checkpoint_seconds)
+        stage.run(job, ranks, cadence=cadence, stop_asked=stop.is_set)
+    finally:
+        distributed.close(ranks)
+
+
+def verify(job: JobDirectory) -> None:
+    """The verification stage on this rank."""
+    from worker.engine import verify as stage
+
+    stage.run(job)
+
+
+if __name__ == "__main__":
+    die_with_parent()  # before torch is imported: that takes seconds in which a launcher may die
+    sys.exit(main())

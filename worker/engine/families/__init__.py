@@ -1,0 +1,1 @@
+"""One file = one model family; the file name is the API name."""

@@ -1,0 +1,269 @@
+"""The judge: a small classifier that says which class an image shows.
+
+It is trained by the service on the registered data's training split, never on held-out items, never by the unlearner, and
+it is cached by everything that decides its weights. A cached judge is believed only after its weights hash to what its
+record says and its accuracy has been measured again.
+
+Shapes: N items, B batch, C channels, H height, W width, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worker.contract import JudgePolicy, JudgeRecord
+from worker.engine.data import Dataset
+from worker.engine.errors import JudgeUnfit
+from worker.engine.files import write_atomically, write_document
+
+RECIPE = "judge-cnn/1"
+"""Part of the cache key. Change it whenever a line below changes the weights that training gives."""
+
+FEATURES = 32
+"""Width D of the penultimate layer: small, so that a few hundred images determine its 32x32 covariance."""
+
+BATCH = 64
+LEARNING_RATE = 3e-3
+SIDES = (8, 64)
+ACCURACY_SLACK = 0.005
+"""How far a cached judge may fall below its recorded accuracy: rounding on another machine may flip a borderline image."""
+
+
+class JudgeNetwork(nn.Module):
+    """A plain convolutional classifier: halve until the side is at most 4, then two linear layers."""
+
+    def __init__(self, channels: int, height: int, width: int, class_count: int) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [*_block(channels, 32)]
+        before, after = 32, 64
+        while max(height, width) > 4:
+            blocks += [*_block(before, after), nn.MaxPool2d(2, ceil_mode=True)]
+            height, width, before = math.ceil(height / 2), math.ceil(width / 2), after
+        self.blocks = nn.Sequential(*blocks)
+        self.features = nn.Linear(before * height * width, FEATURES)
+        self.classes = nn.Linear(FEATURES, class_count)
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and penultimate features (B, D), taken before their nonlinearity, which would zero half of them."""
+        features_BD = self.features(self.blocks(x_BCHW).flatten(1))
+        return self.classes(F.relu(features_BD)), features_BD
+
+
+def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(channels_out), nn.ReLU()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judge says of N images, on the CPU."""
+
+    probabilities_NK: Tensor
+    """float64, rows sum to 1."""
+    features_ND: Tensor
+    """float64."""
+
+    @property
+    def predicted_N(self) -> Tensor:
+        """int64 class indices; the lowest index wins a tie."""
+        return self.probabilities_NK.argmax(dim=1)
+
+
+class Judge:
+    """A trained network with its record."""
+
+    def __init__(self, network: JudgeNetwork, record: JudgeRecord, device: torch.device) -> None:
+        self.network = network
+        self.record = record
+        self.device = device
+
+    def look(self, images_NCHW: Tensor) -> Judged:
+        """Judge uint8 images (N, C, H, W).
+
+        Raises:
+            JudgeUnfit: its answer is not finite.
+        """
+        return _look(self.network, images_NCHW, self.device)
+
+
+@torch.inference_mode()
+def _look(network: JudgeNetwork, images_NCHW: Tensor, device: torch.device) -> Judged:
+    # One fixed batch size: a batch's shape may pick another kernel, and features would then depend on who else was asked.
+    network.eval()
+    probabilities, features = [], []
+    for images_BCHW in images_NCHW.split(256):
+        logits_BK, features_BD = network(_scaled(images_BCHW, device))
+        probabilities.append(logits_BK.double().softmax(dim=1).cpu())
+        features.append(features_BD.double().cpu())
+    judged = Judged(torch.cat(probabilities), torch.cat(features))
+    if not (judged.probabilities_NK.isfinite().all() and judged.features_ND.isfinite().all()):
+        raise JudgeUnfit("expected finite answers from the judge, got NaN or infinity")
+    return judged
+
+
+def _scaled(images_BCHW: Tensor, device: torch.device) -> Tensor:
+    """uint8 in [0, 255] to float32 in [-1, 1]: one fixed scale for every image, never a stretch of its own."""
+    return images_BCHW.to(device).float() / 127.5 - 1
+
+
+def _shifted(x_BCHW: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Every image moved by its own whole-pixel offset of at most `reach`; the border is repeated."""
+    batch, _, height, width = x_BCHW.shape
+    padded = F.pad(x_BCHW, (reach, reach, reach, reach), mode="replicate")
+    offsets_2B = torch.randint(0, 2 * reach + 1, (2, batch), generator=generator).to(x_BCHW.device)
+    rows_BH = offsets_2B[0, :, None] + torch.arange(height, device=x_BCHW.device)
+    columns_BW = offsets_2B[1, :, None] + torch.arange(width, device=x_BCHW.device)
+    items_B = torch.arange(batch, device=x_BCHW.device)
+    moved_BHWC = padded[items_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]]
+    return moved_BHWC.permute(0, 3, 1, 2)
+
+
+def train(dataset: Dataset, policy: JudgePolicy, device: torch.device) -> JudgeNetwork:
+    """Train a judge on the training split alone. The same data, policy and machine give the same weights on a CPU."""
+    chosen_N = dataset.train_of(range(len(dataset.class_names)))
+    images_NCHW, labels_N = dataset.images_NCHW[chosen_N], dataset.labels_N[chosen_N]
+    network = _fresh(dataset, policy.seed).to(device).train()
+    generator = torch.Generator().manual_seed(policy.seed)
+    steps = policy.epochs * math.ceil(len(labels_N) / BATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
+    reach = max(1, min(images_NCHW.shape[-2:]) // 16)
+    for _ in range(policy.epochs):
+        for items_B in torch.randperm(len(labels_N), generator=generator).split(BATCH):
+            x_BCHW = _shifted(_scaled(images_NCHW[items_B], device), reach, generator)
+            logits_BK, _ = network(x_BCHW)
+            loss = F.cross_entropy(logits_BK, labels_N[items_B].to(device), label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def _fresh(dataset: Dataset, seed: int) -> JudgeNetwork:
+    channels, height, width = dataset.image_shape
+    if channels not in (1, 3) or not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
+        raise JudgeUnfit(f"expected 1 or 3 channels and sides of {SIDES[0]}-{SIDES[1]}, got {channels}x{height}x{width}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return JudgeNetwork(channels, height, width, len(dataset.class_names))
+
+
+def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device) -> tuple[float, int]:
+    """Share of held-out real images judged right, and how many there are.
+
+    Raises:
+        JudgeUnfit: a class has no held-out image, so nothing shows that the judge knows it.
+    """
+    every = range(len(dataset.class_names))
+    for k in every:
+        if len(dataset.held_out_of([k])) == 0:
+            raise JudgeUnfit(f"expected held-out images of every class, got none of {dataset.class_names[k]!r}")
+    chosen_N = dataset.held_out_of(every)
+    predicted_N = _look(network, dataset.images_NCHW[chosen_N], device).predicted_N
+    right = int((predicted_N == dataset.labels_N[chosen_N]).sum())
+    return right / len(chosen_N), len(chosen_N)
+
+
+# ------------------------------------------------------------------------------------------------------------ the cache
+
+
+def cache_key(dataset: Dataset, dataset_digest: str, policy: JudgePolicy) -> str:
+    """SHA-256 of everything that decides the judge's weights: recipe, policy, data, their order, and who is held out."""
+    ingredients = {
+        "recipe": RECIPE,
+        "policy": policy.model_dump(mode="json"),
+        "dataset": dataset_digest,
+        "held_out": sorted(i for i, held in zip(dataset.ids, dataset.held_out_N.tolist(), strict=True) if held),
+        "shape": list(dataset.image_shape),
+        "class_names": list(dataset.class_names),
+    }
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def obtain(
+    dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: Path, device: torch.device
+) -> tuple[Judge, str]:
+    """The judge for a dataset: the cached one if it proves itself, else a freshly trained one, which is then cached.
+
+    Args:
+        dataset_digest: digest of the registered data, as in the spec.
+        judges: folder of cached judges, one sub-folder per cache key.
+
+    Returns:
+        The judge and one sentence about where it came from.
+
+    Raises:
+        JudgeUnfit: its held-out accuracy is below `policy.min_accuracy`, or cannot be measured.
+    """
+    key = cache_key(dataset, dataset_digest, policy)
+    try:
+        network, record = _load(judges / key, key, dataset, policy, device)
+        origin = "cached judge, digest and accuracy checked again"
+    except _Refused as refusal:
+        network = train(dataset, policy, device)
+        measured, n = accuracy(network, dataset, device)
+        weights = safetensors.torch.save(_on_cpu(network))
+        record = JudgeRecord(
+            name=RECIPE,
+            sha256=hashlib.sha256(weights).hexdigest(),
+            cache_key=key,
+            held_out_accuracy=measured,
+            held_out_n=n,
+        )
+        _save(judges / key, weights, record)
+        origin = f"trained: {refusal}"
+    if record.held_out_accuracy < policy.min_accuracy:
+        raise JudgeUnfit(
+            f"expected a judge that is right on at least {policy.min_accuracy:.1%} of held-out real images, "
+            f"got {record.held_out_accuracy:.1%} of {record.held_out_n}"
+        )
+    return Judge(network, record, device), origin
+
+
+class _Refused(Exception):
+    """There is no cached judge, or the cached one does not prove itself; train a fresh one."""
+
+
+def _load(
+    folder: Path, key: str, dataset: Dataset, policy: JudgePolicy, device: torch.device
+) -> tuple[JudgeNetwork, JudgeRecord]:
+    try:
+        record = JudgeRecord.model_validate_json((folder / "judge.json").read_bytes())
+        weights = (folder / "judge.safetensors").read_bytes()
+    except FileNotFoundError as absent:
+        raise _Refused("none was cached") from absent
+    except ValueError as malformed:
+        raise _Refused("the cached record is malformed") from malformed
+    if (record.cache_key, record.name) != (key, RECIPE) or hashlib.sha256(weights).hexdigest() != record.sha256:
+        raise _Refused("the cached judge does not match its record")
+    network = _fresh(dataset, policy.seed).to(device).eval()
+    try:
+        network.load_state_dict(safetensors.torch.load(weights))
+        measured, n = accuracy(network, dataset, device)
+    except (SafetensorError, RuntimeError, JudgeUnfit) as unusable:
+        raise _Refused("the cached weights do not load into a judge of finite answers") from unusable
+    if n != record.held_out_n or measured < record.held_out_accuracy - ACCURACY_SLACK:
+        raise _Refused(f"the cached judge is right on {measured:.1%}, its record says {record.held_out_accuracy:.1%}")
+    return network, record.model_copy(update={"held_out_accuracy": measured})
+
+
+def _on_cpu(network: JudgeNetwork) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+
+
+def _save(folder: Path, weights: bytes, record: JudgeRecord) -> None:
+    """Weights first, record last, each by rename: a judge without a record is no judge."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "judge.safetensors", weights)
+    write_document(folder / "judge.json", record)

@@ -1,0 +1,96 @@
+"""The unlearning loop.
+
+    resume, or prepare
+    for every iteration: checkpoint if due -> stop if asked -> step -> tell
+
+It knows no method and no family. What makes a resumed run equal an unbroken one is that nothing here is random: a
+method's `step(i)` depends on the weights, its own state and i.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from worker.engine import checkpoint
+from worker.engine.distributed import Ranks
+from worker.engine.errors import Stopped
+from worker.engine.events import Eta, Events
+from worker.engine.method import Method
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loop did. Seconds are this process's own: a resumed run does not count the time before it."""
+
+    iterations_completed: int
+    resumed_from: int
+    seconds_prepare: float
+    seconds_unlearn: float
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Everything the loop needs besides the method."""
+
+    module: nn.Module
+    ranks: Ranks
+    events: Events
+    steps: Path
+    key: str
+    cadence: checkpoint.Cadence
+    stop_asked: Callable[[], bool]
+
+
+def run(loop: Loop, method: Method, iterations: int) -> Outcome:
+    """Take `method` through `iterations` steps, from the newest step checkpoint if there is one.
+
+    Raises:
+        Stopped: any rank was asked to stop; all ranks stopped before the same iteration and left a checkpoint.
+        Diverged: a loss or gradient was not finite; the weights are those before that update.
+    """
+    began = time.monotonic()
+    resumed = resume(loop, method)
+    if resumed is None:
+        method.prepare()
+    start = resumed or 0
+    seconds_prepare = time.monotonic() - began
+    eta = Eta(start)
+    loop.events.progress(start, iterations, "iteration")
+    for i in range(start, iterations):
+        # Two sync points an iteration, this vote and the finite check of each update; both free on one rank.
+        stop = loop.ranks.any(loop.stop_asked())
+        if loop.ranks.first and (stop or loop.cadence.due(i)):
+            save(loop, method, i)
+        if stop:
+            loop.ranks.wait()
+            raise Stopped(f"asked to stop; step checkpoint left before iteration {i}")
+        method.step(i)
+        loop.events.progress(i + 1, iterations, "iteration", remaining_seconds=eta.remaining(i + 1, iterations))
+    return Outcome(iterations, start, seconds_prepare, time.monotonic() - began - seconds_prepare)
+
+
+def resume(loop: Loop, method: Method) -> int | None:
+    """Load the newest usable step checkpoint into the module and the method; the iteration to go on with, if any."""
+    found = checkpoint.newest(loop.steps, loop.key) if loop.ranks.first else None
+    start = loop.ranks.from_first(-1 if found is None else found)
+    if start < 0:
+        return None
+    state = checkpoint.load(loop.steps, start)
+    loop.module.load_state_dict(state["weights"])
+    method.load_state_dict(state["method"])
+    loop.events.note({"resumed_from_iteration": start})
+    return start
+
+
+def save(loop: Loop, method: Method, iteration: int) -> None:
+    """Write the step checkpoint taken before `iteration`."""
+    began = time.monotonic()
+    state: dict[str, Any] = {"weights": loop.module.state_dict(), "method": method.state_dict()}
+    checkpoint.save(loop.steps, iteration, state, loop.key)
+    loop.cadence.wrote(iteration, time.monotonic() - began)

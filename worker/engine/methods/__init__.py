@@ -1,0 +1,1 @@
+"""One file = one unlearning method; the file name is the API name."""

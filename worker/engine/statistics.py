@@ -1,0 +1,142 @@
+"""The statistics a verdict rests on: exact bounds for rates, for paired differences, and a bootstrap for distances.
+
+Everything here takes numbers and returns numbers, in float64, with the random generator as an argument.
+
+Shapes: N items, D features, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta, binomtest
+
+ALPHA = 0.05
+"""Every gate is one-sided at this level, so that a result that deserves to fail passes at most one time in twenty."""
+
+Floats = NDArray[np.float64]
+
+
+def _checked(hits: int, n: int) -> None:
+    if n < 1 or not 0 <= hits <= n:
+        raise ValueError(f"expected 0 <= hits <= n with n >= 1, got hits={hits}, n={n}")
+
+
+def upper_bound(hits: int, n: int, *, alpha: float = ALPHA) -> float:
+    """One-sided Clopper-Pearson upper bound of a rate: the largest p with P(X <= hits | n, p) >= alpha.
+
+    Raises:
+        ValueError: no trials, or more hits than trials.
+
+    Source: Clopper & Pearson 1934, Biometrika 26(4), in its beta-quantile form.
+    """
+    _checked(hits, n)
+    return 1.0 if hits == n else float(beta.ppf(1 - alpha, hits + 1, n - hits))
+
+
+def lower_bound(hits: int, n: int, *, alpha: float = ALPHA) -> float:
+    """One-sided Clopper-Pearson lower bound of a rate: the smallest p with P(X >= hits | n, p) >= alpha.
+
+    Raises:
+        ValueError: no trials, or more hits than trials.
+
+    Source: Clopper & Pearson 1934, Biometrika 26(4), in its beta-quantile form.
+    """
+    _checked(hits, n)
+    return 0.0 if hits == 0 else float(beta.ppf(alpha, hits, n - hits + 1))
+
+
+def wilson_interval(hits: int, n: int) -> tuple[float, float]:
+    """Two-sided 95 % Wilson interval of a rate: for people to read, never for the gate (it can undercover).
+
+    Source: Wilson 1927, JASA 22(158).
+    """
+    _checked(hits, n)
+    interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def paired_drop_upper(worse: int, better: int, n: int, *, alpha: float = ALPHA) -> float:
+    """Upper bound of an accuracy drop, measured on the same n noises before and after.
+
+    The drop is P(right before, wrong after) - P(wrong before, right after). Each rate is bounded exactly at alpha/2, so
+    by Bonferroni the difference holds at alpha whatever their dependence: conservative, and valid at any n.
+
+    Args:
+        worse: items right before and wrong after.
+        better: items wrong before and right after.
+        n: items, both kinds and the concordant ones.
+
+    Raises:
+        ValueError: counts that do not fit into n.
+    """
+    if worse + better > n:
+        raise ValueError(f"expected worse + better <= n, got {worse} + {better} > {n}")
+    return upper_bound(worse, n, alpha=alpha / 2) - lower_bound(better, n, alpha=alpha / 2)
+
+
+def moments(features_ND: Floats, weights_N: Floats) -> tuple[Floats, Floats]:
+    """Weighted mean (D,) and covariance (D, D) of features, in float64.
+
+    Raises:
+        ValueError: fewer than two items, or a value that is not finite.
+    """
+    if len(features_ND) < 2 or not np.isfinite(features_ND).all():
+        raise ValueError(f"expected at least two rows of finite features, got {len(features_ND)} rows")
+    features_ND = features_ND.astype(np.float64, copy=False)
+    weights_N = weights_N / weights_N.sum()
+    mean_D = weights_N @ features_ND
+    centred_ND = features_ND - mean_D
+    unbiased = 1.0 - float(weights_N @ weights_N)
+    return mean_D, (centred_ND * weights_N[:, None]).T @ centred_ND / unbiased
+
+
+def frechet_distance(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> float:
+    """Squared 2-Wasserstein distance of two Gaussians given as (mean, covariance), in squared feature units.
+
+        |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)
+
+    The symmetric form needs two eigendecompositions and no complex square root; eigenvalues that rounding pushed below
+    zero count as zero.
+
+    Source: Dowson & Landau 1982, J. Multivariate Anal. 12(3).
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
+    values, vectors = np.linalg.eigh(cov_a)
+    root_a = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.clip(cross, 0, None)).sum()
+    return float(max(0.0, (mean_a - mean_b) @ (mean_a - mean_b) + trace))
+
+
+def bootstrap_ratio_upper(
+    ratio: Callable[[np.random.Generator], float],
+    point: float,
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+    alpha: float = ALPHA,
+) -> float:
+    """One-sided bootstrap upper bound of a ratio of distances.
+
+    Resampling inflates a Frechet distance (the copies look like extra structure), and it inflates both sides of the ratio,
+    which pulls plain percentiles towards 1 and would flatter a damaged model. So only the spread of the log-ratio around
+    its median is taken from the resamples, and it is laid around the point estimate.
+
+    Args:
+        ratio: draws one resample with the generator it is given and returns its ratio, > 0.
+        point: the ratio on the data themselves, > 0.
+        resamples: R, at least 100.
+
+    Raises:
+        ValueError: a ratio is not a positive finite number, or too few resamples.
+    """
+    if resamples < 100:
+        raise ValueError(f"expected at least 100 resamples, got {resamples}")
+    ratios_R = np.array([ratio(rng) for _ in range(resamples)])
+    if not np.isfinite([point, *ratios_R]).all() or min(point, ratios_R.min()) <= 0:
+        raise ValueError("expected positive finite ratios; a distance of zero cannot be compared")
+    logs_R = np.log(ratios_R)
+    return float(np.exp(np.log(point) + np.quantile(logs_R, 1 - alpha) - np.median(logs_R)))

@@ -1,0 +1,1 @@
+"""Example models and data small enough to ship: what the demo and the tests run on."""

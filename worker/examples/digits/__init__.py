@@ -1,0 +1,1 @@
+"""Handwritten digits: scikit-learn's bundled scans, and a class-conditional DDPM trained on them."""
