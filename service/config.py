@@ -22,13 +22,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EXPUNGE_", extra="ignore")
 
-    data_dir: Path = Field(
-        default=Path("expunge-data"), description="database, store, keys and job directories of one host"
-    )
+    data_dir: Path = Field(default=Path("expunge-data"), description="database, store, keys and job directories of one host")
     database_url: SecretStr = Field(default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in data_dir")
-    broker_url: SecretStr = Field(
-        default=SecretStr(MEMORY_BROKER), description="Celery broker; memory:// is the embedded mode"
-    )
+    broker_url: SecretStr = Field(default=SecretStr(MEMORY_BROKER), description="Celery broker; memory:// is the embedded mode")
     store_url: str = Field(default="", description="fsspec URL of the content-addressed store; empty: data_dir/store")
     tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
 
@@ -53,6 +49,7 @@ class Settings(BaseSettings):
     signing_key: Path | None = Field(
         default=None, description="PEM of the signer's P-256 key; unset: data_dir/keys/signing.pem"
     )
+    public_key: Path | None = Field(default=None, description="where the signer leaves its public half; unset: beside the key")
 
     @model_validator(mode="after")
     def _lease_outlives_renewal(self) -> Self:

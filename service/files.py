@@ -64,10 +64,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Location:
-    """A folder as it is stored: its URL, and what lies in it, in path order."""
+    """A folder as it is stored: its absolute path or s3:// URL, and what lies in it, in path order."""
 
     url: str
     files: tuple[Found, ...]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, at most 200 characters."""
+        return self.url.rstrip("/").rpartition("/")[2][:200] or "root"
 
 
 # ------------------------------------------------------------------------------------------------------------- listing
@@ -117,10 +122,10 @@ def _local(path: Path, single_suffix: str | None) -> Location:
     try:
         root = path.resolve(strict=True)
         if root.is_file() and single_suffix and root.suffix.lower() == single_suffix:
-            return _listed(root.parent.as_uri(), [_local_file(root.parent, root)])
+            return _listed(str(root.parent), [_local_file(root.parent, root)])
         if not root.is_dir():
             raise BadLocation("expected a folder", pointer="/location")
-        return _listed(root.as_uri(), [_local_file(root, p) for p in _walk(root)])
+        return _listed(str(root), [_local_file(root, p) for p in _walk(root)])
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise BadLocation("there is no such folder, or it cannot be read", pointer="/location") from error
 
@@ -178,6 +183,8 @@ def _named(path: str) -> str:
 
 
 def _listed(url: str, files: Sequence[Found]) -> Location:
+    if not url.isprintable():
+        raise BadLocation("the folder's name cannot be written down", pointer="/location")
     if not files:
         raise BadLocation("expected files, the folder is empty", pointer="/location")
     if len(files) > MOST_FILES:
@@ -221,9 +228,7 @@ def tree_digest(files: Iterable[FileEntry]) -> str:
     return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
-def dataset_digest(
-    files: Iterable[FileEntry], *, format: str, class_names: Sequence[str], held_out_ids: Iterable[str]
-) -> str:
+def dataset_digest(files: Iterable[FileEntry], *, format: str, class_names: Sequence[str], held_out_ids: Iterable[str]) -> str:
     """SHA-256 of the RFC 8785 form of what a dataset is: its files, how they are read, and who is held out."""
     document = {
         "format": format,

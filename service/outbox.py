@@ -74,9 +74,9 @@ def held(session: OrmSession) -> list[Held]:
     """Every request with a lease, and whether that lease has run out by the database's clock."""
     at = now(session)
     rows = session.execute(
-        select(
-            UnlearnRequest.id, UnlearnRequest.fence, UnlearnRequest.lease_owner, UnlearnRequest.lease_expires_at
-        ).where(UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE)))
+        select(UnlearnRequest.id, UnlearnRequest.fence, UnlearnRequest.lease_owner, UnlearnRequest.lease_expires_at).where(
+            UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE))
+        )
     )
     return [
         Held(request_id, fence, owner or "", expires_at is None or expires_at < at)

@@ -15,6 +15,7 @@ import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -41,6 +42,8 @@ class Store:
     """Objects by digest. `url` is an fsspec URL of a folder that the store owns."""
 
     def __init__(self, url: str) -> None:
+        if url.startswith("file://"):  # fsspec takes such a path as it stands, escapes and all
+            url = unquote(urlsplit(url).path)
         self._files, root = fsspec.core.url_to_fs(url)
         self._root = str(root).rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)

@@ -102,9 +102,7 @@ class ModelVersion(Row):
     number: Mapped[int]
     parent_id: Mapped[str | None] = mapped_column(ForeignKey("model_version.id"))
     checkpoint_id: Mapped[str | None] = mapped_column(String(64))
-    location: Mapped[str | None] = mapped_column(
-        Text, comment="of a registered version; a published one is in the store"
-    )
+    location: Mapped[str | None] = mapped_column(Text, comment="of a registered version; a published one is in the store")
     files: Mapped[list[Any]]
     digest: Mapped[str] = mapped_column(String(64))
     forgotten_classes: Mapped[list[Any]]
@@ -149,9 +147,7 @@ class UnlearnRequest(Row):
     phase: Mapped[str | None] = mapped_column(String(16))
     version: Mapped[int] = mapped_column(default=1, comment="raised by every change of state")
     fence: Mapped[int] = mapped_column(BigInteger, default=0, comment="raised by every claim and every lost lease")
-    attempts_charged: Mapped[int] = mapped_column(
-        default=0, comment="counted before work starts; a drained one is given back"
-    )
+    attempts_charged: Mapped[int] = mapped_column(default=0, comment="counted before work starts; a drained one is given back")
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime]

@@ -46,10 +46,7 @@ def append(
     """
     session.flush()
     head = session.execute(
-        select(LedgerHead)
-        .where(LedgerHead.log_id == LOG_ID)
-        .with_for_update()
-        .execution_options(populate_existing=True)
+        select(LedgerHead).where(LedgerHead.log_id == LOG_ID).with_for_update().execution_options(populate_existing=True)
     ).scalar_one()
     session.info[_CLOSED] = True
     clock = now(session)

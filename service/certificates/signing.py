@@ -20,7 +20,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
@@ -50,7 +50,7 @@ class SigningRefused(Exception):
 class Opens(Protocol):
     """What the signer needs of the store."""
 
-    def open(self, digest: str) -> BinaryIO:
+    def open(self, digest: str) -> IO[bytes]:
         """The bytes stored under a SHA-256 digest. Raises when there are none."""
         ...
 

@@ -338,13 +338,9 @@ def reap(
     return _written(session, row, SWEEPER, facts)
 
 
-def announce(
-    session: OrmSession, request_id: str, what: str, data: dict[str, Any], at: datetime | None = None
-) -> None:
+def announce(session: OrmSession, request_id: str, what: str, data: dict[str, Any], at: datetime | None = None) -> None:
     """Tell the request's followers: one row of its event stream."""
-    session.add(
-        RequestEvent(request_id=request_id, type=f"unlearning_request.{what}", data=data, at=at or now(session))
-    )
+    session.add(RequestEvent(request_id=request_id, type=f"unlearning_request.{what}", data=data, at=at or now(session)))
 
 
 def _end_cancelled(session: OrmSession, row: UnlearnRequest, lease: Lease, problem: Problem | None) -> Status:

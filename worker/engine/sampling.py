@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,14 +22,18 @@ from torch import Tensor
 
 from worker.contract import Sampling
 from worker.engine.distributed import Ranks
-from worker.engine.errors import BadInput, EngineError, Integrity, OutOfMemory
+from worker.engine.errors import EngineError, OutOfMemory
 from worker.engine.family import Family
 
 PATIENCE = timedelta(hours=24)
 """How long a rank waits for the first one to ask: training a judge on a large dataset takes longer than a collective."""
 
 
-class MissingSamples(EngineError):
+class SamplingFailed(EngineError):
+    """A saved model could not be loaded or drawn from. Says why; crosses ranks, as not every error can be pickled."""
+
+
+class MissingSamples(SamplingFailed):
     """A model gave fewer images than were asked for, or something that is not an image."""
 
 
@@ -92,15 +97,14 @@ class Studio:
 
         Raises:
             MissingSamples: fewer images came, or images of another shape or dtype.
-            BadModel: a rank cannot load the subject.
-            Diverged: a pixel is NaN or infinite.
+            SamplingFailed: a rank cannot load the subject, or a pixel is NaN or infinite.
             OutOfMemory: a rank's device is too small.
         """
         command = (subject, list(labels), list(seeds))
         self._broadcast(command)
         answers = self._gather(self._attempt(*command))
         for answer in answers:
-            if isinstance(answer, BaseException):
+            if isinstance(answer, EngineError):
                 raise answer
         images_BCHW = torch.cat(answers)
         expected = (len(labels), *self._image_shape)
@@ -129,27 +133,26 @@ class Studio:
             dist.broadcast_object_list(carrier, src=0, group=self._group)
         return carrier[0]
 
-    def _gather(self, answer: Tensor | Exception) -> list[Tensor | Exception]:
+    def _gather(self, answer: Tensor | EngineError) -> list[Tensor | EngineError]:
         if self._ranks.world == 1:
             return [answer]
         answers: list[Any] | None = [None] * self._ranks.world if self._ranks.first else None
         dist.gather_object(answer, answers, dst=0, group=self._group)
         return answers or []
 
-    def _attempt(self, subject: str, labels: list[int], seeds: list[int]) -> Tensor | Exception:
+    def _attempt(self, subject: str, labels: list[int], seeds: list[int]) -> Tensor | EngineError:
         """This rank's rows, or the error: it must reach the first rank, who would else wait for images for ever."""
         rows = self._ranks.rows(len(labels))
         try:
             label_B = torch.tensor(labels[rows], dtype=torch.int64)
             images_BCHW = self.load(subject).sample(label_B, seeds[rows], sampling=self._sampling)
         except (torch.OutOfMemoryError, MemoryError):
-            return OutOfMemory(f"the device ran out of memory while drawing {len(label_B)} images of {subject}")
-        except (BadInput, Integrity) as error:
-            return type(error)(str(error))
+            return OutOfMemory(f"the device ran out of memory while drawing {len(labels[rows])} images of {subject}")
+        except EngineError as error:
+            return SamplingFailed(f"no samples of the {subject}: {error}")
         except Exception as error:
-            if self._ranks.first:
-                raise
-            return error
+            traceback.print_exc()
+            return SamplingFailed(f"no samples of the {subject}: unexpected {type(error).__name__}; the log has the details")
         if len(images_BCHW) != len(label_B):
             return MissingSamples(f"expected {len(label_B)} samples of {subject} from a rank, got {len(images_BCHW)}")
         return images_BCHW

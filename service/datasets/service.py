@@ -1,0 +1,70 @@
+"""Registering datasets."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session as OrmSession
+
+from service import files, formats
+from service.audit import ledger
+from service.audit.leaves import LOCAL, DatasetRegistered
+from service.datasets.schemas import DatasetCreate, DatasetRead
+from service.db import now
+from service.errors import Unprocessable
+from service.tables import Dataset, new_id
+
+
+def register(session: OrmSession, wanted: DatasetCreate) -> tuple[Dataset, int]:
+    """Read, judge and hash the files, then record the dataset. No lock is held while files are read.
+
+    Returns:
+        The row, and how many files it names.
+
+    Raises:
+        BadLocation: the files are not what the format says.
+        Unprocessable: a held-out id is named twice.
+    """
+    if len(set(wanted.held_out_ids)) != len(wanted.held_out_ids):
+        raise Unprocessable("held-out ids must differ", pointer="/held_out_ids")
+    location = files.read_location(wanted.location, single_suffix=".npz" if wanted.format == "npz" else None)
+    if wanted.format == "npz":
+        formats.check_npz(location)
+    else:
+        formats.check_image_folder(location, wanted.class_names)
+    entries = files.hash_files(location)
+    digest = files.dataset_digest(
+        entries, format=wanted.format, class_names=wanted.class_names, held_out_ids=wanted.held_out_ids
+    )
+    row = Dataset(
+        id=new_id("dset"),
+        name=wanted.name or location.name,
+        format=wanted.format,
+        location=location.url,
+        class_names=wanted.class_names,
+        held_out_ids=sorted(wanted.held_out_ids),
+        files=[e.row() for e in entries],
+        digest=digest,
+        created_at=now(session),
+        created_by=str(LOCAL),
+    )
+    session.add(row)
+    fact = DatasetRegistered(
+        dataset_id=row.id, digest=digest, format=row.format, files=len(entries), held_out=len(row.held_out_ids)
+    )
+    ledger.append(session, fact, actor=LOCAL)
+    return row, len(entries)
+
+
+def read(row: Dataset, file_count: int) -> DatasetRead:
+    """The dataset as clients see it."""
+    return DatasetRead(
+        id=row.id,
+        name=row.name,
+        format=row.format,
+        location=row.location,
+        class_names=row.class_names,
+        held_out_count=len(row.held_out_ids),
+        file_count=file_count,
+        digest=row.digest,
+        created_at=row.created_at,
+        created_by=row.created_by,
+    )

@@ -1,0 +1,56 @@
+"""/models"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.db import ReadSession, Session
+from service.errors import (
+    BadLocation,
+    BadRequest,
+    DatasetNotFound,
+    InvalidCursor,
+    ModelNotFound,
+    PickleWeights,
+    UnknownFamily,
+    Unprocessable,
+    problems,
+)
+from service.models import repository, service
+from service.models.schemas import ModelCreate, ModelRead, ModelSummary
+from service.paging import Page, PageQuery, fetch_page, page
+from service.tables import Model
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=ModelRead,
+    summary="Register a model",
+    responses=problems(BadRequest, DatasetNotFound, UnknownFamily, PickleWeights, BadLocation, Unprocessable),
+)
+def create_model(wanted: ModelCreate, response: Response, session: Session) -> ModelRead:
+    """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""
+    model = service.register(session, wanted)
+    response.headers["Location"] = f"/models/{model.id}"
+    return service.read(session, model)
+
+
+@router.get("", response_model=Page[ModelSummary], summary="List models", responses=problems(InvalidCursor, Unprocessable))
+def list_models(
+    query: Annotated[PageQuery, Query()], request: Request, response: Response, session: ReadSession
+) -> dict[str, Any]:
+    """Newest first, each with the classes its current version has forgotten."""
+    found = fetch_page(session, repository.listed(), (Model.created_at, Model.id), query, "desc")
+    forgotten = repository.forgotten(session, found.rows)
+    return page(found, lambda model: service.summary(model, forgotten[model.id]), request, response)
+
+
+@router.get("/{model_id}", response_model=ModelRead, summary="Read a model", responses=problems(ModelNotFound))
+def read_model(model_id: str, session: ReadSession) -> ModelRead:
+    """With every version of its lineage and what each has forgotten."""
+    return service.read(session, repository.get(session, model_id))

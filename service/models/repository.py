@@ -1,0 +1,51 @@
+"""Model and version rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.orm import Session as OrmSession
+
+from service.errors import ModelNotFound
+from service.tables import Model, ModelVersion
+from service.values import is_id
+
+
+def listed() -> Select[Any]:
+    """All models."""
+    return select(Model)
+
+
+def get(session: OrmSession, model_id: str, *, lock: bool = False) -> Model:
+    """One model. `lock` makes whoever wants to change its lineage wait until the transaction ends.
+
+    Raises:
+        ModelNotFound.
+    """
+    query = select(Model).where(Model.id == model_id)
+    found = session.scalars(query.with_for_update() if lock else query).one_or_none() if is_id(model_id) else None
+    if found is None:
+        raise ModelNotFound
+    return found
+
+
+def by_id(session: OrmSession, ids: Iterable[str]) -> dict[str, Model]:
+    """Models by id."""
+    return {m.id: m for m in session.scalars(select(Model).where(Model.id.in_(set(ids))))}
+
+
+def versions(session: OrmSession, model_id: str) -> list[ModelVersion]:
+    """All versions of a model, oldest first."""
+    query = select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number)
+    return list(session.scalars(query))
+
+
+def forgotten(session: OrmSession, models: Iterable[Model]) -> dict[str, list[int]]:
+    """What each model's current version has forgotten, by model id."""
+    current = [(m.id, m.current_version) for m in models]
+    query = select(ModelVersion.model_id, ModelVersion.forgotten_classes).where(
+        tuple_(ModelVersion.model_id, ModelVersion.number).in_(current)
+    )
+    return {row[0]: list(row[1]) for row in session.execute(query)} if current else {}

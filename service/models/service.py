@@ -1,0 +1,95 @@
+"""Registering models."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session as OrmSession
+
+from service import catalogue, files, formats
+from service.audit import ledger
+from service.audit.leaves import LOCAL, ModelRegistered
+from service.datasets import repository as datasets
+from service.db import now, reading
+from service.errors import Unprocessable
+from service.models import repository
+from service.models.schemas import ClassSet, File, ModelCreate, ModelRead, ModelSummary, VersionRead
+from service.tables import Model, ModelVersion, new_id
+
+
+def register(session: OrmSession, wanted: ModelCreate) -> Model:
+    """Read, judge and hash the files, then record the model and its first version. No lock is held while files are read.
+
+    Raises:
+        UnknownFamily, DatasetNotFound: nothing has this name.
+        Unprocessable: the class names are not the dataset's.
+        PickleWeights, BadLocation: the folder holds what it must not, or not what it must.
+    """
+    catalogue.require_family(wanted.family)
+    with reading() as before:
+        if datasets.get(before, wanted.dataset_id).class_names != wanted.class_names:
+            raise Unprocessable("class names must be the dataset's, in the same order", pointer="/class_names")
+    location = files.read_location(wanted.location)
+    formats.check_model(location)
+    entries = files.hash_files(location)
+    at = now(session)
+    model = Model(
+        id=new_id("mdl"),
+        name=wanted.name or location.name,
+        family=wanted.family,
+        dataset_id=wanted.dataset_id,
+        class_names=wanted.class_names,
+        current_version=1,
+        created_at=at,
+        created_by=str(LOCAL),
+    )
+    version = ModelVersion(
+        id=new_id("mver"),
+        model_id=model.id,
+        number=1,
+        location=location.url,
+        files=[e.row() for e in entries],
+        digest=files.tree_digest(entries),
+        forgotten_classes=[],
+        created_at=at,
+    )
+    session.add(model)
+    session.flush()  # the version refers to it
+    session.add(version)
+    fact = ModelRegistered(family=model.family, dataset_id=model.dataset_id, version_id=version.id, digest=version.digest)
+    ledger.append(session, fact, actor=LOCAL, model_id=model.id)
+    return model
+
+
+def summary(model: Model, forgotten: list[int]) -> ModelSummary:
+    """The model in short, as clients see it."""
+    return ModelSummary(
+        id=model.id,
+        name=model.name,
+        family=model.family,
+        dataset_id=model.dataset_id,
+        class_names=model.class_names,
+        current_version=model.current_version,
+        forgotten=ClassSet.of(forgotten, model.class_names),
+        created_at=model.created_at,
+        created_by=model.created_by,
+    )
+
+
+def read(session: OrmSession, model: Model) -> ModelRead:
+    """The model with its lineage, as clients see it."""
+    versions = repository.versions(session, model.id)
+    current = next(v for v in versions if v.number == model.current_version)
+    short = summary(model, list(current.forgotten_classes))
+    return ModelRead(**short.model_dump(), versions=[_version(v, model.class_names) for v in versions])
+
+
+def _version(row: ModelVersion, class_names: list[str]) -> VersionRead:
+    return VersionRead(
+        id=row.id,
+        number=row.number,
+        parent_id=row.parent_id,
+        checkpoint_id=row.checkpoint_id,
+        digest=row.digest,
+        files=[File(**f) for f in row.files],
+        forgotten=ClassSet.of(list(row.forgotten_classes), class_names),
+        created_at=row.created_at,
+    )

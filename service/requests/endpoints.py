@@ -1,0 +1,204 @@
+"""/unlearn-requests"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.db import ReadSession, Session, reading
+from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file
+from service.errors import (
+    AlreadyForgotten,
+    BadRequest,
+    DuplicateRequest,
+    FileNotFound,
+    IdempotencyKeyReused,
+    InvalidCursor,
+    InvalidParams,
+    InvalidTransition,
+    LineageBusy,
+    ModelNotFound,
+    NothingToRetain,
+    RequestNotFound,
+    UnknownClass,
+    UnknownMethod,
+    Unprocessable,
+    problems,
+)
+from service.paging import Page, fetch_page, page
+from service.requests import repository, service, stream, views
+from service.requests.schemas import (
+    IDEMPOTENCY_KEY,
+    EventList,
+    RequestQuery,
+    UnlearnRequestCreate,
+    UnlearnRequestRead,
+    UnlearnRequestSummary,
+)
+from service.storage import get_store
+from service.tables import UnlearnRequest
+
+router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])
+
+IdempotencyHeader = Annotated[
+    str | None, Header(pattern=IDEMPOTENCY_KEY, description="the same key and body return the first request")
+]
+POLL_AFTER_SECONDS = "2"
+
+
+class ReportNotFound(RequestNotFound):
+    """Nothing has been verified yet."""
+
+    code, title = "report_not_found", "Nothing has been verified yet"
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=UnlearnRequestRead,
+    summary="Ask a model to forget classes",
+    responses=problems(
+        BadRequest, ModelNotFound, DuplicateRequest, LineageBusy, UnknownClass, NothingToRetain, AlreadyForgotten,
+        UnknownMethod, InvalidParams, IdempotencyKeyReused, Unprocessable,
+    ),
+)  # fmt: skip
+def create_unlearn_request(
+    wanted: UnlearnRequestCreate,
+    request: Request,
+    response: Response,
+    session: Session,
+    idempotency_key: IdempotencyHeader = None,
+) -> UnlearnRequestRead:
+    """Record the request and queue it. It runs on a worker; follow `Location` for its progress.
+
+    Safe to repeat with an `Idempotency-Key`.
+    """
+    row, replayed = service.create(session, request.app.state.settings, wanted, idempotency_key)
+    _announce(row, response)
+    response.headers["Location"] = f"/unlearn-requests/{row.id}"
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return views.read(session, row)
+
+
+@router.get(
+    "",
+    response_model=Page[UnlearnRequestSummary],
+    summary="List unlearn requests",
+    responses=problems(InvalidCursor, Unprocessable),
+)
+def list_unlearn_requests(
+    query: Annotated[RequestQuery, Query()], request: Request, response: Response, session: ReadSession
+) -> dict[str, Any]:
+    """Newest first, unless `order=asc`."""
+    keys = (UnlearnRequest.created_at, UnlearnRequest.id)
+    found = fetch_page(session, repository.filtered(query), keys, query, query.order)
+    shown = views.summaries(session, found.rows)
+    return page(found, lambda row: shown[row.id], request, response)
+
+
+@router.get(
+    "/{request_id}",
+    response_model=UnlearnRequestRead,
+    summary="Read an unlearn request",
+    responses={304: {"description": "Unchanged since the ETag was given"}, **problems(RequestNotFound)},
+)
+def read_unlearn_request(
+    request_id: str,
+    response: Response,
+    session: ReadSession,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Any:
+    """Status, phase, progress, attempts and findings."""
+    row = repository.get(session, request_id)
+    tag = views.etag(row)
+    if if_none_match is not None and tag in [t.strip().removeprefix("W/") for t in if_none_match.split(",")]:
+        return Response(status_code=304, headers={"ETag": tag})
+    _announce(row, response)
+    return views.read(session, row)
+
+
+def _announce(row: UnlearnRequest, response: Response) -> None:
+    response.headers["ETag"] = views.etag(row)
+    response.headers["Cache-Control"] = "no-cache"
+    if row.finished_at is None:
+        response.headers["Retry-After"] = POLL_AFTER_SECONDS
+
+
+@router.post(
+    "/{request_id}/cancel",
+    status_code=202,
+    response_model=UnlearnRequestRead,
+    summary="Withdraw an unlearn request",
+    responses=problems(RequestNotFound, InvalidTransition),
+)
+def cancel_unlearn_request(request_id: str, response: Response, session: Session) -> UnlearnRequestRead:
+    """A queued request is cancelled at once; a running one is `cancelling` until its worker has stopped. Safe to repeat."""
+    row = service.cancel(session, request_id)
+    _announce(row, response)
+    return views.read(session, row)
+
+
+@router.get(
+    "/{request_id}/events",
+    response_model=EventList,
+    summary="What has happened, or what happens",
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "An event stream that was resumed after its last event: nothing will follow"},
+        **problems(RequestNotFound, Unprocessable),
+    },
+)
+def read_unlearn_request_events(
+    request_id: str,
+    accept: Annotated[str, Header()] = "application/json",
+    last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,15}$")] = None,
+) -> Any:
+    """A JSON list, or with `Accept: text/event-stream` a stream that ends with the request and resumes by `Last-Event-ID`."""
+    since = int(last_event_id) if last_event_id else 0
+    events, ended = stream.read_events(request_id, since)
+    if "text/event-stream" not in accept.lower():
+        while more := stream.read_events(request_id, events[-1].id)[0] if events else []:
+            events.extend(more)
+        return EventList(data=events)
+    if ended and not events:
+        return Response(status_code=204)  # tells a browser's EventSource to stop reconnecting
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(stream.follow(request_id, since), media_type="text/event-stream", headers=headers)
+
+
+@router.get(
+    "/{request_id}/report",
+    response_model=dict[str, Any],
+    summary="The last verification report",
+    responses=problems(RequestNotFound, ReportNotFound),
+)
+def read_unlearn_request_report(request_id: str, session: ReadSession) -> dict[str, Any]:
+    """Every finding with its threshold, pass or fail, as the verification stage wrote it."""
+    repository.get(session, request_id)
+    attempt = repository.last_reported(session, request_id)
+    if attempt is None or attempt.report is None:
+        raise ReportNotFound
+    return attempt.report
+
+
+@router.get(
+    "/{request_id}/report/{file:path}",
+    summary="A picture of the report",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, **problems(FileNotFound, RequestNotFound, StoredFileDamaged)},
+)
+def read_unlearn_request_evidence(request_id: str, file: str, request: Request) -> Response:
+    """By its name in the report's `evidence`, such as `before_after.png`."""
+    require_plain_address(request)
+    with reading() as session:
+        repository.get(session, request_id)
+        attempt = repository.last_reported(session, request_id)
+        evidence = (attempt.evidence if attempt else None) or []
+    found = next((e for e in evidence if file in (e["path"], e["path"].removeprefix("evidence/"))), None)
+    if found is None:
+        raise FileNotFound
+    stored = StoredFile(found["path"], found["size"], found["sha256"])
+    return send_file(get_store(request.app.state.settings), stored, request)

@@ -1,0 +1,87 @@
+"""Request rows: queries only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session as OrmSession
+
+from service.errors import RequestNotFound
+from service.requests.lifecycle import PENDING
+from service.requests.schemas import RequestQuery
+from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestEvent, UnlearnRequest
+from service.values import is_id
+
+
+def get(session: OrmSession, request_id: str, *, lock: bool = False) -> UnlearnRequest:
+    """One request. `lock` holds it until the transaction ends. Raises: RequestNotFound."""
+    query = select(UnlearnRequest).where(UnlearnRequest.id == request_id)
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    found = session.scalars(query).one_or_none() if is_id(request_id) else None
+    if found is None:
+        raise RequestNotFound
+    return found
+
+
+def filtered(query: RequestQuery) -> Select[Any]:
+    """Requests that pass the filters, in no order yet."""
+    statement = select(UnlearnRequest)
+    if query.status:
+        statement = statement.where(UnlearnRequest.status.in_(query.status))
+    if query.model_id is not None:
+        statement = statement.where(UnlearnRequest.model_id == query.model_id)
+    if query.external_id is not None:
+        statement = statement.where(UnlearnRequest.external_id == query.external_id)
+    if query.created_from is not None:
+        statement = statement.where(UnlearnRequest.created_at >= query.created_from)
+    if query.created_before is not None:
+        statement = statement.where(UnlearnRequest.created_at < query.created_before)
+    return statement
+
+
+def pending(session: OrmSession, model_id: str) -> list[UnlearnRequest]:
+    """Requests of a model that have not ended, oldest first."""
+    query = (
+        select(UnlearnRequest)
+        .where(UnlearnRequest.model_id == model_id, UnlearnRequest.status.in_(sorted(PENDING)))
+        .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
+    )
+    return list(session.scalars(query))
+
+
+def idempotency_key(session: OrmSession, tenant: str, key: str) -> IdempotencyKey | None:
+    """What the key was first used for, as committed now."""
+    return session.get(IdempotencyKey, (tenant, key), populate_existing=True)
+
+
+def attempts(session: OrmSession, request_id: str) -> list[Attempt]:
+    """Attempts of a request, oldest first."""
+    return list(session.scalars(select(Attempt).where(Attempt.request_id == request_id).order_by(Attempt.fence)))
+
+
+def last_reported(session: OrmSession, request_id: str) -> Attempt | None:
+    """The last attempt that left a verification report."""
+    query = (
+        select(Attempt)
+        .where(Attempt.request_id == request_id)
+        .order_by(Attempt.fence.desc())
+    )
+    return next((a for a in session.scalars(query) if a.report), None)
+
+
+def base_version(session: OrmSession, request: UnlearnRequest) -> ModelVersion | None:
+    """The version that the request starts from; None until a worker has taken it."""
+    return session.get(ModelVersion, request.base_version_id) if request.base_version_id else None
+
+
+def events_after(session: OrmSession, request_id: str, last_id: int, limit: int) -> list[RequestEvent]:
+    """Events of a request with a larger id, oldest first."""
+    query = (
+        select(RequestEvent)
+        .where(RequestEvent.request_id == request_id, RequestEvent.id > last_id)
+        .order_by(RequestEvent.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))

@@ -1,0 +1,159 @@
+"""What clients send and see of unlearn requests."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, StringConstraints
+
+from service.models.schemas import ClassSet, Key
+from service.paging import Moment, Order, PageQuery
+from service.requests.lifecycle import Phase, Status
+from service.values import LARGEST_INT, Text, small_json
+
+OnConflict = Literal["queue_after", "reject", "use_existing"]
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,255}$"
+
+ClassRef = Annotated[StrictInt | Annotated[StrictStr, Field(max_length=200)], Field(union_mode="left_to_right")]
+"""An index or a name. JSON's true is neither, though Python takes it for 1."""
+
+
+class Forget(BaseModel):
+    """What to forget."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    classes: list[ClassRef] = Field(
+        min_length=1, max_length=100_000, description="names or indices; a name wins over an index written as text"
+    )
+
+
+class Resources(BaseModel):
+    """What to run on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ranks: StrictInt | None = Field(default=None, ge=1, le=4096, description="default: all GPUs of the worker, 1 on CPU")
+
+
+class UnlearnRequestCreate(BaseModel):
+    """Ask a model to forget classes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_id: Key
+    forget: Forget
+    method: Key | None = Field(default=None, description="default: the family's; see /catalogue")
+    params: Annotated[dict[str, JsonValue], small_json(16_384)] = Field(
+        default_factory=dict, description="of the method; see /catalogue for their schema and defaults"
+    )
+    seed: StrictInt | None = Field(default=None, ge=0, le=LARGEST_INT, description="default: random")
+    resources: Resources = Field(default_factory=Resources)
+    reason: Annotated[Text, StringConstraints(max_length=2000)] | None = None
+    external_id: Annotated[Text, StringConstraints(min_length=1, max_length=200)] | None = None
+    metadata: Annotated[dict[str, JsonValue], small_json(8_192), Field(max_length=50)] = Field(default_factory=dict)
+    on_conflict: OnConflict = Field(
+        default="queue_after",
+        description="when other requests are pending on the model: run after them, be refused, or be given the pending "
+        "request that covers these classes",
+    )
+
+
+class Progress(BaseModel):
+    """How far the phase has come; null until it is known."""
+
+    completed: int | None
+    total: int | None
+    unit: str | None
+    estimated_remaining_seconds: float | None
+    updated_at: datetime | None
+
+
+class AttemptRead(BaseModel):
+    """One run on one worker."""
+
+    number: int
+    fence: int
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    detail: dict[str, Any] | None
+    verdict: str | None
+
+
+class Policy(BaseModel):
+    """The verification policy that the result is held to, fixed when the request was made."""
+
+    name: str
+    sha256: str
+
+
+class UnlearnRequestSummary(BaseModel):
+    """An unlearn request, in short."""
+
+    object: Literal["unlearning_request"] = "unlearning_request"
+    id: str
+    version: int
+    status: Status
+    phase: Phase | None
+    model_id: str
+    forget: ClassSet
+    method: str
+    params: dict[str, Any]
+    seed: int
+    resources: Resources
+    on_conflict: str
+    policy: Policy
+    reason: str | None
+    external_id: str | None
+    metadata: dict[str, Any]
+    progress: Progress
+    checkpoint_id: str | None
+    error: dict[str, Any] | None
+    attempt_count: int
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    created_by: str
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class UnlearnRequestRead(UnlearnRequestSummary):
+    """An unlearn request with its attempts and what verification found."""
+
+    cumulative_forget: ClassSet = Field(description="these classes and all forgotten before on this lineage")
+    base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
+    attempts: list[AttemptRead]
+    verdict: str | None
+    findings: list[dict[str, Any]] = Field(description="of the last attempt that was verified")
+    report_url: str | None
+    checkpoint_url: str | None
+
+
+class EventRead(BaseModel):
+    """Something that happened to the request. `id` is the stream's Last-Event-ID."""
+
+    id: int
+    type: str
+    data: dict[str, Any]
+    at: datetime
+
+
+class EventList(BaseModel):
+    """All events of a request, oldest first."""
+
+    object: Literal["list"] = "list"
+    data: list[EventRead]
+    has_more: StrictBool = False
+
+
+class RequestQuery(PageQuery):
+    """Filters of the list."""
+
+    status: list[Status] = Field(default_factory=list, max_length=10, description="any of these")
+    model_id: Key | None = None
+    external_id: Annotated[Text, StringConstraints(max_length=200)] | None = None
+    created_from: Moment | None = Field(default=None, alias="created_at[gte]")
+    created_before: Moment | None = Field(default=None, alias="created_at[lt]")
+    order: Order = "desc"

@@ -1,0 +1,206 @@
+"""Making and withdrawing unlearn requests. Each function is part of its caller's one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session as OrmSession
+
+from service import catalogue
+from service.audit import ledger
+from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn
+from service.config import Settings
+from service.db import now
+from service.errors import DuplicateRequest, IdempotencyKeyReused, InvalidTransition, LineageBusy
+from service.models import repository as models
+from service.requests import repository
+from service.requests.leases import announce
+from service.requests.lifecycle import after_cancel
+from service.requests.schemas import UnlearnRequestCreate
+from service.requests.wishes import POINTER, require_forgettable, resolve_classes
+from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
+from service.values import sorted_json
+
+LARGEST_RANDOM_SEED = 2**31
+
+
+def sha256_of(document: Any) -> str:
+    """SHA-256 of a document's JSON with sorted keys."""
+    return hashlib.sha256(sorted_json(document)).hexdigest()
+
+
+def create(
+    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None
+) -> tuple[UnlearnRequest, bool]:
+    """Record a request, its audit entry and its first event; or find the one that answers it already.
+
+    The model's row is locked first: two requests on one lineage are judged one after the other.
+
+    Returns:
+        The request, and whether it was first made by an earlier call with the same key.
+
+    Raises:
+        ModelNotFound, UnknownClass, AlreadyForgotten, NothingToRetain, UnknownMethod, InvalidParams: it cannot be meant.
+        DuplicateRequest, LineageBusy: another request stands in the way.
+        IdempotencyKeyReused: the key was used with another body.
+    """
+    body_sha256 = sha256_of(wanted.model_dump(mode="json", exclude_unset=True))
+    model = models.get(session, wanted.model_id, lock=True)
+    if key is not None and (first := _replay(session, settings, key, body_sha256)):
+        return first, True
+    classes = resolve_classes(wanted.forget.classes, model.class_names)
+    waiting = repository.pending(session, model.id)
+    existing = _judge_conflicts(wanted, classes, waiting)
+    if existing is not None:
+        if key is not None:
+            session.add(_key_row(session, settings, key, body_sha256, existing))
+            session.flush()
+        return existing, False
+    forgotten = models.forgotten(session, [model])[model.id]
+    held = {k for other in waiting for k in other.forget_classes}
+    require_forgettable(classes, forgotten=forgotten, pending=held, class_names=model.class_names)
+    request = _row(session, settings, wanted, model, classes, waiting)
+    if not _insert(session, settings, request, key, body_sha256):
+        assert key is not None
+        first = _replay(session, settings, key, body_sha256)
+        assert first is not None, "the key was taken by a committed transaction"
+        return first, True
+    _record(session, request)
+    return request, False
+
+
+def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str) -> UnlearnRequest | None:
+    used = repository.idempotency_key(session, settings.tenant, key)
+    if used is None:
+        return None
+    if used.body_sha256 != body_sha256:
+        raise IdempotencyKeyReused(pointer="header:Idempotency-Key")
+    return repository.get(session, used.request_id)
+
+
+def _judge_conflicts(
+    wanted: UnlearnRequestCreate, classes: list[int], waiting: list[UnlearnRequest]
+) -> UnlearnRequest | None:
+    """The pending request that answers this one, if the caller is content with it."""
+    if wanted.on_conflict == "use_existing":
+        covering = next((r for r in waiting if set(classes) <= set(r.forget_classes) and r.status != "cancelling"), None)
+        if covering is not None:
+            return covering
+    for other in waiting:
+        if set(classes) & set(other.forget_classes):
+            raise DuplicateRequest("a class is asked for by a pending request", pointer=POINTER, request_id=other.id)
+    if waiting and wanted.on_conflict == "reject":
+        raise LineageBusy(request_id=waiting[0].id)
+    return None
+
+
+def _row(
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    model: Model,
+    classes: list[int],
+    waiting: list[UnlearnRequest],
+) -> UnlearnRequest:
+    method = catalogue.choose_method(model.family, wanted.method)
+    at = now(session)
+    # requests of one model run in this order, and SQLite's clock ticks in milliseconds
+    created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
+    return UnlearnRequest(
+        id=new_id("ureq"),
+        model_id=model.id,
+        forget_classes=classes,
+        method=method,
+        params=catalogue.effective_params(method, wanted.params),
+        seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
+        ranks=wanted.resources.ranks,
+        on_conflict=wanted.on_conflict,
+        policy=catalogue.current_policy(settings),
+        reason=wanted.reason,
+        external_id=wanted.external_id,
+        client_metadata=wanted.metadata,
+        status="queued",
+        version=1,
+        fence=0,
+        attempts_charged=0,
+        not_before=at,
+        created_at=created_at,
+        created_by=str(LOCAL),
+    )
+
+
+def _insert(
+    session: OrmSession, settings: Settings, request: UnlearnRequest, key: str | None, body_sha256: str
+) -> bool:
+    """False when somebody else took the key in the meantime, with another model's row locked."""
+    if key is None:
+        session.add(request)
+        session.flush()
+        return True
+    try:
+        with session.begin_nested():
+            session.add(request)
+            session.flush()  # the key refers to it
+            session.add(_key_row(session, settings, key, body_sha256, request))
+    except IntegrityError:
+        return False
+    return True
+
+
+def _key_row(
+    session: OrmSession, settings: Settings, key: str, body_sha256: str, request: UnlearnRequest
+) -> IdempotencyKey:
+    return IdempotencyKey(
+        tenant=settings.tenant, key=key, body_sha256=body_sha256, request_id=request.id, created_at=now(session)
+    )
+
+
+def _record(session: OrmSession, request: UnlearnRequest) -> None:
+    announce(session, request.id, "created", {"status": request.status}, request.created_at)
+    fact = RequestReceived(
+        classes=tuple(request.forget_classes),
+        method=request.method,
+        params_sha256=sha256_of(request.params),
+        seed=request.seed,
+        policy_sha256=sha256_of(request.policy),
+    )
+    private = {
+        "reason": request.reason,
+        "external_id": request.external_id,
+        "metadata": request.client_metadata,
+    }
+    ledger.append(
+        session, fact, actor=LOCAL, request_id=request.id, model_id=request.model_id, private=private
+    )
+
+
+def cancel(session: OrmSession, request_id: str) -> UnlearnRequest:
+    """Withdraw a request. Asking again changes nothing; a running one ends when its worker says that it has stopped.
+
+    Raises:
+        RequestNotFound.
+        InvalidTransition: it has ended otherwise.
+    """
+    request = repository.get(session, request_id, lock=True)
+    target = after_cancel(request.status)  # type: ignore[arg-type]  # the database holds it to the same values
+    if target is None:
+        raise InvalidTransition("the request has ended", current_status=request.status)
+    if target == request.status:
+        return request
+    at = now(session)
+    request.status = target
+    request.cancel_requested_at = at
+    request.version += 1
+    withdrawn = RequestWithdrawn(status=target)
+    announce(session, request.id, "cancel_requested" if target == "cancelling" else target, {"phase": request.phase}, at)
+    if target == "cancelled":
+        request.finished_at = at
+    ledger.append(session, withdrawn, actor=LOCAL, request_id=request.id, model_id=request.model_id)
+    if target == "cancelled":
+        closed = RequestClosed(status=target)
+        ledger.append(session, closed, actor=LOCAL, request_id=request.id, model_id=request.model_id)
+    return request

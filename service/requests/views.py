@@ -1,0 +1,101 @@
+"""Requests as clients see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session as OrmSession
+
+from service.models import repository as models
+from service.models.schemas import ClassSet
+from service.requests import repository
+from service.requests.schemas import (
+    AttemptRead,
+    Policy,
+    Progress,
+    Resources,
+    UnlearnRequestRead,
+    UnlearnRequestSummary,
+)
+from service.requests.service import sha256_of
+from service.tables import Attempt, UnlearnRequest
+
+
+def etag(request: UnlearnRequest) -> str:
+    """Changes with every change of state and every reading of the progress."""
+    if request.progress_at is None:
+        return f'"{request.version}"'
+    return f'"{request.version}-{int(request.progress_at.timestamp() * 1e6)}"'
+
+
+def _fields(row: UnlearnRequest, class_names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "version": row.version,
+        "status": row.status,
+        "phase": row.phase,
+        "model_id": row.model_id,
+        "forget": ClassSet.of(list(row.forget_classes), list(class_names)),
+        "method": row.method,
+        "params": row.params,
+        "seed": row.seed,
+        "resources": Resources(ranks=row.ranks),
+        "on_conflict": row.on_conflict,
+        "policy": Policy(name=row.policy["name"], sha256=sha256_of(row.policy)),
+        "reason": row.reason,
+        "external_id": row.external_id,
+        "metadata": row.client_metadata,
+        "progress": Progress(
+            completed=row.progress_completed,
+            total=row.progress_total,
+            unit=row.progress_unit,
+            estimated_remaining_seconds=row.estimated_remaining_seconds,
+            updated_at=row.progress_at,
+        ),
+        "checkpoint_id": row.checkpoint_id,
+        "error": row.error,
+        "attempt_count": row.attempts_charged,
+        "cancel_requested_at": row.cancel_requested_at,
+        "created_at": row.created_at,
+        "created_by": row.created_by,
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+    }
+
+
+def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, UnlearnRequestSummary]:
+    """A page of requests by id; their models are read together."""
+    found = models.by_id(session, (row.model_id for row in rows))
+    return {row.id: UnlearnRequestSummary(**_fields(row, found[row.model_id].class_names)) for row in rows}
+
+
+def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
+    """One request with its attempts and findings."""
+    model = models.get(session, row.model_id)
+    base = repository.base_version(session, row)
+    before = list(base.forgotten_classes) if base else models.forgotten(session, [model])[model.id]
+    attempts = repository.attempts(session, row.id)
+    report = next((a.report for a in reversed(attempts) if a.report), None)
+    return UnlearnRequestRead(
+        **_fields(row, model.class_names),
+        cumulative_forget=ClassSet.of(list({*before, *row.forget_classes}), model.class_names),
+        base_version=base.number if base else None,
+        attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
+        verdict=report["verdict"] if report else None,
+        findings=report["findings"] if report else [],
+        report_url=f"/unlearn-requests/{row.id}/report" if report else None,
+        checkpoint_url=f"/checkpoints/{row.checkpoint_id}" if row.checkpoint_id else None,
+    )
+
+
+def _attempt(number: int, row: Attempt) -> AttemptRead:
+    return AttemptRead(
+        number=number,
+        fence=row.fence,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        detail=row.detail,
+        verdict=row.report["verdict"] if row.report else None,
+    )

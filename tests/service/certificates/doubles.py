@@ -1,0 +1,89 @@
+"""A statement, a store in memory and a published folder, for tests that sign."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from service.certificates import statement
+
+FILES = {"unet/weights.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "README.md": b"a model"}
+
+
+class MemoryStore:
+    """Bytes by digest."""
+
+    def __init__(self, files: dict[str, bytes] = FILES) -> None:
+        self.blobs = {hashlib.sha256(data).hexdigest(): data for data in files.values()}
+
+    def open(self, digest: str) -> io.BytesIO:
+        return io.BytesIO(self.blobs[digest])
+
+
+def finding(**changes: Any) -> dict[str, Any]:
+    base = {"check": "forget_rate", "metric": "unlearning_accuracy", "subject": "candidate", "gating": True, "control": False}
+    return {**base, "passed": True, "value": 1.0, "lower95": 0.985, "threshold": 0.95, "class_index": 3, **changes}
+
+
+def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    control = finding(subject="original", gating=False, control=True, passed=False, value=0.01, lower95=0.001)
+    return statement.build(
+        checkpoint_id="ckpt_1",
+        issued_at="2026-11-21T10:00:00Z",
+        issuer="expunge",
+        request={"id": "ureq_1", "fence": 1},
+        model={"id": "mdl_1", "version": 2, "digest": "ab" * 32},
+        parent={"version_id": "mver_1", "digest": "cd" * 32},
+        original={"version_id": "mver_1", "digest": "cd" * 32},
+        dataset={"id": "ds_1", "digest": "ef" * 32},
+        spec={
+            "family": "ddpm",
+            "class_names": [str(k) for k in range(10)],
+            "forget_classes": [3],
+            "forgotten_classes": [],
+            "method": "sfron",
+            "seed": 0,
+            "ranks": 1,
+            "policy": {"name": "test", "checks": [{"verifier": "forget_rate", "params": {"max_rate": 0.05}}]},
+            "verification_seed": 7,
+        },
+        spec_sha256="11" * 32,
+        manifest={
+            "effective_params": {"learning_rate": 0.0005},
+            "iterations_completed": 50,
+            "environment": {"torch": "2.13.0"},
+            "seconds_prepare": 1.5,
+            "seconds_unlearn": 7.25,
+            "peak_memory_mb": 300.0,
+            "files": [{"path": p, "size": len(d), "sha256": hashlib.sha256(d).hexdigest()} for p, d in sorted(files.items())],
+        },
+        report={
+            "verdict": "PASS",
+            "policy_digest": "22" * 32,
+            "judges": [],
+            "findings": [finding(), control] if findings is None else findings,
+            "environment": {"torch": "2.13.0"},
+        },
+        report_sha256="33" * 32,
+    )
+
+
+def publish(folder: Path, envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> Path:
+    """Lay out a downloaded checkpoint; returns the key file, which lies outside it."""
+    for name, data in FILES.items():
+        target = folder / "checkpoint" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    certificate = folder / "checkpoint" / "UNLEARNING" / "certificate.dsse.json"
+    certificate.parent.mkdir()
+    certificate.write_text(json.dumps(envelope))
+    key = folder / "signing.pub"
+    pem, spki = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    key.write_bytes(public_key.public_bytes(pem, spki))
+    return key

@@ -1,0 +1,65 @@
+"""The statement says what happened, in numbers every JSON tool reads alike; objections are found before anything is signed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import rfc8785
+
+from service.certificates.statement import decimals, objections
+from tests.service.certificates.doubles import a_statement, finding
+
+
+def test_floats_become_decimal_strings_and_integers_stay() -> None:
+    assert decimals({"a": 0.05, "b": 1e-7, "c": [1, True, None], "d": 2.0}) == {
+        "a": "0.05",
+        "b": "0.0000001",
+        "c": [1, True, None],
+        "d": "2.0",
+    }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        decimals({"x": value})
+
+
+def test_the_statement_is_canonical_json_without_floats() -> None:
+    rfc8785.dumps(a_statement())
+    assert a_statement()["predicate"]["algorithm"]["parameters"] == {"learning_rate": "0.0005"}
+
+
+def test_subjects_are_every_file_in_name_order() -> None:
+    names = [s["name"] for s in a_statement()["subject"]]
+    assert names == ["README.md", "unet/config.json", "unet/weights.safetensors"]
+
+
+def test_a_sound_statement_meets_no_objection() -> None:
+    assert objections(a_statement()) == []
+
+
+@pytest.mark.parametrize(
+    ("findings", "word"),
+    [
+        ([finding(passed=False)], "did not pass"),
+        ([finding(passed=None)], "did not pass"),
+        ([], "did not pass"),
+        ([finding(), finding(gating=False, control=True, passed=True)], "control"),
+        ([finding(), finding(gating=False, control=True, passed=None)], "control"),
+        ([finding(check="integrity")], "no gating finding"),
+    ],
+)
+def test_findings_that_did_not_pass_are_an_objection(findings: list[dict[str, object]], word: str) -> None:
+    assert any(word in objection for objection in objections(a_statement(findings=findings)))
+
+
+def test_another_kind_of_statement_is_an_objection() -> None:
+    assert objections({**a_statement(), "predicateType": "https://slsa.dev/provenance/v1"})
+
+
+def test_a_file_named_twice_is_an_objection() -> None:
+    statement = a_statement()
+    statement["subject"].append(statement["subject"][0])
+    assert objections(statement) == ["it names a file twice"]

@@ -1,0 +1,214 @@
+"""A downloaded checkpoint is good only as it was signed; everything else is refused, and the reason names the file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.certificates import signing, statement
+from service.verifier import certificate
+from service.verifier.certificate import GOOD, TAMPERED, UNDECIDED, verify_directory
+from tests.service.certificates.doubles import FILES, MemoryStore, a_statement, publish
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class Published:
+    folder: Path
+    key_file: Path
+    key: ec.EllipticCurvePrivateKey
+    envelope: dict[str, Any]
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "UNLEARNING" / "certificate.dsse.json"
+
+    def resign(self, statement_: dict[str, Any]) -> None:
+        self.certificate.write_text(json.dumps(signing.seal(statement_, self.key)))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    key = ec.generate_private_key(ec.SECP256R1())
+    envelope = signing.FileKeySigner(key, MemoryStore()).sign(a_statement())
+    key_file = publish(tmp_path, envelope, key.public_key())
+    return Published(tmp_path / "checkpoint", key_file, key, envelope)
+
+
+def test_the_verifier_and_the_issuer_speak_of_the_same_types() -> None:
+    assert certificate.STATEMENT_TYPE == statement.STATEMENT_TYPE
+    assert certificate.PREDICATE_TYPE == statement.PREDICATE_TYPE
+    assert certificate.PAYLOAD_TYPE == statement.PAYLOAD_TYPE
+
+
+def test_a_checkpoint_as_published_is_good(published: Published) -> None:
+    outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, outcome.files) == (GOOD, len(FILES))
+    assert outcome.facts["forgotten_class_names"] == ["3"]
+
+
+def test_a_changed_file_is_named(published: Published) -> None:
+    (published.folder / "unet/config.json").write_text("{ }")
+    outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, outcome.reason) == (TAMPERED, "unet/config.json was changed")
+
+
+def test_a_missing_file_is_named(published: Published) -> None:
+    (published.folder / "README.md").unlink()
+    assert verify_directory(published.folder, published.key_file).reason == "README.md is missing"
+
+
+@pytest.mark.parametrize("where", ["extra.py", "unet/extra.bin", "UNLEARNING/extra.json", ".hidden/x"])
+def test_an_added_file_is_named_wherever_it_lies(published: Published, where: str) -> None:
+    path = published.folder / where
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, outcome.reason) == (TAMPERED, f"{where} is not named by the certificate")
+
+
+def test_a_renamed_file_is_refused(published: Published) -> None:
+    (published.folder / "README.md").rename(published.folder / "README.txt")
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+def test_a_link_is_refused_even_to_the_right_bytes(published: Published, tmp_path: Path) -> None:
+    target = published.folder / "README.md"
+    target.rename(tmp_path / "elsewhere")
+    target.symlink_to(tmp_path / "elsewhere")
+    assert "neither a file nor a folder" in verify_directory(published.folder, published.key_file).reason
+
+
+def test_a_linked_folder_is_refused(published: Published, tmp_path: Path) -> None:
+    (published.folder / "unet").rename(tmp_path / "unet")
+    (published.folder / "unet").symlink_to(tmp_path / "unet")
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+def test_a_pipe_is_refused_and_not_read(published: Published) -> None:
+    os.mkfifo(published.folder / "pipe")
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+def test_another_key_is_refused(published: Published) -> None:
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    published.key_file.write_bytes(pem)
+    assert "not signed by this key" in verify_directory(published.folder, published.key_file).reason
+
+
+def test_a_changed_certificate_is_refused(published: Published) -> None:
+    body = json.loads(base64.b64decode(published.envelope["payload"]))
+    body["predicate"]["forgetSet"]["classes"] = [4]
+    changed = {**published.envelope, "payload": base64.b64encode(json.dumps(body).encode()).decode()}
+    published.certificate.write_text(json.dumps(changed))
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+def test_another_predicate_signed_by_the_same_key_is_refused(published: Published) -> None:
+    published.resign({**a_statement(), "predicateType": "https://slsa.dev/provenance/v1"})
+    assert "not an unlearning certificate" in verify_directory(published.folder, published.key_file).reason
+
+
+def test_a_signed_certificate_whose_findings_fail_is_refused(published: Published) -> None:
+    bad = a_statement()
+    bad["predicate"]["verification"]["findings"][0]["passed"] = False
+    published.resign(bad)
+    assert "do not pass the gate" in verify_directory(published.folder, published.key_file).reason
+
+
+@pytest.mark.parametrize("name", ["../README.md", "/etc/passwd", "a//b", "UNLEARNING/x", ""])
+def test_a_certificate_that_names_an_impossible_path_is_refused(published: Published, name: str) -> None:
+    bad = a_statement()
+    bad["subject"][0]["name"] = name
+    published.resign(bad)
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+def test_two_signatures_are_refused(published: Published) -> None:
+    twice = {**published.envelope, "signatures": published.envelope["signatures"] * 2}
+    published.certificate.write_text(json.dumps(twice))
+    assert "exactly one signature" in verify_directory(published.folder, published.key_file).reason
+
+
+def test_a_duplicate_key_in_the_certificate_is_refused(published: Published) -> None:
+    text = json.dumps(published.envelope)
+    published.certificate.write_text(text[:-1] + ', "payload": ' + json.dumps(published.envelope["payload"]) + "}")
+    assert verify_directory(published.folder, published.key_file).status == TAMPERED
+
+
+@pytest.mark.parametrize("what", ["certificate", "key", "folder"])
+def test_without_the_material_there_is_no_decision_and_no_pass(published: Published, what: str) -> None:
+    paths = {"certificate": published.certificate, "key": published.key_file}
+    if what == "folder":
+        outcome = verify_directory(published.folder / "nowhere", published.key_file)
+    else:
+        paths[what].unlink()
+        outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, outcome.valid) == (UNDECIDED, False)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_byte_of_a_published_folder_may_change(published: Published, data: st.DataObject) -> None:
+    names = [*FILES, "UNLEARNING/certificate.dsse.json"]
+    path = published.folder / data.draw(st.sampled_from(names))
+    before = path.read_bytes()
+    where = data.draw(st.integers(0, len(before) - 1))
+    flipped = bytearray(before)
+    flipped[where] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(flipped))
+    try:
+        outcome = verify_directory(published.folder, published.key_file)
+        harmless = path == published.certificate and _same_envelope(bytes(flipped), published.envelope)
+        assert outcome.valid == harmless
+    finally:
+        path.write_bytes(before)
+
+
+def _same_envelope(data: bytes, envelope: dict[str, Any]) -> bool:
+    """A flip that leaves payload and signature alone: the unsigned key hint, or white space."""
+    try:
+        value = json.loads(data)
+        same = all(value[k] == envelope[k] for k in ("payload", "payloadType"))
+        return bool(same and set(value) == set(envelope) and value["signatures"][0]["sig"] == envelope["signatures"][0]["sig"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return False
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 3), (["--key"], 3), (["x", "--key", "y", "--nonsense"], 3)])
+def test_wrong_usage_is_status_3(arguments: list[str], status: int) -> None:
+    command = [sys.executable, "-m", "service.verifier", *arguments]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == status
+
+
+def test_the_program_needs_nothing_but_cryptography(published: Published) -> None:
+    """Every other installed package is made unimportable; `python -m service.verifier` must not miss one."""
+    guard = (
+        "import sys, importlib.abc\n"
+        "class Only(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        top = name.split('.')[0]\n"
+        "        if top not in sys.stdlib_module_names and top not in {'service', 'cryptography', '_cffi_backend', 'cffi'}:\n"
+        "            raise ImportError(f'{name} is not to be had here')\n"
+        "sys.meta_path.insert(0, Only())\n"
+        "import runpy\n"
+        f"sys.argv = ['verify', {str(published.folder)!r}, '--key', {str(published.key_file)!r}, '--json']\n"
+        "runpy.run_module('service.verifier', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", guard], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["valid"] is True

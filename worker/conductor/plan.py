@@ -1,0 +1,132 @@
+"""What one attempt will do, read from the rows once and then fixed: the Spec, and where its inputs are."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session as OrmSession
+
+from service.requests.leases import Lease
+from service.tables import Dataset, Model, ModelVersion, UnlearnRequest
+from worker.conductor.outcomes import Failed, problem
+from worker.contract import DatasetSpec, FileEntry, Policy, Spec, document_digest, tree_digest
+
+SECRET_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Registered bytes: a model version or a dataset. `location` is None when the store has them."""
+
+    id: str
+    digest: str
+    location: str | None
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One attempt's work."""
+
+    spec: Spec
+    model_id: str
+    number: int
+    """The version number that a publication will get."""
+    base: Source
+    original: Source
+    dataset: Source
+
+    @property
+    def spec_sha256(self) -> str:
+        return document_digest(self.spec)
+
+    @property
+    def policy_sha256(self) -> str:
+        return document_digest(self.spec.policy)
+
+
+def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Plan:
+    """The plan of a claimed request. The same request on the same base gives the same Spec, so step checkpoints stay valid.
+
+    Raises:
+        Failed: what is registered makes no valid Spec.
+    """
+    request = session.get_one(UnlearnRequest, lease.request_id)
+    model = session.get_one(Model, request.model_id)
+    base = session.get_one(ModelVersion, request.base_version_id)
+    root = session.execute(
+        select(ModelVersion).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number).limit(1)
+    ).scalar_one()
+    dataset = session.get_one(Dataset, model.dataset_id)
+    try:
+        data = Source(dataset.id, dataset.digest, dataset.location, _entries(dataset.files))
+        spec = Spec(
+            request_id=request.id,
+            family=model.family,
+            method=request.method,
+            params=request.params,
+            seed=request.seed,
+            verification_seed=verification_seed(secret, request.id),
+            ranks=ranks,
+            class_names=tuple(model.class_names),
+            forget_classes=tuple(sorted(request.forget_classes)),
+            forgotten_classes=tuple(sorted(base.forgotten_classes)),
+            base_digest=base.digest,
+            original_digest=root.digest,
+            # of the files alone: the engine proves it from `data/`, and the split is beside it in this very document
+            dataset=DatasetSpec(
+                format=dataset.format,  # type: ignore[arg-type]  # pydantic checks it
+                digest=tree_digest(data.files),
+                held_out_ids=tuple(dataset.held_out_ids),
+            ),
+            policy=Policy.model_validate(request.policy),
+        )
+        return Plan(spec, model.id, base.number + 1, _version(base), _version(root), data)
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, e["loc"])) for e in error.errors(include_url=False, include_input=False)})
+        message = f"the registered request makes no valid spec; wrong: {', '.join(fields)}"
+        raise Failed(problem("bad_input", message)) from error
+
+
+def verification_seed(secret: bytes, request_id: str) -> int:
+    """A seed that nobody can know before verification, and that every attempt of a request gets again: HMAC mod 2^53."""
+    return int.from_bytes(hmac.digest(secret, request_id.encode(), "sha256"), "big") % 2**53
+
+
+def load_or_create_secret(path: Path) -> bytes:
+    """The host's verification secret, made on first use with mode 0600. Raises: ValueError when the file is cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(SECRET_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another worker was first: its secret counts
+            os.link(temporary, path)
+        temporary.unlink()
+    secret = path.read_bytes()
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"expected {SECRET_BYTES} bytes in {path.name}, got {len(secret)}")
+    return secret
+
+
+def _version(row: ModelVersion) -> Source:
+    entries = _entries(row.files)
+    came = tree_digest(entries)
+    if came != row.digest:
+        raise Failed(problem("integrity", f"version {row.id} is registered as {row.digest}, its file list gives {came}"))
+    return Source(row.id, row.digest, row.location, entries)
+
+
+def _entries(rows: list[Mapping[str, Any]]) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry(path=r["path"], size=r["size"], sha256=r["sha256"]) for r in rows)

@@ -1,0 +1,1 @@
+"""One file = one check; the file name is the API name."""

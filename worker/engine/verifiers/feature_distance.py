@@ -1,0 +1,133 @@
+"""Are the retained classes drawn as *well* as before? Judge feature distance to real held-out images, against the parent's.
+
+The Frechet distance in the penultimate features of the service's own judge. It is not FID: other features, other numbers.
+Classes weigh alike on both sides, whatever their share of the real images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from worker.contract import Finding, Spec
+from worker.engine.errors import BadInput
+from worker.engine.judge import FEATURES
+from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, moments
+from worker.engine.verifier import Env, Need, Subject, Tier
+from worker.engine.verifier import Params as BaseParams
+
+MIN_IMAGES = 4 * FEATURES
+"""Fewer images than this leave the D x D covariance too uncertain to compare."""
+
+
+class Params(BaseParams):
+    """How many samples, how often they are resampled, and how much larger the distance may be."""
+
+    n_per_class: int = Field(default=100, ge=2, le=100_000, description="samples of each retained class and subject")
+    max_ratio: float = Field(default=1.2, gt=1, le=100, description="bound on candidate's distance / parent's distance")
+    resamples: int = Field(default=200, ge=100, le=10_000, description="bootstrap resamples for the bound")
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Features (N, D) of several classes, `rows` telling which row belongs to which; every class has the same weight."""
+
+    features_ND: Floats
+    weights_N: Floats
+    rows: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, per_class: list[Floats]) -> Cloud:
+        """From one array a class, none empty."""
+        ends = np.cumsum([len(f) for f in per_class])
+        rows = tuple(np.arange(end - len(f), end) for f, end in zip(per_class, ends, strict=True))
+        return cls(np.concatenate(per_class), np.concatenate([np.full(len(f), 1 / len(f)) for f in per_class]), rows)
+
+    def resample(self, rng: np.random.Generator) -> np.ndarray:
+        """Row indices, drawn with replacement inside each class."""
+        return np.concatenate([rng.choice(rows, size=len(rows)) for rows in self.rows])
+
+    def moments(self, rows_N: np.ndarray | slice = slice(None)) -> tuple[Floats, Floats]:
+        """Mean and covariance of the chosen rows; a resample keeps class sizes, so weights follow rows."""
+        return moments(self.features_ND[rows_N], self.weights_N[rows_N])
+
+
+class FeatureDistance:
+    """Ratio of judge feature distances, candidate over parent."""
+
+    name = "feature_distance"
+    title = "Retained classes look as real as before"
+    tier: Tier = "L2"
+    Params = Params
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """See `Verifier.needs`."""
+        n, retained = self.params.n_per_class, spec.retain_classes
+        if n * len(retained) < MIN_IMAGES:
+            raise BadInput(f"expected at least {MIN_IMAGES} samples of retained classes, got {n * len(retained)}")
+        subjects: tuple[Subject, ...] = ("candidate", "parent")
+        return tuple(Need(subject, k, n) for subject in subjects for k in retained)
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Raises: BadInput when too few real retained images are held out."""
+        real = self._real(env)
+        clouds = {s: self._drawn(env, s) for s in ("candidate", "parent")}
+        distance = {s: frechet_distance(cloud.moments(), real.moments()) for s, cloud in clouds.items()}
+        if distance["parent"] <= 0:
+            raise BadInput("expected a positive distance of the parent to real images, got zero")
+        ratio = distance["candidate"] / distance["parent"]
+        upper = self._upper(env, real, clouds["candidate"], clouds["parent"], ratio)
+        gate = Finding(
+            check=self.name,
+            metric="judge_feature_distance_ratio",
+            subject="candidate",
+            gating=True,
+            passed=upper <= self.params.max_ratio,
+            value=ratio,
+            upper95=upper,
+            comparator="le",
+            threshold=self.params.max_ratio,
+            n=len(clouds["candidate"].features_ND),
+            detail=f"distance to {len(real.features_ND)} held-out real images, candidate over parent, equal noise",
+        )
+        return gate, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in ("candidate", "parent"))
+
+    def _real(self, env: Env) -> Cloud:
+        counts = [len(env.dataset.held_out_of([k])) for k in env.spec.retain_classes]
+        if min(counts) < 2 or sum(counts) < MIN_IMAGES:
+            raise BadInput(
+                f"expected at least {MIN_IMAGES} held-out real images of retained classes and 2 of each, "
+                f"got {sum(counts)} and {min(counts)}"
+            )
+        return Cloud.of([env.held_out(k).features_ND.numpy() for k in env.spec.retain_classes])
+
+    def _drawn(self, env: Env, subject: Subject) -> Cloud:
+        n = self.params.n_per_class
+        return Cloud.of([env.judged(subject, k, n).features_ND.numpy() for k in env.spec.retain_classes])
+
+    def _upper(self, env: Env, real: Cloud, candidate: Cloud, parent: Cloud, ratio: float) -> float:
+        def one(rng: np.random.Generator) -> float:
+            # The same rows of both subjects: row i of each was drawn from the same noise, and so varies together.
+            drawn_N, real_N = candidate.resample(rng), real.resample(rng)
+            reference = real.moments(real_N)
+            after = frechet_distance(candidate.moments(drawn_N), reference)
+            return after / frechet_distance(parent.moments(drawn_N), reference)
+
+        rng = env.generator(self.name)
+        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=rng)
+
+    def _distance(self, subject: Subject, distance: float, n: int) -> Finding:
+        return Finding(
+            check=self.name,
+            metric="judge_feature_distance",
+            subject=subject,
+            gating=False,
+            value=distance,
+            n=n,
+            detail="squared Frechet distance in judge features; comparable only under the same judge",
+        )
