@@ -154,14 +154,14 @@ def _sentence(error: Any) -> tuple[str, str]:
 
 
 def current_policy(settings: Settings) -> Json:
-    """The verification policy that new requests are held to, as JSON.
+    """The verification policy that new requests are held to, as JSON. Read-only: all requests share it.
 
     Raises:
         PolicyInvalid: it is not there, or names no check or an unknown one.
     """
     path = settings.policy_file or DEFAULT_POLICY_FILE
     try:
-        return copy.deepcopy(_read_policy(path, path.stat().st_mtime_ns))
+        return _read_policy(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise PolicyInvalid("the policy file cannot be read") from error
 

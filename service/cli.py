@@ -418,6 +418,7 @@ def demo(
     """Make a real image generator forget a digit, end to end, on this machine."""
     from service.demo import Demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit, so that the service is stopped and its folder removed
     console = Console(stderr=as_json)
     result, faults = Demo(forget, output, seed, ranks, console, keep).run()
     for fault in faults:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import quote
@@ -87,10 +88,8 @@ class Client:
 
     def stream_lines(self, path: str, **query: Any) -> Iterator[str]:
         """The lines of a streamed answer."""
-        with self._http.stream("GET", path, params={k: v for k, v in query.items() if v is not None}) as response:
-            if response.status_code >= 400:
-                response.read()
-                _raise_problem(response)
+        with self._stream(path, params={k: v for k, v in query.items() if v is not None}) as response:
+            _raise_problem(response)
             yield from response.iter_lines()
 
     def download(self, path: str, target: Path, *, sha256: str | None = None) -> None:
@@ -103,22 +102,26 @@ class Client:
         part = target.with_name(target.name + ".part")
         done = part.stat().st_size if part.exists() and sha256 else 0
         headers = {"Range": f"bytes={done}-", "If-Range": f'"sha256:{sha256}"'} if done else {}
-        with self._http.stream("GET", path, headers=headers) as response:
-            if response.status_code == 416:  # the .part is no prefix of this file
-                part.unlink()
-                return self.download(path, target, sha256=sha256)
-            if response.status_code >= 400:
-                response.read()
-                _raise_problem(response)
+        if not self._fetch(path, part, headers):  # the .part is no beginning of this file
+            part.unlink()
+            self._fetch(path, part, {})
+        if sha256 and _sha256(part) != sha256:
+            part.unlink()
+            raise DownloadRefused(f"{target.name} did not arrive as the manifest names it")
+        os.replace(part, target)
+
+    def _fetch(self, path: str, part: Path, headers: dict[str, str]) -> bool:
+        """Write the answer's bytes to `part`, after what is there if the service goes on; False: it cannot go on there."""
+        with self._stream(path, headers=headers) as response:
+            if response.status_code == 416:
+                return False
+            _raise_problem(response)
             with part.open("ab" if response.status_code == 206 else "wb") as file:
                 for chunk in response.iter_bytes(CHUNK):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-        if sha256 and _sha256(part) != sha256:
-            part.unlink()
-            raise DownloadRefused(f"{target.name} did not arrive as the manifest names it")
-        os.replace(part, target)
+        return True
 
     def download_checkpoint(self, checkpoint_id: str, directory: Path) -> Json:
         """Fetch every file of a checkpoint and its certificate into `directory`; returns the manifest."""
@@ -135,16 +138,34 @@ class Client:
         target.write_text(json.dumps(certificate, indent=1) + "\n")
         return manifest
 
+    @contextmanager
+    def _stream(self, path: str, **arguments: Any) -> Iterator[httpx2.Response]:
+        """A GET whose body comes as it is read; an error's body is read at once."""
+        try:
+            with self._http.stream("GET", path, **arguments) as response:
+                if response.status_code >= 400:
+                    response.read()
+                yield response
+        except httpx2.TransportError as error:
+            raise _unreachable(error) from error
+
     def _send(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         try:
             return self._http.request(method, path, **arguments)
         except httpx2.TransportError as error:
-            raise Unreachable(f"no answer from the service ({type(error).__name__}); is `expunge up` running?") from error
+            raise _unreachable(error) from error
+
+
+def _unreachable(error: httpx2.TransportError) -> Unreachable:
+    return Unreachable(f"no answer from the service, or not the whole of it ({type(error).__name__}); is it running?")
 
 
 def _body(response: httpx2.Response) -> Json:
     _raise_problem(response)
-    body: Json = response.json()
+    try:
+        body: Json = response.json()
+    except ValueError as error:
+        raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
     return body
 
 
@@ -153,9 +174,10 @@ def _raise_problem(response: httpx2.Response) -> None:
         return
     try:
         problem = response.json()
-        raise ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []))
-    except (ValueError, KeyError) as error:
+        known = ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []))
+    except (ValueError, KeyError, TypeError) as error:
         raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
+    raise known
 
 
 def _sha256(path: Path) -> str:

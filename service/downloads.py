@@ -71,7 +71,7 @@ def send_file(store: Store, file: StoredFile, request: Request) -> Response:
     """
     _require_whole(store, file)
     headers = _headers(file)
-    if _matches(request.headers.get("if-none-match"), file.etag):
+    if unchanged(request.headers.get("if-none-match"), file.etag):
         return Response(status_code=304, headers={k: headers[k] for k in ("ETag", "Cache-Control", "Repr-Digest")})
     media_type = MEDIA_TYPES.get(file.path[file.path.rfind(".") :], "application/octet-stream")
     if request.method == "HEAD":  # RFC 9110 §14.2: Range means something to GET alone
@@ -107,8 +107,8 @@ def _headers(file: StoredFile) -> dict[str, str]:
     }
 
 
-def _matches(header: str | None, etag: str) -> bool:
-    """If-None-Match compares weakly (RFC 9110 §13.1.2)."""
+def unchanged(header: str | None, etag: str) -> bool:
+    """True when an If-None-Match header names the tag. It compares weakly (RFC 9110 §13.1.2)."""
     if header is None:
         return False
     tags = [tag.strip().removeprefix("W/") for tag in header.split(",")]

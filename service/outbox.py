@@ -1,7 +1,7 @@
 """What waits for a worker, and what has lost one. Queries only: the rows are the queue, so there is no second table to agree.
 
 Whoever asks decides what to do about it: the sweeper rings for what is due (`worker.conductor.control`), and hands what is
-lost to `service.requests.leases.reap`.
+lost to `service.requests.endings.reap`.
 """
 
 from __future__ import annotations

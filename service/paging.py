@@ -6,18 +6,22 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from sqlalchemy import Select, literal, tuple_
+from sqlalchemy import Integer, Select, String, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.types import TypeEngine
 
+from service.db import UtcDateTime
 from service.errors import InvalidCursor
 from service.values import LARGEST_INT, plain_text
 
 MOST = 100
+T = TypeVar("T")
+R = TypeVar("R")
 Order = Literal["asc", "desc"]
 
 
@@ -105,17 +109,19 @@ def decode_cursor(cursor: str, keys: Sequence[InstrumentedAttribute[Any]]) -> li
         values = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
         if not isinstance(values, list):
             raise ValueError("not a list")
-        return [_value(v, key.type.python_type) for v, key in zip(values, keys, strict=True)]
+        return [_value(v, key.type) for v, key in zip(values, keys, strict=True)]
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise InvalidCursor(pointer="query:after") from error
 
 
-def _value(value: Any, kind: type) -> Any:
-    if kind is datetime:
+def _value(value: Any, column: TypeEngine[Any]) -> datetime | str | int:
+    """A cursor's value, held to the column's type."""
+    if isinstance(column, UtcDateTime) and isinstance(value, str):
         moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("a naive time")
-        return moment
-    if type(value) is not kind or (kind is int and abs(value) > LARGEST_INT):
-        raise ValueError("of another type")
-    return plain_text(value) if kind is str else value
+        if moment.tzinfo is not None:
+            return moment
+    elif isinstance(column, String) and isinstance(value, str):
+        return plain_text(value)
+    elif isinstance(column, Integer) and type(value) is int and abs(value) <= LARGEST_INT:
+        return value
+    raise ValueError("of another type")

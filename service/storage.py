@@ -64,8 +64,8 @@ class Store:
         entry = FileEntry(path.name, size, digest)
         if self.exists(digest) and self._holds(key, digest):
             return entry
-        temporary = f"{self._root}/tmp/{uuid.uuid4().hex}"
-        self._files.makedirs(f"{self._root}/tmp", exist_ok=True)
+        temporary = f"{self._root}/incoming/{uuid.uuid4().hex}"
+        self._files.makedirs(f"{self._root}/incoming", exist_ok=True)
         self._files.makedirs(key.rpartition("/")[0], exist_ok=True)
         try:
             self._write(path, temporary)
@@ -148,7 +148,7 @@ class Store:
                 os.fsync(target.fileno())
 
     def _open_new(self, key: str) -> Any:
-        return open(key, "wb") if self._is_local else self._files.open(key, "wb")  # noqa: SIM115 - the caller closes it
+        return open(key, "wb") if self._is_local else self._files.open(key, "wb")
 
     def _move(self, temporary: str, key: str) -> None:
         if not self._is_local:

@@ -41,7 +41,8 @@ def plain_json(value: Any, *, depth: int = DEEPEST) -> Any:
     """JSON that can be stored and hashed.
 
     Raises:
-        ValueError: nested deeper than `depth`, a number that is no JSON or too large to be exact, or text that cannot be stored.
+        ValueError: nested deeper than `depth`, a number that is not finite or too large to be exact, or text that cannot
+            be stored.
     """
     if depth < 0:
         raise ValueError(f"must not be nested deeper than {DEEPEST} levels")

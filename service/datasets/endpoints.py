@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.datasets import repository, service
 from service.datasets.schemas import DatasetCreate, DatasetRead
-from service.db import ReadSession, Session
+from service.db import reading
 from service.errors import BadLocation, BadRequest, DatasetNotFound, InvalidCursor, Unprocessable, problems
 from service.paging import Page, PageQuery, fetch_page, page
 from service.tables import Dataset
@@ -23,24 +23,25 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     summary="Register a dataset",
     responses=problems(BadRequest, BadLocation, Unprocessable),
 )
-def create_dataset(wanted: DatasetCreate, response: Response, session: Session) -> DatasetRead:
+def create_dataset(wanted: DatasetCreate, response: Response) -> DatasetRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""
-    row, count = service.register(session, wanted)
-    response.headers["Location"] = f"/datasets/{row.id}"
-    return service.read(row, count)
+    created = service.register(wanted)
+    response.headers["Location"] = f"/datasets/{created.id}"
+    return created
 
 
 @router.get("", response_model=Page[DatasetRead], summary="List datasets", responses=problems(InvalidCursor, Unprocessable))
-def list_datasets(
-    query: Annotated[PageQuery, Query()], request: Request, response: Response, session: ReadSession
-) -> dict[str, Any]:
+def list_datasets(query: Annotated[PageQuery, Query()], request: Request, response: Response) -> dict[str, Any]:
     """Newest first."""
-    found = fetch_page(session, repository.listed(), (Dataset.created_at, Dataset.id), query, "desc")
-    counts = repository.file_counts(session, [row.id for row in found.rows])
+    with reading() as session:
+        found = fetch_page(session, repository.listed(), (Dataset.created_at, Dataset.id), query, "desc")
+        counts = repository.file_counts(session, [row.id for row in found.rows])
     return page(found, lambda row: service.read(row, counts[row.id]), request, response)
 
 
 @router.get("/{dataset_id}", response_model=DatasetRead, summary="Read a dataset", responses=problems(DatasetNotFound))
-def read_dataset(dataset_id: str, session: ReadSession) -> DatasetRead:
-    row = repository.get(session, dataset_id)
-    return service.read(row, repository.file_counts(session, [row.id])[row.id])
+def read_dataset(dataset_id: str) -> DatasetRead:
+    """The dataset, without its file list."""
+    with reading() as session:
+        row = repository.get(session, dataset_id)
+        return service.read(row, repository.file_counts(session, [row.id])[row.id])

@@ -20,7 +20,9 @@ def listed() -> Select[Any]:
 
 def get(session: OrmSession, dataset_id: str) -> Dataset:
     """One dataset, without its file list. Raises: DatasetNotFound."""
-    found = session.scalars(listed().where(Dataset.id == dataset_id)).one_or_none() if is_id(dataset_id) else None
+    if not is_id(dataset_id):
+        raise DatasetNotFound
+    found: Dataset | None = session.scalars(listed().where(Dataset.id == dataset_id)).one_or_none()
     if found is None:
         raise DatasetNotFound
     return found

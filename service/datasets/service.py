@@ -9,15 +9,13 @@ from service.audit import ledger
 from service.audit.leaves import LOCAL, DatasetRegistered
 from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import now
+from service.edge import writing
 from service.errors import Unprocessable
 from service.tables import Dataset, new_id
 
 
-def register(session: OrmSession, wanted: DatasetCreate) -> tuple[Dataset, int]:
-    """Read, judge and hash the files, then record the dataset. No lock is held while files are read.
-
-    Returns:
-        The row, and how many files it names.
+def register(wanted: DatasetCreate) -> DatasetRead:
+    """Read, judge and hash the files, then record the dataset: the transaction begins when the reading is done.
 
     Raises:
         BadLocation: the files are not what the format says.
@@ -31,6 +29,14 @@ def register(session: OrmSession, wanted: DatasetCreate) -> tuple[Dataset, int]:
     else:
         formats.check_image_folder(location, wanted.class_names)
     entries = files.hash_files(location)
+    with writing() as session:
+        row = _record(session, wanted, location, entries)
+        return read(row, len(entries))
+
+
+def _record(
+    session: OrmSession, wanted: DatasetCreate, location: files.Location, entries: tuple[files.FileEntry, ...]
+) -> Dataset:
     digest = files.dataset_digest(
         entries, format=wanted.format, class_names=wanted.class_names, held_out_ids=wanted.held_out_ids
     )
@@ -51,7 +57,7 @@ def register(session: OrmSession, wanted: DatasetCreate) -> tuple[Dataset, int]:
         dataset_id=row.id, digest=digest, format=row.format, files=len(entries), held_out=len(row.held_out_ids)
     )
     ledger.append(session, fact, actor=LOCAL)
-    return row, len(entries)
+    return row
 
 
 def read(row: Dataset, file_count: int) -> DatasetRead:

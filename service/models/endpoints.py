@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.db import ReadSession, Session
+from service.db import reading
 from service.errors import (
     BadLocation,
     BadRequest,
@@ -33,24 +33,24 @@ router = APIRouter(prefix="/models", tags=["models"])
     summary="Register a model",
     responses=problems(BadRequest, DatasetNotFound, UnknownFamily, PickleWeights, BadLocation, Unprocessable),
 )
-def create_model(wanted: ModelCreate, response: Response, session: Session) -> ModelRead:
+def create_model(wanted: ModelCreate, response: Response) -> ModelRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""
-    model = service.register(session, wanted)
-    response.headers["Location"] = f"/models/{model.id}"
-    return service.read(session, model)
+    created = service.register(wanted)
+    response.headers["Location"] = f"/models/{created.id}"
+    return created
 
 
 @router.get("", response_model=Page[ModelSummary], summary="List models", responses=problems(InvalidCursor, Unprocessable))
-def list_models(
-    query: Annotated[PageQuery, Query()], request: Request, response: Response, session: ReadSession
-) -> dict[str, Any]:
+def list_models(query: Annotated[PageQuery, Query()], request: Request, response: Response) -> dict[str, Any]:
     """Newest first, each with the classes its current version has forgotten."""
-    found = fetch_page(session, repository.listed(), (Model.created_at, Model.id), query, "desc")
-    forgotten = repository.forgotten(session, found.rows)
+    with reading() as session:
+        found = fetch_page(session, repository.listed(), (Model.created_at, Model.id), query, "desc")
+        forgotten = repository.forgotten(session, found.rows)
     return page(found, lambda model: service.summary(model, forgotten[model.id]), request, response)
 
 
 @router.get("/{model_id}", response_model=ModelRead, summary="Read a model", responses=problems(ModelNotFound))
-def read_model(model_id: str, session: ReadSession) -> ModelRead:
+def read_model(model_id: str) -> ModelRead:
     """With every version of its lineage and what each has forgotten."""
-    return service.read(session, repository.get(session, model_id))
+    with reading() as session:
+        return service.read(session, repository.get(session, model_id))

@@ -49,3 +49,11 @@ def forgotten(session: OrmSession, models: Iterable[Model]) -> dict[str, list[in
         tuple_(ModelVersion.model_id, ModelVersion.number).in_(current)
     )
     return {row[0]: list(row[1]) for row in session.execute(query)} if current else {}
+
+
+def forgotten_by(session: OrmSession, model: Model) -> list[int]:
+    """What a model's current version has forgotten."""
+    query = select(ModelVersion.forgotten_classes).where(
+        ModelVersion.model_id == model.id, ModelVersion.number == model.current_version
+    )
+    return list(session.scalars(query).one())

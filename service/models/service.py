@@ -9,14 +9,15 @@ from service.audit import ledger
 from service.audit.leaves import LOCAL, ModelRegistered
 from service.datasets import repository as datasets
 from service.db import now, reading
+from service.edge import writing
 from service.errors import Unprocessable
 from service.models import repository
 from service.models.schemas import ClassSet, File, ModelCreate, ModelRead, ModelSummary, VersionRead
 from service.tables import Model, ModelVersion, new_id
 
 
-def register(session: OrmSession, wanted: ModelCreate) -> Model:
-    """Read, judge and hash the files, then record the model and its first version. No lock is held while files are read.
+def register(wanted: ModelCreate) -> ModelRead:
+    """Read, judge and hash the files, then record the model and its first version: the transaction begins after the reading.
 
     Raises:
         UnknownFamily, DatasetNotFound: nothing has this name.
@@ -24,12 +25,17 @@ def register(session: OrmSession, wanted: ModelCreate) -> Model:
         PickleWeights, BadLocation: the folder holds what it must not, or not what it must.
     """
     catalogue.require_family(wanted.family)
-    with reading() as before:
-        if datasets.get(before, wanted.dataset_id).class_names != wanted.class_names:
+    with reading() as session:
+        if datasets.get(session, wanted.dataset_id).class_names != wanted.class_names:
             raise Unprocessable("class names must be the dataset's, in the same order", pointer="/class_names")
     location = files.read_location(wanted.location)
     formats.check_model(location)
     entries = files.hash_files(location)
+    with writing() as session:
+        return read(session, _record(session, wanted, location, entries))
+
+
+def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, entries: tuple[files.FileEntry, ...]) -> Model:
     at = now(session)
     model = Model(
         id=new_id("mdl"),

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.db import ReadSession, Session, reading
-from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file
+from service.db import reading
+from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
+from service.edge import writing
 from service.errors import (
     AlreadyForgotten,
     BadRequest,
@@ -65,22 +66,20 @@ class ReportNotFound(RequestNotFound):
     ),
 )  # fmt: skip
 def create_unlearn_request(
-    wanted: UnlearnRequestCreate,
-    request: Request,
-    response: Response,
-    session: Session,
-    idempotency_key: IdempotencyHeader = None,
-) -> UnlearnRequestRead:
+    wanted: UnlearnRequestCreate, request: Request, idempotency_key: IdempotencyHeader = None
+) -> Response:
     """Record the request and queue it. It runs on a worker; follow `Location` for its progress.
 
     Safe to repeat with an `Idempotency-Key`.
     """
-    row, replayed = service.create(session, request.app.state.settings, wanted, idempotency_key)
-    _announce(row, response)
+    with writing() as session:
+        row, replayed = service.create(session, request.app.state.settings, wanted, idempotency_key)
+        shown = views.read(session, row)
+    response = _answer(row, shown, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
-    return views.read(session, row)
+    return response
 
 
 @router.get(
@@ -89,13 +88,12 @@ def create_unlearn_request(
     summary="List unlearn requests",
     responses=problems(InvalidCursor, Unprocessable),
 )
-def list_unlearn_requests(
-    query: Annotated[RequestQuery, Query()], request: Request, response: Response, session: ReadSession
-) -> dict[str, Any]:
+def list_unlearn_requests(query: Annotated[RequestQuery, Query()], request: Request, response: Response) -> dict[str, Any]:
     """Newest first, unless `order=asc`."""
     keys = (UnlearnRequest.created_at, UnlearnRequest.id)
-    found = fetch_page(session, repository.filtered(query), keys, query, query.order)
-    shown = views.summaries(session, found.rows)
+    with reading() as session:
+        found = fetch_page(session, repository.filtered(query), keys, query, query.order)
+        shown = views.summaries(session, found.rows)
     return page(found, lambda row: shown[row.id], request, response)
 
 
@@ -105,26 +103,22 @@ def list_unlearn_requests(
     summary="Read an unlearn request",
     responses={304: {"description": "Unchanged since the ETag was given"}, **problems(RequestNotFound)},
 )
-def read_unlearn_request(
-    request_id: str,
-    response: Response,
-    session: ReadSession,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Any:
+def read_unlearn_request(request_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """Status, phase, progress, attempts and findings."""
-    row = repository.get(session, request_id)
-    tag = views.etag(row)
-    if if_none_match is not None and tag in [t.strip().removeprefix("W/") for t in if_none_match.split(",")]:
-        return Response(status_code=304, headers={"ETag": tag})
-    _announce(row, response)
-    return views.read(session, row)
+    with reading() as session:
+        row = repository.get(session, request_id)
+        if unchanged(if_none_match, views.etag(row)):
+            return Response(status_code=304, headers={"ETag": views.etag(row)})
+        shown = views.read(session, row)
+    return _answer(row, shown, 200)
 
 
-def _announce(row: UnlearnRequest, response: Response) -> None:
-    response.headers["ETag"] = views.etag(row)
-    response.headers["Cache-Control"] = "no-cache"
+def _answer(row: UnlearnRequest, shown: UnlearnRequestRead, status: int) -> Response:
+    """The request as JSON, when to look again, and the tag of what was seen."""
+    headers = {"ETag": views.etag(row), "Cache-Control": "no-cache"}
     if row.finished_at is None:
-        response.headers["Retry-After"] = POLL_AFTER_SECONDS
+        headers["Retry-After"] = POLL_AFTER_SECONDS
+    return Response(shown.model_dump_json(), status, headers, "application/json")
 
 
 @router.post(
@@ -134,11 +128,12 @@ def _announce(row: UnlearnRequest, response: Response) -> None:
     summary="Withdraw an unlearn request",
     responses=problems(RequestNotFound, InvalidTransition),
 )
-def cancel_unlearn_request(request_id: str, response: Response, session: Session) -> UnlearnRequestRead:
+def cancel_unlearn_request(request_id: str) -> Response:
     """A queued request is cancelled at once; a running one is `cancelling` until its worker has stopped. Safe to repeat."""
-    row = service.cancel(session, request_id)
-    _announce(row, response)
-    return views.read(session, row)
+    with writing() as session:
+        row = service.cancel(session, request_id)
+        shown = views.read(session, row)
+    return _answer(row, shown, 202)
 
 
 @router.get(
@@ -175,10 +170,11 @@ def read_unlearn_request_events(
     summary="The last verification report",
     responses=problems(RequestNotFound, ReportNotFound),
 )
-def read_unlearn_request_report(request_id: str, session: ReadSession) -> dict[str, Any]:
+def read_unlearn_request_report(request_id: str) -> dict[str, Any]:
     """Every finding with its threshold, pass or fail, as the verification stage wrote it."""
-    repository.get(session, request_id)
-    attempt = repository.last_reported(session, request_id)
+    with reading() as session:
+        repository.get(session, request_id)
+        attempt = repository.last_reported(session, request_id)
     if attempt is None or attempt.report is None:
         raise ReportNotFound
     return attempt.report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -41,14 +43,25 @@ def filtered(query: RequestQuery) -> Select[Any]:
     return statement
 
 
-def pending(session: OrmSession, model_id: str) -> list[UnlearnRequest]:
+@dataclass(frozen=True)
+class Waiting:
+    """As much of a pending request as the next one needs to know."""
+
+    id: str
+    classes: frozenset[int]
+    status: str
+    created_at: datetime
+
+
+def pending(session: OrmSession, model_id: str) -> list[Waiting]:
     """Requests of a model that have not ended, oldest first."""
+    columns = (UnlearnRequest.id, UnlearnRequest.forget_classes, UnlearnRequest.status, UnlearnRequest.created_at)
     query = (
-        select(UnlearnRequest)
+        select(*columns)
         .where(UnlearnRequest.model_id == model_id, UnlearnRequest.status.in_(sorted(PENDING)))
         .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
     )
-    return list(session.scalars(query))
+    return [Waiting(row[0], frozenset(row[1]), row[2], row[3]) for row in session.execute(query)]
 
 
 def idempotency_key(session: OrmSession, tenant: str, key: str) -> IdempotencyKey | None:
@@ -63,11 +76,7 @@ def attempts(session: OrmSession, request_id: str) -> list[Attempt]:
 
 def last_reported(session: OrmSession, request_id: str) -> Attempt | None:
     """The last attempt that left a verification report."""
-    query = (
-        select(Attempt)
-        .where(Attempt.request_id == request_id)
-        .order_by(Attempt.fence.desc())
-    )
+    query = select(Attempt).where(Attempt.request_id == request_id).order_by(Attempt.fence.desc())
     return next((a for a in session.scalars(query) if a.report), None)
 
 

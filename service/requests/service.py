@@ -20,6 +20,7 @@ from service.models import repository as models
 from service.requests import repository
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
+from service.requests.repository import Waiting
 from service.requests.schemas import UnlearnRequestCreate
 from service.requests.wishes import POINTER, require_forgettable, resolve_classes
 from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
@@ -54,22 +55,20 @@ def create(
         return first, True
     classes = resolve_classes(wanted.forget.classes, model.class_names)
     waiting = repository.pending(session, model.id)
-    existing = _judge_conflicts(wanted, classes, waiting)
-    if existing is not None:
-        if key is not None:
-            session.add(_key_row(session, settings, key, body_sha256, existing))
-            session.flush()
-        return existing, False
-    forgotten = models.forgotten(session, [model])[model.id]
-    held = {k for other in waiting for k in other.forget_classes}
-    require_forgettable(classes, forgotten=forgotten, pending=held, class_names=model.class_names)
-    request = _row(session, settings, wanted, model, classes, waiting)
-    if not _insert(session, settings, request, key, body_sha256):
-        assert key is not None
-        first = _replay(session, settings, key, body_sha256)
-        assert first is not None, "the key was taken by a committed transaction"
-        return first, True
-    _record(session, request)
+    existing = _judge_conflicts(session, wanted, classes, waiting)
+    if existing is None:
+        forgotten = models.forgotten_by(session, model)
+        held = {k for other in waiting for k in other.classes}
+        require_forgettable(classes, forgotten=forgotten, pending=held, class_names=model.class_names)
+    request = existing or _row(session, settings, wanted, model, classes, waiting)
+    if key is not None:
+        first = _insert_with_key(session, settings, request, key, body_sha256)
+        if first is not None:
+            return first, True
+    if existing is None:
+        session.add(request)
+        session.flush()  # the event refers to it
+        _record(session, request)
     return request, False
 
 
@@ -83,15 +82,15 @@ def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str)
 
 
 def _judge_conflicts(
-    wanted: UnlearnRequestCreate, classes: list[int], waiting: list[UnlearnRequest]
+    session: OrmSession, wanted: UnlearnRequestCreate, classes: list[int], waiting: list[Waiting]
 ) -> UnlearnRequest | None:
     """The pending request that answers this one, if the caller is content with it."""
     if wanted.on_conflict == "use_existing":
-        covering = next((r for r in waiting if set(classes) <= set(r.forget_classes) and r.status != "cancelling"), None)
+        covering = next((w for w in waiting if w.classes.issuperset(classes) and w.status != "cancelling"), None)
         if covering is not None:
-            return covering
+            return repository.get(session, covering.id)
     for other in waiting:
-        if set(classes) & set(other.forget_classes):
+        if not other.classes.isdisjoint(classes):
             raise DuplicateRequest("a class is asked for by a pending request", pointer=POINTER, request_id=other.id)
     if waiting and wanted.on_conflict == "reject":
         raise LineageBusy(request_id=waiting[0].id)
@@ -104,7 +103,7 @@ def _row(
     wanted: UnlearnRequestCreate,
     model: Model,
     classes: list[int],
-    waiting: list[UnlearnRequest],
+    waiting: list[Waiting],
 ) -> UnlearnRequest:
     method = catalogue.choose_method(model.family, wanted.method)
     at = now(session)
@@ -133,30 +132,27 @@ def _row(
     )
 
 
-def _insert(
-    session: OrmSession, settings: Settings, request: UnlearnRequest, key: str | None, body_sha256: str
-) -> bool:
-    """False when somebody else took the key in the meantime, with another model's row locked."""
-    if key is None:
-        session.add(request)
-        session.flush()
-        return True
+def _insert_with_key(
+    session: OrmSession, settings: Settings, request: UnlearnRequest, key: str, body_sha256: str
+) -> UnlearnRequest | None:
+    """Keep the request under its key. When another transaction took the key in the meantime, its request is the answer.
+
+    That can only be a transaction on another model: this one's row is locked.
+    """
+    used = IdempotencyKey(
+        tenant=settings.tenant, key=key, body_sha256=body_sha256, request_id=request.id, created_at=now(session)
+    )
     try:
         with session.begin_nested():
             session.add(request)
             session.flush()  # the key refers to it
-            session.add(_key_row(session, settings, key, body_sha256, request))
+            session.add(used)
     except IntegrityError:
-        return False
-    return True
-
-
-def _key_row(
-    session: OrmSession, settings: Settings, key: str, body_sha256: str, request: UnlearnRequest
-) -> IdempotencyKey:
-    return IdempotencyKey(
-        tenant=settings.tenant, key=key, body_sha256=body_sha256, request_id=request.id, created_at=now(session)
-    )
+        first = _replay(session, settings, key, body_sha256)
+        if first is None:
+            raise
+        return first
+    return None
 
 
 def _record(session: OrmSession, request: UnlearnRequest) -> None:
@@ -173,9 +169,7 @@ def _record(session: OrmSession, request: UnlearnRequest) -> None:
         "external_id": request.external_id,
         "metadata": request.client_metadata,
     }
-    ledger.append(
-        session, fact, actor=LOCAL, request_id=request.id, model_id=request.model_id, private=private
-    )
+    ledger.append(session, fact, actor=LOCAL, request_id=request.id, model_id=request.model_id, private=private)
 
 
 def cancel(session: OrmSession, request_id: str) -> UnlearnRequest:

@@ -19,7 +19,7 @@ from service.requests.schemas import (
     UnlearnRequestSummary,
 )
 from service.requests.service import sha256_of
-from service.tables import Attempt, UnlearnRequest
+from service.tables import Attempt, Model, UnlearnRequest
 
 
 def etag(request: UnlearnRequest) -> str:
@@ -72,10 +72,10 @@ def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, 
 
 def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
     """One request with its attempts and findings."""
-    model = models.get(session, row.model_id)
+    model = session.get_one(Model, row.model_id)
     base = repository.base_version(session, row)
-    before = list(base.forgotten_classes) if base else models.forgotten(session, [model])[model.id]
-    attempts = repository.attempts(session, row.id)
+    before = list(base.forgotten_classes) if base else models.forgotten_by(session, model)
+    attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
         **_fields(row, model.class_names),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from service.errors import AlreadyForgotten, NothingToRetain, UnknownClass
 
@@ -16,7 +16,7 @@ MOST_NAMED = 1000
 INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-def resolve_classes(wanted: Iterable[int | str], class_names: Sequence[str]) -> list[int]:
+def resolve_classes(wanted: Collection[int | str], class_names: Sequence[str]) -> list[int]:
     """The class indices meant, ascending, each once: "3", 3 and the name of class 3 are one class.
 
     A name wins over an index written as text, so a model whose classes are called "1" and "0" is asked for by name.
@@ -24,7 +24,8 @@ def resolve_classes(wanted: Iterable[int | str], class_names: Sequence[str]) -> 
     Raises:
         UnknownClass: names the known ones.
     """
-    index_of = {name: k for k, name in enumerate(class_names)}
+    named = any(isinstance(item, str) for item in wanted)
+    index_of = {name: k for k, name in enumerate(class_names)} if named else {}
     return sorted({_resolve(item, index_of, class_names) for item in wanted})
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from worker.conductor import launch
 from worker.conductor.outcomes import Died, Drained, Failed, problem
-from worker.conductor.plan import Plan
+from worker.conductor.planning import Plan
 from worker.conductor.supervise import Ended
 from worker.contract import (
     Document,
@@ -24,7 +24,6 @@ from worker.contract import (
     Manifest,
     Report,
     decide,
-    document_digest,
     tree_digest,
 )
 
@@ -42,8 +41,8 @@ def require_success(ended: Ended, job: JobDirectory, answer: Path) -> None:
     """
     if ended.how == "stalled":
         raise Died(problem("stalled", "the engine was alive but made no progress", log_tail=launch.log_tail(job)))
-    if ended.how == "drained" and not job.failure.exists():
-        raise Drained
+    if ended.how == "drained":
+        raise Drained  # whatever it wrote while it fell: a failure that is real will come again
     if job.failure.exists():
         raise _failure(job)
     if ended.returncode != 0 or not answer.exists():
@@ -56,7 +55,8 @@ def _failure(job: JobDirectory) -> Failed | Died:
     failure = read(Failure, job.failure, job)
     message = failure.message.replace(str(job.root), "<job>")
     said = problem(failure.code, message, log_tail=launch.log_tail(job), step=failure.step, loss=failure.loss)
-    return Died(said) if failure.retryable else Failed(said)
+    # "internal" names no cause; it may be a peer that the kernel killed for memory, so it has its tries like any crash
+    return Died(said) if failure.retryable or failure.code == "internal" else Failed(said)
 
 
 def read(kind: type[D], path: Path, job: JobDirectory) -> D:

@@ -82,9 +82,7 @@ class Heart:
         with self._turn:
             self._progress = self._written = None
             asked = self.write(
-                lambda session: leases.renew(
-                    session, self.lease, lease_seconds=self._settings.lease_seconds, phase=phase
-                )
+                lambda session: leases.renew(session, self.lease, lease_seconds=self._settings.lease_seconds, phase=phase)
             )
         if asked:
             self.cancel.set()
@@ -127,7 +125,7 @@ class Heart:
                     asked = self._once()
                 wait = pause
             except LeaseLost:
-                log.warning("lease.lost", extra={"request": self.lease.request_id, "fence": self.lease.fence})
+                log.info("lease.gone", extra={"request": self.lease.request_id, "fence": self.lease.fence})
                 self.lost.set()
                 return
             except Exception as error:

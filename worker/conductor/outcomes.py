@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.requests.leases import Problem
+from service.requests.endings import Problem
 
 CATEGORIES = {
     "integrity": "input",
@@ -21,6 +21,7 @@ CATEGORIES = {
     "stalled": "engine",
     "signing_refused": "certificate",
     "signer_unavailable": "certificate",
+    "base_moved": "service",
     "worker_error": "service",
 }
 """What kind of thing went wrong, by code: whom to ask."""

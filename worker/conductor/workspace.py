@@ -20,7 +20,7 @@ from service.requests.leases import Lease
 from service.requests.lifecycle import TERMINAL
 from service.storage import Missing, Store
 from worker.conductor.outcomes import Failed, problem
-from worker.conductor.plan import Plan, Source
+from worker.conductor.planning import Plan, Source
 from worker.contract import FileEntry, JobDirectory
 
 log = logging.getLogger("expunge.workspace")

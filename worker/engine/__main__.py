@@ -61,10 +61,8 @@ def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     from worker.engine.errors import Stopped, failure_of
     from worker.engine.files import write_document
 
-    stop = threading.Event()
-    on_sigterm(stop)
     try:
-        unlearn(job, options, stop) if options.stage == "unlearn" else verify(job)
+        unlearn(job, options) if options.stage == "unlearn" else verify(job, options)
     except Stopped:
         return EXIT_STOPPED
     except BaseException as error:
@@ -76,17 +74,14 @@ def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def on_sigterm(stop: threading.Event) -> None:
-    """SIGTERM asks; the loop answers between two iterations, on all ranks at the same one."""
+def unlearn(job: JobDirectory, options: argparse.Namespace) -> None:
+    """The unlearning stage on this rank. SIGTERM asks: the loop answers between two iterations, on all ranks at the same."""
+    stop = threading.Event()
 
-    def handle(_signal: int, _frame: FrameType | None) -> None:
+    def ask(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, handle)
-
-
-def unlearn(job: JobDirectory, options: argparse.Namespace, stop: threading.Event) -> None:
-    """The unlearning stage on this rank."""
+    signal.signal(signal.SIGTERM, ask)
     from worker.engine import checkpoint, distributed
     from worker.engine import unlearn as stage
 
@@ -98,11 +93,16 @@ def unlearn(job: JobDirectory, options: argparse.Namespace, stop: threading.Even
         distributed.close(ranks)
 
 
-def verify(job: JobDirectory) -> None:
-    """The verification stage on this rank."""
+def verify(job: JobDirectory, options: argparse.Namespace) -> None:
+    """The verification stage on this rank. It has nothing to resume from, so SIGTERM simply ends it."""
+    from worker.engine import distributed
     from worker.engine import verify as stage
 
-    stage.run(job)
+    ranks = distributed.start(options.device)
+    try:
+        stage.run(job, ranks)
+    finally:
+        distributed.close(ranks)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,16 @@ class Family(Protocol):
         """
         ...
 
+    def contrast(
+        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) the loss as `loss` gives it, and (B,) how far the answer under `y_B` is from the one under `anchor_B`.
+
+        The second is in the units of the first, zero when the network no longer tells the two labels apart on these
+        images; no gradient flows through the anchor's answer.
+        """
+        ...
+
     def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
         """uint8 (B, C, H, W) images of the classes `y_B`, on the CPU.
 

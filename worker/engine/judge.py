@@ -191,9 +191,7 @@ def cache_key(dataset: Dataset, dataset_digest: str, policy: JudgePolicy) -> str
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def obtain(
-    dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: Path, device: torch.device
-) -> tuple[Judge, str]:
+def obtain(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: Path, device: torch.device) -> tuple[Judge, str]:
     """The judge for a dataset: the cached one if it proves itself, else a freshly trained one, which is then cached.
 
     Args:

@@ -89,7 +89,11 @@ class Studio:
         """
         if subject not in self._loaded:
             folder = self._folders[subject]
-            self._loaded[subject] = self._family.load(folder, class_count=self._class_count, device=self._ranks.device)
+            model = self._family.load(folder, class_count=self._class_count, device=self._ranks.device)
+            if self._ranks.device.type == "cpu":
+                # Convolutions on a CPU are a fifth faster so; every subject gets the same layout, hence the same rounding.
+                model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._loaded[subject] = model
         return self._loaded[subject]
 
     def draw(self, subject: str, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -106,7 +110,7 @@ class Studio:
         for answer in answers:
             if isinstance(answer, EngineError):
                 raise answer
-        images_BCHW = torch.cat(answers)
+        images_BCHW = torch.cat([answer for answer in answers if isinstance(answer, Tensor)])
         expected = (len(labels), *self._image_shape)
         if tuple(images_BCHW.shape) != expected or images_BCHW.dtype != torch.uint8:
             raise MissingSamples(

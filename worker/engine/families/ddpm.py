@@ -110,15 +110,36 @@ class DDPM:
 
     def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
         """(B,) mean over pixels of the squared error of the predicted noise (Ho et al. 2020, eq. 14) or velocity."""
-        t_B, eps_BCHW = draw["t"], draw["eps"]
-        if self.null_label is not None:
-            y_B = y_B.masked_fill(draw["drop"], self.null_label)
-        a_B111 = self._abar_T[t_B].sqrt().view(-1, 1, 1, 1)
-        s_B111 = (1 - self._abar_T[t_B]).sqrt().view(-1, 1, 1, 1)
-        predicted_BCHW = (module or self.module)(a_B111 * x_BCHW + s_B111 * eps_BCHW, t_B, class_labels=y_B).sample
-        velocity = self._scheduler.config.prediction_type == "v_prediction"
-        target_BCHW = a_B111 * eps_BCHW - s_B111 * x_BCHW if velocity else eps_BCHW
-        return (predicted_BCHW.float() - target_BCHW).square().flatten(1).mean(1)
+        noisy_BCHW, target_BCHW = self._noisy_and_target(x_BCHW, draw)
+        predicted_BCHW = self._predict(module or self.module, noisy_BCHW, draw["t"], self._shown(y_B, draw))
+        return _distance(predicted_BCHW, target_BCHW)
+
+    def contrast(
+        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Family.contrast`; both in mean squared error over pixels, from one forward pass with a gradient."""
+        noisy_BCHW, target_BCHW = self._noisy_and_target(x_BCHW, draw)
+        with torch.no_grad():
+            anchored_BCHW = self._predict(self.module, noisy_BCHW, draw["t"], self._shown(anchor_B, draw))
+        predicted_BCHW = self._predict(module or self.module, noisy_BCHW, draw["t"], self._shown(y_B, draw))
+        return _distance(predicted_BCHW, target_BCHW), _distance(predicted_BCHW, anchored_BCHW)
+
+    def _shown(self, y_B: Tensor, draw: Draw) -> Tensor:
+        """The labels after label drop."""
+        return y_B if self.null_label is None else y_B.masked_fill(draw["drop"], self.null_label)
+
+    def _noisy_and_target(self, x_BCHW: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, and what the network should answer to it."""
+        eps_BCHW, abar_B111 = draw["eps"], self._abar_T[draw["t"]].view(-1, 1, 1, 1)
+        a_B111, s_B111 = abar_B111.sqrt(), (1 - abar_B111).sqrt()
+        noisy_BCHW = a_B111 * x_BCHW + s_B111 * eps_BCHW
+        if self._scheduler.config.prediction_type == "v_prediction":
+            return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
+        return noisy_BCHW, eps_BCHW
+
+    @staticmethod
+    def _predict(module: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:
+        return module(noisy_BCHW, t_B, class_labels=y_B).sample.float()
 
     # ------------------------------------------------------------------------------------------------------- sampling
 
@@ -147,7 +168,9 @@ class DDPM:
         x_BCHW = torch.stack([self._noise(seed) for seed in seeds]).to(self.device)
         for t in scheduler.timesteps:
             predicted_BCHW = self._guided(x_BCHW, int(t), y_B, sampling.guidance_scale)
-            x_BCHW = scheduler.step(predicted_BCHW, t, x_BCHW, eta=0.0).prev_sample
+            # Where x_0 is clipped, the direction must be recomputed from it: left inconsistent, digits lose strokes.
+            step = scheduler.step(predicted_BCHW, t, x_BCHW, eta=0.0, use_clipped_model_output=True)
+            x_BCHW = step.prev_sample
         if not bool(torch.isfinite(x_BCHW).all()):
             raise Diverged("the model drew an image with NaN or infinite pixels", step=0, loss=float("nan"))
         return x_BCHW.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu()
@@ -164,6 +187,10 @@ class DDPM:
         return null_BCHW + scale * (class_BCHW - null_BCHW)
 
 
+def _distance(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    return (a_BCHW - b_BCHW).square().flatten(1).mean(1)
+
+
 def _require_conditional(config: dict[str, Any], class_count: int) -> None:
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
@@ -174,3 +201,5 @@ def _require_conditional(config: dict[str, Any], class_count: int) -> None:
             f"expected num_class_embeds = {class_count} (no null label) or {class_count + 1} (the last is the null "
             f"label) for {class_count} classes, found {rows}"
         )
+    if config.get("class_embed_type") is not None:
+        raise BadModel(f"expected class_embed_type null (a table of labels), found {config['class_embed_type']!r}")

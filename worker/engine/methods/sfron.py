@@ -35,8 +35,15 @@ class Params(BaseParams):
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of the remain step")
     alpha_forget: float = Field(default=1.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="cosine", description="how alpha_forget falls over the iterations")
+    remain_decay: Decay = Field(default="cosine", description="how learning_rate falls over the iterations")
     forget_every: int = Field(default=1, ge=1, le=10_000, description="k: a forget step before every k-th remain step")
     temperature: float = Field(default=0.5, ge=0, le=10, description="lambda; 0 pushes all forget samples alike")
+    forget_loss: Literal["relabel", "ascent"] = Field(
+        default="relabel", description="relabel: towards the next retained class; ascent: away from the class's own noise"
+    )
+    loss_ceiling: float = Field(
+        default=1.0, gt=0, le=1e6, description="ascent stops for a sample whose loss is above it"
+    )
     gamma: float = Field(default=1.0, ge=0, le=1e6, description="saliency threshold: forget Fisher >= gamma x remain Fisher")
     fisher_batch_size: int = Field(default=16, ge=1, le=65_536, description="images a squared gradient is taken over")
     fisher_samples: int = Field(default=256, ge=1, le=10_000_000, description="at most so many images for each Fisher")
@@ -87,6 +94,12 @@ def decayed(decay: Decay, iteration: int, iterations: int) -> float:
     return 1 - progress if decay == "linear" else 1.0
 
 
+def anchors(class_count: int, retain_classes: tuple[int, ...]) -> Tensor:
+    """(K,) for every class the next retained one, cyclically: what a forgotten label shall mean from now on."""
+    following = [next(r for i in range(1, class_count + 1) if (r := (k + i) % class_count) in retain_classes) for k in range(class_count)]
+    return torch.tensor(following)
+
+
 class SFRon:
     """Every iteration a remain step; before every k-th, a masked forget step."""
 
@@ -103,6 +116,7 @@ class SFRon:
         dual = params.optimizer == "dual"
         self.forget_optimizer = torch.optim.Adam(run.parameters) if dual else self.remain_optimizer
         self.mask: list[Tensor] = []
+        self.anchor_K = anchors(len(run.spec.class_names), run.spec.retain_classes).to(run.ranks.device)
 
     @classmethod
     def begin(cls, params: Params, run: Run) -> Self:
@@ -131,18 +145,32 @@ class SFRon:
         p = self.params
         alpha = p.alpha_forget * decayed(p.alpha_decay, iteration, p.iterations)
         batch = self.run.batch(self.run.forget, iteration, p.batch_size, label_drop=p.forget_label_drop)
-        loss_B = self.run.losses(batch)
-        w_B = adaptive_weights(loss_B, temperature=p.temperature, add=self.run.ranks.sum_)
-        objective = -(w_B * loss_B).sum() * self.run.ranks.world
+        objective = self.forget_objective(batch) * self.run.ranks.world
         if p.optimizer == "dual":
             self.forget_optimizer.param_groups[0]["lr"] = alpha * p.learning_rate
         else:
             objective = alpha * objective
         self.run.update(objective, self.forget_optimizer, step=iteration, clip=p.clip, mask=self.mask)
 
+    def forget_objective(self, batch: Batch) -> Tensor:
+        """This rank's part of the global sum of w_i times what forgets sample i; descending it forgets."""
+        p, run = self.params, self.run
+        if p.forget_loss == "relabel":
+            loss_B, distance_B = run.family.contrast(
+                batch.x_BCHW, batch.y_B, self.anchor_K[batch.y_B], batch.draw, module=run.module
+            )
+            forgets_B = distance_B
+        else:
+            loss_B = run.losses(batch)
+            forgets_B = -loss_B.clamp(max=p.loss_ceiling)
+        w_B = adaptive_weights(loss_B, temperature=p.temperature, add=run.ranks.sum_)
+        return (w_B * forgets_B).sum()
+
     def remain_step(self, iteration: int) -> None:
         """Descend the mean retained loss on all weights."""
         p = self.params
+        rate = p.learning_rate * decayed(p.remain_decay, iteration, p.iterations)
+        self.remain_optimizer.param_groups[0]["lr"] = rate
         batch = self.run.batch(self.run.retain, iteration, p.batch_size, label_drop=p.remain_label_drop)
         objective = self.run.losses(batch).sum() * (self.run.ranks.world / batch.total)
         self.run.update(objective, self.remain_optimizer, step=iteration, clip=p.clip)

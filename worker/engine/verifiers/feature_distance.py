@@ -7,6 +7,7 @@ Classes weigh alike on both sides, whatever their share of the real images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -15,14 +16,13 @@ from worker.contract import Finding, Spec
 from worker.engine.errors import BadInput
 from worker.engine.judge import FEATURES
 from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, moments
-from worker.engine.verifier import Env, Need, Subject, Tier
-from worker.engine.verifier import Params as BaseParams
+from worker.engine.verifier import Env, Need, Params, Subject, Tier
 
 MIN_IMAGES = 4 * FEATURES
 """Fewer images than this leave the D x D covariance too uncertain to compare."""
 
 
-class Params(BaseParams):
+class Thresholds(Params):
     """How many samples, how often they are resampled, and how much larger the distance may be."""
 
     n_per_class: int = Field(default=100, ge=2, le=100_000, description="samples of each retained class and subject")
@@ -57,12 +57,12 @@ class Cloud:
 class FeatureDistance:
     """Ratio of judge feature distances, candidate over parent."""
 
-    name = "feature_distance"
-    title = "Retained classes look as real as before"
-    tier: Tier = "L2"
-    Params = Params
+    name: ClassVar[str] = "feature_distance"
+    title: ClassVar[str] = "Retained classes look as real as before"
+    tier: ClassVar[Tier] = "L2"
+    Params: ClassVar[type[Params]] = Thresholds
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Thresholds) -> None:
         self.params = params
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:

@@ -6,17 +6,16 @@ is the one-sided 95 % Clopper-Pearson bound, so that luck with few samples does 
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from worker.contract import Finding, Spec
 from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Subject, Tier
-from worker.engine.verifier import Params as BaseParams
+from worker.engine.verifier import Env, Need, Params, Subject, Tier
 
 
-class Params(BaseParams):
+class Thresholds(Params):
     """How many samples of each forgotten class, and how many of them may still show it."""
 
     n_per_class: int = Field(default=200, ge=1, le=100_000, description="samples of each forgotten class")
@@ -34,12 +33,12 @@ class Params(BaseParams):
 class ForgetRate:
     """Unlearning accuracy of every class that was ever forgotten on this lineage, with the original as control."""
 
-    name = "forget_rate"
-    title = "Forgotten classes are no longer drawn"
-    tier: Tier = "L1"
-    Params = Params
+    name: ClassVar[str] = "forget_rate"
+    title: ClassVar[str] = "Forgotten classes are no longer drawn"
+    tier: ClassVar[Tier] = "L1"
+    Params: ClassVar[type[Params]] = Thresholds
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Thresholds) -> None:
         self.params = params
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:

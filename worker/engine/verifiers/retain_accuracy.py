@@ -6,6 +6,8 @@ changed carry information, so far fewer samples are needed than for two independ
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -13,11 +15,10 @@ from torch import Tensor
 from worker.contract import Finding, Spec
 from worker.engine.errors import BadInput
 from worker.engine.statistics import lower_bound, paired_drop_upper
-from worker.engine.verifier import Env, Need, Subject, Tier
-from worker.engine.verifier import Params as BaseParams
+from worker.engine.verifier import Env, Need, Params, Subject, Tier
 
 
-class Params(BaseParams):
+class Thresholds(Params):
     """How many samples of each retained class, and how much accuracy may be lost."""
 
     n_per_class: int = Field(default=100, ge=1, le=100_000, description="samples of each retained class and subject")
@@ -27,12 +28,12 @@ class Params(BaseParams):
 class RetainAccuracy:
     """Accuracy of the retained classes, candidate against parent."""
 
-    name = "retain_accuracy"
-    title = "Retained classes are still drawn"
-    tier: Tier = "L1"
-    Params = Params
+    name: ClassVar[str] = "retain_accuracy"
+    title: ClassVar[str] = "Retained classes are still drawn"
+    tier: ClassVar[Tier] = "L1"
+    Params: ClassVar[type[Params]] = Thresholds
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Thresholds) -> None:
         self.params = params
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
@@ -49,6 +50,7 @@ class RetainAccuracy:
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`."""
         before_KN, after_KN = self._right(env, "parent"), self._right(env, "candidate")
+        both: tuple[tuple[Subject, Tensor], ...] = (("candidate", after_KN), ("parent", before_KN))
         return (
             self._drop(before_KN, after_KN),
             self._accuracy("candidate", after_KN),
@@ -56,7 +58,7 @@ class RetainAccuracy:
             *(
                 self._accuracy(subject, right_KN[row : row + 1], k, env.spec.class_names[k])
                 for row, k in enumerate(env.spec.retain_classes)
-                for subject, right_KN in (("candidate", after_KN), ("parent", before_KN))
+                for subject, right_KN in both
             ),
         )
 

@@ -21,7 +21,7 @@ from worker.examples.digits.data import CLASS_NAMES, held_out_indices, scans
 
 SEED = 20_240
 STEPS = 1_500
-BATCH = 96
+BATCH = 128
 PEAK_LEARNING_RATE = 2e-3
 WARM_UP = 100
 LABEL_DROP = 0.1
@@ -37,11 +37,11 @@ def build() -> UNet2DModel:
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 72),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
-        attention_head_dim=16,
+        attention_head_dim=18,
         num_class_embeds=NULL + 1,
     )
 

@@ -53,6 +53,11 @@ class Plan:
         return document_digest(self.spec.policy)
 
 
+def wanted_ranks(session: OrmSession, lease: Lease) -> int | None:
+    """The ranks that the request asks for; None leaves it to the worker."""
+    return session.get_one(UnlearnRequest, lease.request_id).ranks
+
+
 def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Plan:
     """The plan of a claimed request. The same request on the same base gives the same Spec, so step checkpoints stay valid.
 
@@ -83,7 +88,7 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Pla
             original_digest=root.digest,
             # of the files alone: the engine proves it from `data/`, and the split is beside it in this very document
             dataset=DatasetSpec(
-                format=dataset.format,  # type: ignore[arg-type]  # pydantic checks it
+                format=dataset.format,
                 digest=tree_digest(data.files),
                 held_out_ids=tuple(dataset.held_out_ids),
             ),

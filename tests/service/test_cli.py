@@ -1,0 +1,113 @@
+"""The command line: what it refuses, what it exits with, and that it never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service import __version__
+from service.cli import app
+from service.config import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+runner = CliRunner()
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("EXPUNGE_")}
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_every_promised_command_exists() -> None:
+    promised = {
+        (): {
+            "up",
+            "serve",
+            "worker",
+            "signer",
+            "migrate",
+            "demo",
+            "models",
+            "datasets",
+            "request",
+            "checkpoint",
+            "verify",
+            "audit",
+        },
+        ("models",): {"register", "list"},
+        ("request",): {"create", "list", "show", "watch", "cancel"},
+        ("checkpoint",): {"download"},
+        ("audit",): {"list", "export"},
+    }
+    for group, commands in promised.items():
+        text = runner.invoke(app, [*group, "--help"]).output
+        assert [c for c in commands if c not in text] == []
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert runner.invoke(app, ["--version"]).output.strip() == __version__
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_an_address_that_is_not_loopback_is_refused_with_the_reason(tmp_path: Path, command: str) -> None:
+    done = run(command, EXPUNGE_HOST="0.0.0.0", EXPUNGE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "no API keys yet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_in_a_container_only_the_one_wildcard_address_is_allowed(tmp_path: Path) -> None:
+    done = run("serve", EXPUNGE_HOST="192.0.2.1", EXPUNGE_BIND_IN_CONTAINER="1", EXPUNGE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models", "list"),
+        ("request", "show", "ureq_x"),
+        ("audit", "list"),
+        ("audit", "export"),
+        ("checkpoint", "download", "c", "d"),
+    ],
+)
+def test_nobody_listening_is_a_sentence_not_a_traceback(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, EXPUNGE_URL="http://127.0.0.1:9", EXPUNGE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert "no answer from the service" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_passes_the_verifier_s_status_on(tmp_path: Path) -> None:
+    done = run("verify", str(tmp_path / "nowhere"), "--key", str(tmp_path / "nokey"), "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["valid"] is False
+
+
+def test_a_worker_refuses_a_database_that_is_not_migrated(tmp_path: Path) -> None:
+    done = run("worker", EXPUNGE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "expunge migrate" in done.stderr
+
+
+def test_a_lease_shorter_than_two_renewals_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least twice"):
+        Settings(lease_seconds=5, renew_seconds=3)
+
+
+def test_a_data_directory_too_deep_for_a_socket_gets_a_short_one(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    short = Settings(data_dir=deep).socket_path
+    assert len(short) <= 100
+    assert short == Settings(data_dir=deep).socket_path
+    assert short != Settings(data_dir=tmp_path / ("e" * 120)).socket_path

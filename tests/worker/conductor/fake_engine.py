@@ -1,0 +1,187 @@
+"""An engine without torch that answers as the contract says, or misbehaves as the spec's params tell it to.
+
+    params: {"unlearn": MODE, "verify": MODE, "seconds": S}
+
+Run like the real one: `python fake_engine.py unlearn|verify DIR`. A `long` run starts a "rank" in a session of its own, as
+torchrun does, which notes its pid in `rank.pid`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from worker.contract import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    Environment,
+    Event,
+    Failure,
+    FileEntry,
+    Finding,
+    JobDirectory,
+    Manifest,
+    Report,
+    Spec,
+    decide,
+    document_digest,
+    tree_digest,
+)
+
+ENVIRONMENT = Environment(code_version="fake", python="3", torch="none", device="cpu", ranks=1, threads=1)
+ITERATIONS = 20
+
+
+def entries(folder: Path) -> tuple[FileEntry, ...]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return tuple(
+        FileEntry(
+            path=p.relative_to(folder).as_posix(),
+            size=p.stat().st_size,
+            sha256=hashlib.sha256(p.read_bytes()).hexdigest(),
+        )
+        for p in files
+    )
+
+
+def tell(job: JobDirectory, phase: str, completed: int, total: int, unit: str) -> None:
+    event = Event(at=time.time(), kind="progress", phase=phase, completed=completed, total=total, unit=unit)
+    with job.events.open("a") as file:
+        file.write(event.model_dump_json() + "\n")
+
+
+def fail(job: JobDirectory, **words: object) -> int:
+    job.failure.write_text(Failure.model_validate(words).model_dump_json())
+    return EXIT_FAILED
+
+
+def work(job: JobDirectory, spec: Spec, mode: str) -> int:
+    """The unlearning stage."""
+    resumed = len(list(job.steps.glob("step-*"))) if job.steps.is_dir() else 0
+    if mode in ("long", "long_once") and not (mode == "long_once" and resumed):
+        return work_long(job, spec)
+    match mode:
+        case "silent":
+            return EXIT_DONE
+        case "crash":
+            print("Traceback: boom in", job.root)
+            return EXIT_FAILED
+        case "crash_once" if not resumed:
+            leave_step(job)
+            return EXIT_FAILED
+        case "diverged":
+            return fail(job, code="diverged", message="the loss is not finite", step=7, loss="nan")
+        case "oom":
+            return fail(job, code="out_of_memory", message="too little memory", retryable=True)
+        case "hang":
+            time.sleep(60)
+    for i in range(ITERATIONS + 1):
+        tell(job, "unlearning", i, ITERATIONS, "iteration")
+        time.sleep(float(spec.params.get("seconds", 0)) / ITERATIONS)
+    shutil.copytree(job.base, job.out)
+    with (job.out / "model.safetensors").open("ab") as file:
+        file.write(f"forgot {spec.all_forgotten}".encode())
+    manifest = Manifest(
+        spec_digest=document_digest(spec) if mode != "other_spec" else "0" * 64,
+        files=entries(job.out),
+        effective_params={"rate": 0.5},
+        iterations_completed=ITERATIONS if mode != "incomplete" else 3,
+        iterations_total=ITERATIONS,
+        resumed_from_iteration=resumed,
+        seconds_prepare=0.0,
+        seconds_unlearn=0.1,
+        peak_memory_mb=1.0,
+        environment=ENVIRONMENT,
+    )
+    if mode == "torn":
+        (job.out / "model.safetensors").write_bytes(b"half")
+    if mode == "extra_file":
+        (job.out / "optimizer.bin").write_bytes(b"state")
+    job.manifest.write_text(manifest.model_dump_json())
+    return EXIT_DONE
+
+
+def leave_step(job: JobDirectory) -> None:
+    step = job.steps / "step-000001"
+    step.mkdir(parents=True, exist_ok=True)
+    (step / "state.json").write_text("{}")
+
+
+def work_long(job: JobDirectory, spec: Spec) -> int:
+    """Works until asked to stop; leaves a step checkpoint then."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    code = "import ctypes, sys, time\n"
+    if spec.params.get("rank_dies_with_agent"):
+        code += "ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"
+    rank = subprocess.Popen([sys.executable, "-c", code + "time.sleep(300)"], start_new_session=True)
+    (job.root / "rank.pid").write_text(f"{os.getpid()} {rank.pid}")
+    for i in range(3000):
+        if i == 5 and spec.params["unlearn"] == "long_once":
+            leave_step(job)
+        if asked and not spec.params.get("deaf"):
+            leave_step(job)
+            return EXIT_STOPPED  # and leaves its rank behind: the conductor must find it
+        tell(job, "unlearning", i, 3000, "iteration")
+        time.sleep(0.05)
+    return EXIT_FAILED
+
+
+def judge(job: JobDirectory, spec: Spec, mode: str) -> int:
+    """The verification stage."""
+    manifest = Manifest.model_validate_json(job.manifest.read_bytes())
+    if mode == "crash":
+        return EXIT_FAILED
+    if mode == "meddle":
+        (job.out / "model.safetensors").write_bytes(b"other")
+    job.evidence.mkdir()
+    (job.evidence / "before_after.png").write_bytes(b"a picture")
+    (job.judges / ("a" * 64)).mkdir(exist_ok=True)
+    (job.judges / ("a" * 64) / "judge.json").write_text("{}")
+    passed = mode not in ("fail", "lie")
+    findings = (
+        Finding(check="forget_rate", metric="unlearning_accuracy", subject="candidate", gating=True, passed=passed, value=0.99),
+        Finding(
+            check="forget_rate", metric="unlearning_accuracy", subject="original", gating=False, control=True,
+            passed=mode == "void", value=0.01,
+        ),
+    )  # fmt: skip
+    verdict = "PASS" if mode == "lie" else decide(findings, spec.policy)
+    report = Report(
+        spec_digest=document_digest(spec),
+        policy_digest=document_digest(spec.policy),
+        candidate_digest="0" * 64 if mode == "other_candidate" else tree_digest(manifest.files),
+        verdict="ERROR" if mode == "error" else verdict,
+        summary=f"the fake judge says {verdict}",
+        findings=findings,
+        evidence=entries(job.evidence),
+        seconds_verify=0.1,
+        peak_memory_mb=1.0,
+        environment=ENVIRONMENT,
+    )
+    tell(job, "verifying", 1, 1, "image")
+    job.report.write_text(report.model_dump_json())
+    return EXIT_DONE
+
+
+def main() -> int:
+    stage, job = sys.argv[1], JobDirectory(sys.argv[2])
+    spec = job.read_spec()
+    mode = str(spec.params.get(stage, "good"))
+    if saved := os.environ.get("NCCL_FAKE_KEEP"):  # a name that the conductor passes on: tests look at what was there
+        shutil.copy(job.spec, Path(saved) / f"spec-{os.environ['EXPUNGE_FENCE']}.json")
+        (Path(saved) / f"environment-{stage}.json").write_text(json.dumps(dict(os.environ)))
+        (Path(saved) / f"tree-{stage}.json").write_text(json.dumps(sorted(p.name for p in job.root.iterdir())))
+    return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""A furnished house for tests: a registered model and dataset on disk and in the rows, requests on it, a room to run them."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import select, update
+
+from service import db
+from service.certificates.signing import FileKeySigner
+from service.config import Settings, get_settings
+from service.files import FileEntry, dataset_digest, tree_digest
+from service.storage import Store
+from service.tables import Attempt, Dataset, LedgerEntry, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
+from worker.conductor import identity
+from worker.conductor.launch import Stage
+from worker.conductor.pipeline import Room
+from worker.contract import JobDirectory
+
+FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
+CLASSES = [str(k) for k in range(10)]
+POLICY = {"name": "test-v1", "checks": [{"verifier": "forget_rate", "params": {}}]}
+WEIGHTS = {"config.json": b'{"a": 1}', "unet/model.safetensors": b"", "model.safetensors": b"weights " * 1000}
+
+
+def fake_engine(stage: Stage, job: JobDirectory, ranks: int) -> list[str]:
+    return [sys.executable, str(FAKE_ENGINE), stage, str(job.root)]
+
+
+@dataclass(frozen=True)
+class House:
+    """Where a registered model is."""
+
+    model_id: str
+    dataset_id: str
+    version_id: str
+    weights: Path
+    data: Path
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> list[FileEntry]:
+    found = []
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        found.append(FileEntry(name, len(content), hashlib.sha256(content).hexdigest()))
+    return sorted(found)
+
+
+def furnish(folder: Path) -> House:
+    """A model of ten classes with its dataset, registered."""
+    weights, data = folder / "weights", folder / "data"
+    model_files = _write(weights, WEIGHTS)
+    data_files = _write(data, {"digits.npz": b"images"})
+    house = House(new_id("mdl"), new_id("dset"), new_id("mver"), weights, data)
+    with db.transaction() as session:
+        at = db.now(session)
+        common: dict[str, Any] = {"name": "digits", "class_names": CLASSES, "created_at": at, "created_by": "user:local"}
+        session.add(
+            Dataset(
+                id=house.dataset_id, format="npz", location=data.as_uri(), held_out_ids=["1", "2"],
+                files=[f.row() for f in data_files],
+                digest=dataset_digest(data_files, format="npz", class_names=CLASSES, held_out_ids=["1", "2"]), **common,
+            )
+        )  # fmt: skip
+        session.flush()
+        session.add(Model(id=house.model_id, family="ddpm", dataset_id=house.dataset_id, current_version=1, **common))
+        session.flush()
+        session.add(
+            ModelVersion(
+                id=house.version_id, model_id=house.model_id, number=1, location=weights.as_uri(),
+                files=[f.row() for f in model_files], digest=tree_digest(model_files), forgotten_classes=[], created_at=at,
+            )
+        )  # fmt: skip
+    return house
+
+
+def ask(house: House, *classes: int, **params: Any) -> str:
+    """A queued request; `params` steer the fake engine."""
+    request_id = new_id("ureq")
+    with db.transaction() as session:
+        at = db.now(session)
+        session.add(
+            UnlearnRequest(
+                id=request_id, model_id=house.model_id, forget_classes=list(classes or (3,)), method="sfron", params=params,
+                seed=7, on_conflict="queue_after", policy=POLICY, client_metadata={}, status="queued", not_before=at,
+                created_at=at, created_by="user:local",
+            )
+        )  # fmt: skip
+    time.sleep(0.002)  # created_at of the next one is later: SQLite's clock has milliseconds
+    return request_id
+
+
+def make_room(**changes: Any) -> Room:
+    """A room with the fake engine and a signer in this process; quick settings unless `changes` says otherwise."""
+    quick = {"lease_seconds": 10.0, "renew_seconds": 0.2, "stop_grace_seconds": 3.0, "max_attempts": 2}
+    settings: Settings = get_settings().model_copy(update=quick | changes)
+    store = Store(settings.store)
+    signer = FileKeySigner(ec.generate_private_key(ec.SECP256R1()), store)
+    return Room(settings, store, signer, identity.owner(), command=fake_engine)
+
+
+def request(request_id: str) -> UnlearnRequest:
+    with db.reading() as session:
+        return session.get_one(UnlearnRequest, request_id)
+
+
+def attempts(request_id: str) -> list[Attempt]:
+    with db.reading() as session:
+        chosen = select(Attempt).where(Attempt.request_id == request_id).order_by(Attempt.fence)
+        return list(session.execute(chosen).scalars())
+
+
+def events(request_id: str) -> list[str]:
+    with db.reading() as session:
+        chosen = select(RequestEvent.type).where(RequestEvent.request_id == request_id).order_by(RequestEvent.id)
+        return [kind.removeprefix("unlearning_request.") for kind in session.execute(chosen).scalars()]
+
+
+def actions(request_id: str) -> list[str]:
+    """The ledger's entries about a request, in order."""
+    with db.reading() as session:
+        chosen = select(LedgerEntry.action).where(LedgerEntry.request_id == request_id).order_by(LedgerEntry.seq)
+        return list(session.execute(chosen).scalars())
+
+
+def withdraw(request_id: str) -> None:
+    """What the API does when somebody cancels a running request."""
+    with db.transaction() as session:
+        row = session.get_one(UnlearnRequest, request_id, with_for_update=True)
+        row.cancel_requested_at = db.now(session)
+        row.status = "cancelled" if row.status == "queued" else "cancelling"
+
+
+def make_due(request_id: str) -> None:
+    """Skip the pause after a dead attempt."""
+    change(request_id, not_before=timedelta(0))
+
+
+def expire_lease(request_id: str) -> None:
+    change(request_id, lease_expires_at=timedelta(seconds=-1))
+
+
+def change(request_id: str, **times: timedelta) -> None:
+    with db.transaction() as session:
+        at = db.now(session)
+        values = {name: at + offset for name, offset in times.items()}
+        session.execute(update(UnlearnRequest).where(UnlearnRequest.id == request_id).values(**values))
+
+
+def until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """Wait for something to become true; its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := holds():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def is_running(pid: int) -> bool:
+    """True while a process lives; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

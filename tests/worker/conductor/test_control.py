@@ -1,0 +1,164 @@
+"""What the sweeper rings for, what it takes back, and what it leaves alone."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kombu.exceptions import OperationalError as BrokerAway
+from sqlalchemy.exc import OperationalError
+
+from service import db, outbox
+from service.outbox import Due
+from service.requests import leases
+from tests.worker.conductor import house as h
+from worker.conductor import app as bell
+from worker.conductor import identity
+from worker.conductor.control import RING_AGAIN_SECONDS, SLOWEST_RING_SECONDS, Bells, Sweeper
+
+ELSEWHERE = "another-host|1|1|another-boot"
+
+
+@pytest.fixture
+def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    heard: list[str] = []
+    monkeypatch.setattr(bell, "ring", lambda _app, request_id: heard.append(request_id))
+    return heard
+
+
+@pytest.fixture
+def sweeper(database: str) -> Sweeper:
+    room = h.make_room(lease_seconds=0.4, renew_seconds=0.2)
+    return Sweeper(bell.make_app(room.settings), room)
+
+
+def claimed_by(owner: str, tmp_path: Path) -> str:
+    request_id = h.ask(h.furnish(tmp_path))
+    with db.transaction() as session:
+        assert leases.claim(session, request_id, owner=owner, lease_seconds=60)
+    return request_id
+
+
+def dead_owner() -> str:
+    """The owner's name of a process of this host that has ended."""
+    code = "from worker.conductor import identity; print(identity.owner())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_one_bell_a_free_slot_and_none_while_busy_or_draining(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
+    waiting = [h.ask(h.furnish(tmp_path / str(k))) for k in range(3)]
+    sweeper.room.busy.set()
+    sweeper.sweep()
+    sweeper.room.busy.clear()
+    sweeper.room.draining.set()
+    sweeper.sweep()
+    assert rung == []
+    sweeper.room.draining.clear()
+    sweeper.sweep()
+    sweeper.sweep()  # at once again: the bell has been rung
+    assert rung == [waiting[0]]
+
+
+def test_an_unanswered_bell_is_rung_again_ever_more_slowly() -> None:
+    bells, wait = Bells(), Due("ureq_1", 0)
+    rings, now = [], 0.0
+    while now < 200:
+        if bells.choose([wait], now):
+            bells.note(wait, now)
+            rings.append(now)
+        now += 1.0
+    gaps = [later - earlier for earlier, later in itertools.pairwise(rings)]
+    assert gaps == [RING_AGAIN_SECONDS, 10.0, 20.0, 40.0, SLOWEST_RING_SECONDS, SLOWEST_RING_SECONDS]
+    assert bells.choose([Due("ureq_1", 2)], now) == [Due("ureq_1", 2)]  # it was claimed and came back: a new wait
+    assert len(bells.rung) == 0
+
+
+def test_a_broker_that_is_away_spoils_a_ring_and_nothing_else(
+    sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def away(*_: object) -> None:
+        raise BrokerAway("connection refused")
+
+    request_id = h.ask(h.furnish(tmp_path))
+    monkeypatch.setattr(bell, "ring", away)
+    sweeper.sweep()
+    assert sweeper.healthy_since is not None
+    heard: list[str] = []
+    monkeypatch.setattr(bell, "ring", lambda _app, ring_id: heard.append(ring_id))
+    sweeper.sweep()
+    assert heard == [request_id]  # the failed ring does not count
+
+
+def test_an_expired_lease_is_judged_only_after_a_lease_of_unbroken_health(
+    sweeper: Sweeper, rung: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request_id = claimed_by(ELSEWHERE, tmp_path)
+    h.expire_lease(request_id)
+    sweeper.sweep()
+    assert h.request(request_id).status == "running"
+    time.sleep(0.3)
+    with monkeypatch.context() as outage:
+        outage.setattr(outbox, "held", lambda _session: (_ for _ in ()).throw(OperationalError("x", {}, Exception("away"))))
+        sweeper.sweep()
+    time.sleep(0.2)
+    sweeper.sweep()  # 0.5 s since the first look, but none since the outage
+    assert h.request(request_id).status == "running"
+    time.sleep(0.45)
+    sweeper.sweep()
+    assert h.request(request_id).status == "queued"
+    assert h.attempts(request_id)[0].outcome == "lost"
+
+
+def test_a_dead_process_of_this_host_loses_its_lease_at_once(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
+    request_id = claimed_by(dead_owner(), tmp_path)
+    sweeper.sweep()
+    assert h.request(request_id).status == "queued"
+    assert "gone" in h.attempts(request_id)[0].detail["message"]  # type: ignore[index]
+
+
+def test_a_cancelled_request_of_a_dead_worker_ends_cancelled(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
+    request_id = claimed_by(dead_owner(), tmp_path)
+    h.withdraw(request_id)
+    sweeper.sweep()
+    assert h.request(request_id).status == "cancelled"
+
+
+def test_live_leases_are_left_alone(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
+    elsewhere = claimed_by(ELSEWHERE, tmp_path / "a")
+    sweeper.room.busy.set()
+    ours = claimed_by(sweeper.room.owner, tmp_path / "b")
+    sweeper.healthy_since = time.monotonic() - 3600
+    sweeper.sweep()
+    assert [h.request(r).status for r in (elsewhere, ours)] == ["running", "running"]
+    sweeper.room.busy.clear()  # ours, but nobody is at it: the attempt ended while the database was away
+    sweeper.sweep()
+    assert [h.request(r).status for r in (elsewhere, ours)] == ["running", "queued"]
+
+
+def test_directories_of_dead_attempts_are_cleared(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
+    jobs = sweeper.room.settings.jobs_dir
+    running, waiting = claimed_by(ELSEWHERE, tmp_path / "a"), claimed_by(dead_owner(), tmp_path / "b")
+    over = h.ask(h.furnish(tmp_path / "c"))
+    h.withdraw(over)
+    for request_id in (running, waiting, over, "unknown"):
+        for name in ("base/weights", "steps/step-1/state"):
+            path = jobs / request_id / "1" / name
+            path.parent.mkdir(parents=True)
+            path.write_text("x")
+    sweeper.sweep()
+    left = sorted(p.relative_to(jobs).as_posix() for p in jobs.rglob("*") if p.is_file())
+    expected = [f"{running}/1/base/weights", f"{running}/1/steps/step-1/state", f"{waiting}/1/steps/step-1/state"]
+    assert left == sorted(expected)
+
+
+def test_a_process_is_dead_only_when_this_host_can_know() -> None:
+    assert identity.is_dead_here(dead_owner())
+    assert not identity.is_dead_here(identity.owner())
+    assert not identity.is_dead_here(ELSEWHERE)
+    assert not identity.is_dead_here("")
+    host, pid, _started, boot = identity.owner().split("|")
+    assert identity.is_dead_here(f"{host}|{pid}|1|{boot}")  # the pid lives, but as another process

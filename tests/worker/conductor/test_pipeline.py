@@ -1,0 +1,452 @@
+"""One attempt from the claim to the end, with a real child process that may misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+
+from service import db
+from service.certificates.signing import SignerUnavailable, SigningRefused, payload_of
+from service.requests import endings
+from service.requests.endings import Problem
+from service.tables import Checkpoint, CheckpointFile, Model, ModelVersion
+from tests.worker.conductor import house as h
+from worker.conductor import outcomes, pipeline
+from worker.conductor.pipeline import Room
+
+pytestmark = pytest.mark.usefixtures("database")
+one_database = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""For rules about files and processes: they hold no SQL that the other tests do not run on both."""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> h.House:
+    return h.furnish(tmp_path)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the fake engine copies what it saw, before the job directory goes."""
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    monkeypatch.setenv("NCCL_FAKE_KEEP", str(folder))
+    return folder
+
+
+def published() -> int:
+    with db.reading() as session:
+        return session.execute(select(func.count()).select_from(Checkpoint)).scalar_one()
+
+
+def nothing_left(room: Room, request_id: str) -> bool:
+    return not (room.settings.jobs_dir / request_id).exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- success
+
+
+def test_a_passing_result_is_stored_signed_and_published_with_its_record(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, 3)
+    assert pipeline.run(request_id, room) == "succeeded"
+
+    row = h.request(request_id)
+    assert (row.status, row.attempts_charged, row.lease_owner, row.error) == ("succeeded", 1, None, None)
+    with db.reading() as session:
+        checkpoint = session.get_one(Checkpoint, row.checkpoint_id)
+        files = session.execute(select(CheckpointFile).order_by(CheckpointFile.path)).scalars().all()
+        version = session.execute(select(ModelVersion).where(ModelVersion.number == 2)).scalar_one()
+        assert session.get_one(Model, house.model_id).current_version == 2
+    assert [f.path for f in files] == sorted(h.WEIGHTS)
+    assert all(room.store.size(f.sha256) == f.size for f in files)
+    assert (version.checkpoint_id, version.forgotten_classes, version.digest) == (checkpoint.id, [3], checkpoint.digest)
+    statement = json.loads(payload_of(checkpoint.certificate))
+    assert {s["name"]: s["digest"]["sha256"] for s in statement["subject"]} == {f.path: f.sha256 for f in files}
+    assert statement["predicate"]["parent"]["version_id"] == house.version_id
+    assert h.actions(request_id) == [
+        "run.started", "plan.committed", "run.finished", "evaluation.finished", "certificate.issued", "model.published",
+        "unlearning.request.closed",
+    ]  # fmt: skip
+    (attempt,) = h.attempts(request_id)
+    assert attempt.outcome == "succeeded"
+    assert attempt.report["verdict"] == "PASS"
+    assert attempt.evidence is not None
+    assert room.store.open(attempt.evidence[0]["sha256"]).read() == b"a picture"
+    assert h.events(request_id)[0] == "started"
+    assert h.events(request_id)[-1] == "succeeded"
+    assert nothing_left(room, request_id)
+
+
+def test_the_second_request_starts_from_the_first_ones_result_and_keeps_what_it_forgot(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    first, second = h.ask(house, 3), h.ask(house, 5)
+    assert pipeline.run(second, room) is None  # the older one first
+    assert pipeline.run(first, room) == "succeeded"
+    assert pipeline.run(second, room) == "succeeded"
+    spec = json.loads((kept / "spec-1.json").read_text())
+    with db.reading() as session:
+        versions = session.execute(select(ModelVersion).order_by(ModelVersion.number)).scalars().all()
+    assert [v.forgotten_classes for v in versions] == [[], [3], [3, 5]]
+    assert (spec["forget_classes"], spec["forgotten_classes"]) == ([5], [3])
+    assert (spec["base_digest"], spec["original_digest"]) == (versions[1].digest, versions[0].digest)
+
+
+@one_database
+def test_the_engine_sees_no_secret_of_ours(house: h.House, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_SIGNING_KEY", "/secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    assert pipeline.run(h.ask(house), h.make_room()) == "succeeded"
+    seen = json.loads((kept / "environment-unlearn.json").read_text())
+    assert {k for k in seen if k.startswith("EXPUNGE_")} == {"EXPUNGE_JOB", "EXPUNGE_FENCE"}
+    assert "AWS_SECRET_ACCESS_KEY" not in seen
+    assert not any("postgresql" in v or ".db" in v for v in seen.values())
+
+
+@one_database
+def test_the_verification_secret_is_the_services_alone(house: h.House) -> None:
+    room = h.make_room()
+    assert pipeline.run(h.ask(house), room) == "succeeded"
+    secret = room.settings.data_dir.resolve() / "keys" / "verification.secret"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert secret.stat().st_size == 32
+
+
+@one_database
+def test_judges_are_kept_for_the_next_run(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    assert pipeline.run(h.ask(house, 1), room) == "succeeded"
+    assert (room.settings.judges_dir / ("a" * 64) / "judge.json").is_file()
+
+
+# -------------------------------------------------------------------------------------------- the engine is not believed
+
+FINAL = {
+    "diverged": ({"unlearn": "diverged"}, "diverged", ["run.failed"]),
+    "the manifest answers another spec": ({"unlearn": "other_spec"}, "bad_answer", ["run.failed"]),
+    "a file is not what the manifest says": ({"unlearn": "torn"}, "integrity", ["run.failed"]),
+    "a file that the manifest does not name": ({"unlearn": "extra_file"}, "integrity", ["run.failed"]),
+    "the verdict does not follow from the findings": ({"verify": "lie"}, "bad_answer", ["run.failed"]),
+    "the report is about another candidate": ({"verify": "other_candidate"}, "bad_answer", ["run.failed"]),
+    "verification changed the candidate": ({"verify": "meddle"}, "integrity", ["evaluation.finished", "run.failed"]),
+    "the gate says no": ({"verify": "fail"}, "verification_failed", ["evaluation.rejected", "run.failed"]),
+    "the original passes too": ({"verify": "void"}, "void", ["evaluation.rejected", "run.failed"]),
+    "a check could not run": ({"verify": "error"}, "verification_error", ["evaluation.rejected", "run.failed"]),
+}
+
+
+@one_database
+@pytest.mark.parametrize("case", FINAL)
+def test_a_result_that_does_not_hold_fails_the_request_and_nothing_is_published(house: h.House, case: str) -> None:
+    params, code, ledger = FINAL[case]
+    room = h.make_room()
+    request_id = h.ask(house, **params)
+    assert pipeline.run(request_id, room) == "failed"
+    row = h.request(request_id)
+    assert row.error is not None
+    assert (row.error["code"], row.error["attempt"]) == (code, 1)
+    assert row.error["category"] == outcomes.CATEGORIES[code]
+    assert published() == 0
+    tail = [a for a in h.actions(request_id) if a not in ("run.started", "plan.committed", "run.finished")]
+    assert tail == [*ledger, "unlearning.request.closed"]
+    assert h.events(request_id)[-1] == "failed"
+    assert nothing_left(room, request_id)
+    if code == "diverged":
+        assert (row.error["step"], row.error["loss"]) == (7, "nan")
+    if ledger[0] == "evaluation.rejected":
+        assert h.attempts(request_id)[0].report["verdict"] != "PASS"  # kept for whoever asks why
+
+
+RETRIED = {
+    "exit 0 without a manifest": ({"unlearn": "silent"}, "engine_died"),
+    "a crash": ({"unlearn": "crash"}, "engine_died"),
+    "a loop that did not run to its end": ({"unlearn": "incomplete"}, "engine_died"),
+    "out of memory": ({"unlearn": "oom"}, "out_of_memory"),
+    "a crash while verifying": ({"verify": "crash"}, "engine_died"),
+}
+
+
+@one_database
+@pytest.mark.parametrize("case", RETRIED)
+def test_an_attempt_that_died_counts_and_publishes_nothing(house: h.House, case: str) -> None:
+    params, code = RETRIED[case]
+    room = h.make_room(max_attempts=1)
+    request_id = h.ask(house, **params)
+    assert pipeline.run(request_id, room) == "failed"
+    error = h.request(request_id).error
+    assert error is not None
+    assert (error["code"], error["last_code"], error["attempt"]) == ("attempts_exhausted", code, 1)
+    assert published() == 0
+    assert nothing_left(room, request_id)
+
+
+def test_an_attempt_that_died_is_tried_again_after_a_rest_until_the_attempts_are_used_up(house: h.House) -> None:
+    room = h.make_room(max_attempts=2)
+    request_id = h.ask(house, unlearn="crash")
+    assert pipeline.run(request_id, room) == "queued"
+    row = h.request(request_id)
+    assert (row.phase, row.attempts_charged, row.lease_owner) == (None, 1, None)
+    assert pipeline.run(request_id, room) is None  # it rests
+    h.make_due(request_id)
+    assert pipeline.run(request_id, room) == "failed"
+    assert [a.outcome for a in h.attempts(request_id)] == ["failed", "failed"]
+    assert h.actions(request_id)[-2:] == ["run.failed", "unlearning.request.closed"]
+
+
+@one_database
+def test_the_end_of_the_engines_output_is_kept_without_our_paths(house: h.House) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn="crash")
+    pipeline.run(request_id, room)
+    detail = h.attempts(request_id)[0].detail
+    assert detail is not None
+    assert "Traceback: boom in <job>" in detail["log_tail"]
+
+
+@one_database
+def test_an_engine_without_progress_is_killed_and_tried_again(house: h.House) -> None:
+    room = h.make_room(stall_seconds=0.5)
+    request_id = h.ask(house, unlearn="hang")
+    assert pipeline.run(request_id, room) == "queued"
+    detail = h.attempts(request_id)[0].detail
+    assert detail is not None
+    assert detail["code"] == "stalled"
+
+
+# -------------------------------------------------------------------------------------------------------------- staging
+
+
+@one_database
+@pytest.mark.parametrize("what", ["changed", "longer", "gone", "data"])
+def test_bytes_that_changed_since_registration_fail_the_request_before_the_engine_runs(
+    house: h.House, kept: Path, what: str
+) -> None:
+    target = house.data / "digits.npz" if what == "data" else house.weights / "model.safetensors"
+    before = target.read_bytes()
+    match what:
+        case "gone":
+            target.unlink()
+        case "longer":
+            target.write_bytes(before + b"x")
+        case _:
+            target.write_bytes(b"X" + before[1:])
+    room = h.make_room()
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "failed"
+    error = h.request(request_id).error
+    assert error is not None
+    assert error["code"] == "integrity"
+    assert list(kept.iterdir()) == []
+    assert published() == 0
+    assert h.actions(request_id) == ["run.started", "run.failed", "unlearning.request.closed"]
+    assert nothing_left(room, request_id)
+
+
+@one_database
+def test_a_later_attempt_adopts_the_step_checkpoints_and_has_the_same_spec(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn="crash_once")
+    assert pipeline.run(request_id, room) == "queued"
+    (left,) = (room.settings.jobs_dir / request_id).iterdir()
+    assert [p.name for p in left.iterdir()] == ["steps"]  # the staged data is gone
+    h.make_due(request_id)
+    assert pipeline.run(request_id, room) == "succeeded"
+    assert (kept / "spec-1.json").read_text() == (kept / "spec-2.json").read_text()
+    assert nothing_left(room, request_id)
+
+
+# --------------------------------------------------------------------------------------------------------------- signer
+
+
+class Away:
+    """A signer that comes back after so many calls, or that refuses."""
+
+    def __init__(self, room: Room, absences: int, refusal: str = "") -> None:
+        self.inner, self.absences, self.refusal = room.signer, absences, refusal
+
+    def sign(self, statement):
+        if self.refusal:
+            raise SigningRefused(self.refusal)
+        self.absences -= 1
+        if self.absences >= 0:
+            raise SignerUnavailable("nobody answers")
+        return self.inner.sign(statement)
+
+
+@one_database
+def test_a_signer_that_restarts_costs_no_attempt(house: h.House) -> None:
+    room = h.make_room()
+    room.signer = Away(room, absences=2)
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "succeeded"
+    assert h.request(request_id).attempts_charged == 1
+
+
+@one_database
+def test_a_signer_that_stays_away_puts_the_request_back(house: h.House) -> None:
+    room = h.make_room()
+    room.signer, room.signer_patience_seconds = Away(room, absences=9), 0.0
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "queued"
+    assert published() == 0
+    room.signer = room.signer.inner
+    h.make_due(request_id)
+    assert pipeline.run(request_id, room) == "succeeded"
+
+
+@one_database
+def test_a_signer_that_refuses_fails_the_request(house: h.House) -> None:
+    room = h.make_room()
+    room.signer = Away(room, absences=0, refusal="a control did not fail")
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "failed"
+    assert h.request(request_id).error["code"] == "signing_refused"
+    assert published() == 0
+
+
+@one_database
+def test_an_envelope_around_another_statement_is_not_published(house: h.House) -> None:
+    room = h.make_room()
+    honest = room.signer
+
+    class Swapped:
+        def sign(self, statement):
+            return honest.sign({**statement, "predicate": {**statement["predicate"], "limits": []}})
+
+    room.signer = Swapped()
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "failed"
+    assert h.request(request_id).error["code"] == "signing_refused"
+
+
+# ----------------------------------------------------------------------------------------- cancelled, drained, lost
+
+
+@pytest.fixture
+def background() -> Iterator[list[threading.Thread]]:
+    """Threads of a test; all of them have ended when it has."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def start(request_id: str, room: Room, background: list[threading.Thread]) -> tuple[list[str | None], list[int]]:
+    """Run in a thread until the engine is at work; the result to be, and the pids of agent and rank."""
+    outcome: list[str | None] = []
+    thread = threading.Thread(target=lambda: outcome.append(pipeline.run(request_id, room)))
+    background.append(thread)
+    thread.start()
+    note = room.settings.jobs_dir / request_id / "1" / "rank.pid"
+    pids = h.until(lambda: note.exists() and note.read_text().split())
+    return outcome, [int(p) for p in pids]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_cancelling_a_running_request_kills_every_process_first(
+    house: h.House, background: list[threading.Thread], deaf: bool
+) -> None:
+    room = h.make_room(stop_grace_seconds=0.5)
+    request_id = h.ask(house, unlearn="long", deaf=deaf)
+    outcome, pids = start(request_id, room, background)
+    h.withdraw(request_id)
+    assert h.request(request_id).status == "cancelling"
+    h.until(lambda: outcome)
+    assert outcome == ["cancelled"]
+    assert [h.is_running(pid) for pid in pids] == [False, False]
+    assert h.request(request_id).status == "cancelled"
+    assert h.attempts(request_id)[0].outcome == "cancelled"
+    assert h.actions(request_id)[-2:] == ["run.stopped", "unlearning.request.closed"]
+    assert nothing_left(room, request_id)
+
+
+def test_a_cancelled_queued_request_is_never_claimed(house: h.House) -> None:
+    request_id = h.ask(house)
+    h.withdraw(request_id)
+    assert pipeline.run(request_id, h.make_room()) is None
+    assert h.attempts(request_id) == []
+
+
+def test_draining_gives_the_request_back_uncharged_with_its_steps(house: h.House, background: list[threading.Thread]) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn="long_once")
+    outcome, pids = start(request_id, room, background)
+    room.draining.set()
+    h.until(lambda: outcome)
+    assert outcome == ["queued"]
+    assert [h.is_running(pid) for pid in pids] == [False, False]
+    row = h.request(request_id)
+    assert (row.status, row.attempts_charged) == ("queued", 0)
+    assert h.attempts(request_id)[0].outcome == "drained"
+    assert h.actions(request_id)[-1] == "run.stopped"
+    assert pipeline.run(request_id, room) is None  # a draining worker claims nothing
+    (left,) = (room.settings.jobs_dir / request_id).iterdir()
+    assert [p.name for p in left.iterdir()] == ["steps"]
+    room.draining.clear()
+    assert pipeline.run(request_id, room) == "succeeded"  # at once, without a pause, and from its steps
+
+
+@one_database
+def test_a_killed_agent_is_a_dead_attempt_and_its_ranks_go_too(house: h.House, background: list[threading.Thread]) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn="long")
+    outcome, (agent, rank) = start(request_id, room, background)
+    h.until(lambda: h.request(request_id).progress_completed)  # the tree was looked at
+    os.kill(agent, signal.SIGKILL)
+    h.until(lambda: outcome)
+    assert outcome == ["queued"]
+    assert not h.is_running(rank)
+    assert h.attempts(request_id)[0].detail["code"] == "engine_died"
+
+
+def test_a_lost_lease_stops_the_work_and_writes_nothing(house: h.House, background: list[threading.Thread]) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn="long")
+    outcome, pids = start(request_id, room, background)
+    with db.transaction() as session:
+        endings.reap(session, request_id, 1, max_attempts=5, reason="a test says so", only_expired=False)
+    ledger, row = h.actions(request_id), h.request(request_id)
+    h.until(lambda: outcome)
+    assert outcome == ["lost"]
+    assert [h.is_running(pid) for pid in pids] == [False, False]
+    assert h.actions(request_id) == ledger
+    after = h.request(request_id)
+    assert (after.status, after.fence, after.version) == (row.status, 2, row.version)
+
+
+def test_progress_reaches_the_row_and_its_followers(house: h.House) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, seconds=1.0)
+    assert pipeline.run(request_id, room) == "succeeded"
+    assert h.events(request_id).count("progress") >= 5  # three phases entered after staging, two renewals at least
+
+
+def test_a_cancellation_that_arrives_while_publishing_wins(house: h.House) -> None:
+    room = h.make_room()
+    request_id = h.ask(house)
+    honest = room.signer
+
+    class CancelsMeanwhile:
+        def sign(self, statement):
+            h.withdraw(request_id)
+            return honest.sign(statement)
+
+    room.signer = CancelsMeanwhile()
+    assert pipeline.run(request_id, room) == "cancelled"
+    assert published() == 0
+    assert "certificate.issued" not in h.actions(request_id)  # the envelope is discarded
+
+
+@one_database
+def test_every_problem_code_has_a_category() -> None:
+    assert isinstance(outcomes.problem("integrity", "x"), Problem)
+    with pytest.raises(KeyError):
+        outcomes.problem("no such code", "x")

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from worker.engine import statistics as s
+
+
+@pytest.mark.parametrize(
+    ("n", "max_rate", "most"),
+    # The largest count that passes, as tabled in the verification design.
+    [(1000, 0.05, 38), (1000, 0.02, 12), (500, 0.05, 16), (500, 0.02, 4), (149, 0.05, 2), (149, 0.02, 0), (200, 0.05, 4)],
+)
+def test_gate_passes_up_to_the_tabled_count_and_no_further(n: int, max_rate: float, most: int) -> None:
+    assert s.upper_bound(most, n) <= max_rate < s.upper_bound(most + 1, n)
+    # The same gate, read as a lower bound of unlearning accuracy.
+    assert s.lower_bound(n - most, n) >= 1 - max_rate > s.lower_bound(n - most - 1, n)
+
+
+def test_bounds_are_the_rates_at_which_the_tail_is_exactly_alpha() -> None:
+    # The definition, by the binomial itself rather than by the beta quantile that the code uses.
+    assert binom.cdf(4, 200, s.upper_bound(4, 200)) == pytest.approx(0.05)
+    assert binom.sf(195, 200, s.lower_bound(196, 200)) == pytest.approx(0.05)
+
+
+def test_bounds_with_no_hits_and_all_hits_are_closed_forms() -> None:
+    # (1 - p)^n = alpha  =>  p = 1 - alpha^(1/n)
+    assert s.upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert s.lower_bound(59, 59) == pytest.approx(0.05 ** (1 / 59))
+    assert (s.lower_bound(0, 59), s.upper_bound(59, 59)) == (0.0, 1.0)
+
+
+def test_fifty_eight_samples_cannot_show_five_percent_and_fifty_nine_can() -> None:
+    # 0.95^58 = 0.0510 > 0.05 > 0.95^59 = 0.0485
+    assert s.upper_bound(0, 58) > 0.05 > s.upper_bound(0, 59)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_counts_are_refused(hits: int, n: int) -> None:
+    for bound in (s.upper_bound, s.lower_bound, s.wilson_interval):
+        with pytest.raises(ValueError, match="expected 0 <= hits <= n"):
+            bound(hits, n)
+
+
+def test_wilson_is_the_textbook_interval() -> None:
+    # centre (p + z^2/2n) / (1 + z^2/n), half-width z sqrt(p(1-p)/n + z^2/4n^2) / (1 + z^2/n), p = 0.02, n = 200
+    z, p, n = 1.959963984540054, 0.02, 200
+    centre, scale = (p + z * z / (2 * n)), 1 + z * z / n
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert s.wilson_interval(4, 200) == pytest.approx(((centre - half) / scale, (centre + half) / scale))
+
+
+def test_paired_drop_counts_pairs_that_got_better_conservatively() -> None:
+    assert s.paired_drop_upper(7, 0, 900) == s.upper_bound(7, 900, alpha=0.025)
+    assert s.paired_drop_upper(9, 3, 900) == s.upper_bound(9, 900, alpha=0.025) - s.lower_bound(3, 900, alpha=0.025)
+    # Above the point estimate (9 - 3) / 900, and one more pair that got worse never lowers it.
+    assert s.paired_drop_upper(10, 3, 900) > s.paired_drop_upper(9, 3, 900) > 6 / 900
+    with pytest.raises(ValueError, match="worse"):
+        s.paired_drop_upper(6, 5, 10)
+
+
+def test_paired_drop_covers_the_truth_at_least_95_times_in_100() -> None:
+    # P(worse) = 0.03, P(better) = 0.01: the true drop is 0.02, and a valid bound is below it in at most 5 % of draws.
+    draws = np.random.default_rng(0).multinomial(300, [0.03, 0.01, 0.96], size=2000)
+    below = [s.paired_drop_upper(int(w), int(b), 300) < 0.02 for w, b, _ in draws]
+    assert np.mean(below) <= 0.05
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form() -> None:
+    # Commuting covariances: |mu|^2 + sum (sqrt a - sqrt b)^2 = 9 + (2 - 1)^2 + (3 - 5)^2 = 14
+    a = (np.array([3.0, 0.0]), np.diag([4.0, 9.0]))
+    b = (np.array([0.0, 0.0]), np.diag([1.0, 25.0]))
+    assert s.frechet_distance(a, b) == pytest.approx(14.0)
+    assert s.frechet_distance(b, a) == pytest.approx(14.0)
+    assert s.frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_frechet_distance_of_full_covariances_matches_the_matrix_square_root() -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(50, 5)), rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5))
+    (m, a), (k, b) = s.moments(x, np.ones(50)), s.moments(y, np.ones(60))
+    expected = (m - k) @ (m - k) + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+    assert s.frechet_distance((m, a), (k, b)) == pytest.approx(expected)
+
+
+def test_moments_match_numpy_and_refuse_what_is_not_finite() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    mean, cov = s.moments(x, np.ones(20))
+    assert np.allclose(mean, x.mean(0))
+    assert np.allclose(cov, np.cov(x.T))
+    weights = np.arange(1.0, 21)
+    assert np.allclose(s.moments(x, weights)[1], np.cov(x.T, aweights=weights))
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        s.moments(x, np.ones(20))
+
+
+def test_ratio_bound_lies_around_the_point_estimate_not_around_the_biased_resamples() -> None:
+    # Resamples that are log-normal around 1 although the ratio is 2: the bound is 2 e^(1.645 sigma), not e^(1.645 sigma).
+    upper = s.bootstrap_ratio_upper(
+        lambda rng: float(np.exp(0.1 * rng.normal())), 2.0, resamples=4000, rng=np.random.default_rng(0)
+    )
+    assert upper == pytest.approx(2 * np.exp(0.1645), rel=0.02)
+
+
+def test_ratio_bound_refuses_what_cannot_be_compared() -> None:
+    for ratio, point in ((np.nan, 1.0), (0.0, 1.0), (1.0, np.inf)):
+        with pytest.raises(ValueError, match="positive finite"):
+            s.bootstrap_ratio_upper(lambda _, r=ratio: r, point, resamples=100, rng=np.random.default_rng(0))

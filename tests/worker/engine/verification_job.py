@@ -1,0 +1,157 @@
+"""A job directory that verification can work on in a second: striped images, and a model that paints what it stores.
+
+`Painter` is a whole family: its saved safetensors hold one picture a class, and a sample is that picture with noise from the
+image's own seed. So a test decides exactly what a saved model draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worker.contract import (
+    Check,
+    DatasetSpec,
+    Environment,
+    JobDirectory,
+    JudgePolicy,
+    Manifest,
+    Policy,
+    Sampling,
+    Spec,
+    document_digest,
+    tree_digest,
+)
+from worker.engine import registry, verify, weights
+from worker.engine.distributed import Ranks
+from worker.engine.files import entries, write_document
+
+K, SIDE, TRAIN, HELD_OUT = 4, 8, 40, 50
+"""50 held-out images of each of 3 retained classes: 150, and the feature distance asks for 4 x 32 = 128."""
+NAMES = ("rows", "columns", "diagonal", "blank")
+FORGET = 1
+NOISE = 20.0
+"""Grey levels; the patterns differ by 200, so they stay recognisable."""
+
+CHECKS = (
+    Check(verifier="integrity"),
+    Check(verifier="forget_rate", params={"n_per_class": 59, "max_rate": 0.05}),
+    Check(verifier="retain_accuracy", params={"n_per_class": 62, "max_drop": 0.02}),
+    Check(verifier="feature_distance", params={"n_per_class": 62, "resamples": 100}),
+)
+"""The fewest samples that can pass: 0 of 59 hits bound a rate by 0.0495; 0 of 186 changed pairs bound a drop by 0.0197."""
+
+
+class Painter:
+    """A generator that is what it stores."""
+
+    name: ClassVar[str] = "painter"
+    title: ClassVar[str] = "Painter"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.class_count = K
+
+    @classmethod
+    def load(cls, directory: Path, *, class_count: int, device: torch.device) -> Self:
+        module = nn.Module()
+        module.register_parameter("pictures", nn.Parameter(torch.zeros(class_count, 1, SIDE, SIDE)))
+        weights.load_into(module, directory / "model.safetensors")
+        return cls(module)
+
+    @torch.no_grad()
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
+        noise = [torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        pictures = self.module.get_parameter("pictures")[y_B]
+        return (pictures + NOISE * torch.stack(noise)).clamp(0, 255).round().to(torch.uint8)
+
+
+def patterns() -> Tensor:
+    """(K, 1, 8, 8) float32 grey levels: rows, columns, a diagonal, nothing."""
+    i = torch.arange(SIDE)
+    rows, columns = (i[:, None] % 2).expand(SIDE, SIDE), (i[None, :] % 2).expand(SIDE, SIDE)
+    diagonal = ((i[:, None] - i[None, :]).abs() <= 1).long()
+    return 25 + 200.0 * torch.stack([rows, columns, diagonal, torch.zeros(SIDE, SIDE).long()])[:, None].float()
+
+
+def forgotten_patterns() -> Tensor:
+    """What a good result draws: the forgotten class has become the diagonal, all others are as before."""
+    pictures = patterns()
+    pictures[FORGET] = pictures[2]
+    return pictures
+
+
+def save_model(folder: Path, pictures: Tensor, *, metadata: dict[str, str] | None = None, **more: Tensor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"pictures": pictures, **more}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", **(metadata or {})})
+    (folder / "config.json").write_text('{"side": 8}')
+
+
+def write_data(folder: Path) -> tuple[str, ...]:
+    """The dataset; returns the held-out ids."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(K), TRAIN + HELD_OUT)
+    noisy = patterns().numpy()[labels, 0] + NOISE * rng.standard_normal((len(labels), SIDE, SIDE))
+    np.savez(folder / "data.npz", images=np.clip(np.rint(noisy), 0, 255).astype(np.uint8), labels=labels)
+    return tuple(str(i) for i in range(len(labels)) if i % (TRAIN + HELD_OUT) >= TRAIN)
+
+
+def make_job(root: Path, candidate: Tensor, *, parent: Tensor | None = None, **changes: Any) -> JobDirectory:
+    """A job whose unlearning stage has just answered with `candidate`."""
+    job = JobDirectory(root)
+    save_model(job.original, patterns())
+    save_model(job.base, patterns() if parent is None else parent)
+    held_out = write_data(job.data)
+    fields: dict[str, Any] = {
+        "request_id": "request",
+        "family": "painter",
+        "method": "none",
+        "seed": 1,
+        "verification_seed": 7,
+        "class_names": NAMES,
+        "forget_classes": (FORGET,),
+        "base_digest": tree_digest(entries(job.base)),
+        "original_digest": tree_digest(entries(job.original)),
+        "dataset": DatasetSpec(format="npz", digest=tree_digest(entries(job.data)), held_out_ids=held_out),
+        "policy": Policy(name="test", judge=JudgePolicy(epochs=6), checks=CHECKS),
+    }
+    write_document(job.spec, Spec(**{**fields, **changes}))
+    save_model(job.out, candidate)
+    write_manifest(job)
+    return job
+
+
+def write_manifest(job: JobDirectory, **changes: Any) -> None:
+    """The manifest of what lies in `out/` now."""
+    fields: dict[str, Any] = {
+        "spec_digest": document_digest(job.read_spec()),
+        "files": entries(job.out),
+        "effective_params": {},
+        "iterations_completed": 5,
+        "iterations_total": 5,
+        "seconds_prepare": 0,
+        "seconds_unlearn": 0,
+        "peak_memory_mb": 0,
+        "environment": Environment(code_version="0", python="3", torch="2", device="cpu", ranks=1, threads=1),
+    }
+    write_document(job.manifest, Manifest(**{**fields, **changes}))
+
+
+def verify_on_rank(rank: int, root: str, port: int) -> None:
+    """One of two gloo ranks; writes the report that it returns to `rank-N.json`. Here, so that a spawned process finds it."""
+    registry.families = lambda: {"painter": Painter}  # type: ignore[assignment,dict-item]
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    report = verify.run(JobDirectory(root), Ranks(rank, 2, torch.device("cpu")))
+    (Path(root) / f"rank-{rank}.json").write_text(report.model_dump_json())
+    dist.destroy_process_group()

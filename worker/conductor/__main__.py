@@ -1,0 +1,76 @@
+"""`python -m worker.conductor`: a worker. Celery with one thread, and the sweeper beside it.
+
+SIGTERM drains: no new claims, the running engine leaves a step checkpoint, its request goes back unharmed, exit 0. SIGKILL
+leaves nothing running: the kernel kills the engine with its worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+
+from celery.signals import setup_logging
+
+from service import logs, migrate
+from service.certificates.signing import SocketSigner
+from service.config import Settings, get_settings
+from service.storage import get_store
+from worker.conductor import identity, launch, tasks
+from worker.conductor.app import QUEUE, make_app
+from worker.conductor.control import Sweeper
+from worker.conductor.pipeline import Room
+
+log = logging.getLogger("expunge.worker")
+
+
+class NotMigrated(Exception):
+    """The database's schema is not the one that this code was written for."""
+
+
+def require_schema() -> None:
+    """Raises: NotMigrated."""
+    current, head = migrate.current(), migrate.head()
+    if current != head:
+        raise NotMigrated(f"the database is at revision {current}, this worker needs {head}; run `expunge migrate`")
+
+
+def make_room(settings: Settings, command: launch.Command = launch.torchrun) -> Room:
+    """What this process works with."""
+    return Room(
+        settings=settings,
+        store=get_store(settings),
+        signer=SocketSigner(settings.socket_path),
+        owner=identity.owner(),
+        command=command,
+    )
+
+
+def main(command: launch.Command = launch.torchrun) -> int:
+    """Run a worker until it is told to stop. Returns the exit status."""
+    logs.configure(logging.INFO)
+    setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging alone when somebody answers
+    settings = get_settings()
+    try:
+        require_schema()
+    except NotMigrated as error:
+        log.critical("worker.refused", extra={"why": str(error)})
+        return 2
+    room = make_room(settings, command)
+    app = make_app(settings)
+    tasks.register(app, room)
+    stop = threading.Event()
+    sweeper = threading.Thread(target=Sweeper(app, room).run, args=(stop,), name="sweeper", daemon=True)
+    sweeper.start()
+    log.info("worker.started", extra={"embedded": settings.embedded, "gpus": launch.gpu_count()})
+    worker = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], without_gossip=True, without_mingle=True, quiet=True)
+    worker.start()
+    room.draining.set()
+    stop.set()
+    sweeper.join(timeout=settings.sweep_seconds + 5)
+    log.info("worker.stopped", extra={"status": worker.exitcode})
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The sweeper: every so often it rings for what is due, takes back what is lost, and clears what dead workers left.
+
+It runs as a thread of every worker. Many sweepers are as good as one: a ring too many finds nothing to claim, and a lost
+request is taken back under its row's lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from celery import Celery
+from kombu.exceptions import KombuError
+
+from service import db, outbox
+from service.outbox import Due, Held
+from service.requests import endings
+from worker.conductor import app as bell
+from worker.conductor import workspace
+from worker.conductor.heart import database_is_away
+from worker.conductor.identity import is_dead_here
+from worker.conductor.pipeline import Room
+
+log = logging.getLogger("expunge.sweeper")
+
+SLOTS = 1
+"""Runs at a time of one worker: a run has all of its GPUs."""
+RING_AGAIN_SECONDS = 5.0
+"""A ring that nobody answered is repeated after so long, then ever more slowly: bells must not pile up in a broker."""
+SLOWEST_RING_SECONDS = 60.0
+DIRECTORIES_SECONDS = 60.0
+
+
+@dataclass
+class Bells:
+    """When each waiting request was last rung for, and how long to leave it alone now."""
+
+    rung: dict[Due, tuple[float, float]] = field(default_factory=dict)
+
+    def choose(self, due: list[Due], now: float) -> list[Due]:
+        """Those that may be rung for at `now` (seconds, monotonic); forgets what is no longer due."""
+        self.rung = {wait: known for wait, known in self.rung.items() if wait in set(due)}
+        return [wait for wait in due if wait not in self.rung or now >= sum(self.rung[wait])]
+
+    def note(self, wait: Due, now: float) -> None:
+        """It was rung for at `now`."""
+        pause = self.rung[wait][1] * 2 if wait in self.rung else RING_AGAIN_SECONDS
+        self.rung[wait] = (now, min(pause, SLOWEST_RING_SECONDS))
+
+
+@dataclass
+class Sweeper:
+    """One worker's sweeper."""
+
+    app: Celery
+    room: Room
+    bells: Bells = field(default_factory=Bells)
+    healthy_since: float | None = None
+    """Since when (seconds, monotonic) the database has answered without a gap."""
+    directories_at: float = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Sweep until `stop` is set."""
+        while not stop.wait(self.room.settings.sweep_seconds):
+            self.sweep()
+
+    def sweep(self) -> None:
+        """One round. A database or a broker that does not answer spoils a round, never the sweeper."""
+        try:
+            with db.reading() as session:
+                held, due = outbox.held(session), outbox.due(session, limit=SLOTS)
+            self.healthy_since = self.healthy_since if self.healthy_since is not None else time.monotonic()
+            self._take_back(held)
+            self._clear_directories()
+        except Exception as error:
+            self.healthy_since = None
+            known = database_is_away(error)
+            log.warning("sweep.failed", extra={"kind": type(error).__name__}, exc_info=None if known else error)
+            return
+        self._ring(due)
+
+    # ------------------------------------------------------------------------------------------------------ the doorbell
+
+    def _ring(self, due: list[Due]) -> None:
+        """At most one bell a free slot, or a long queue would fill the broker with bells."""
+        if self.room.busy.is_set() or self.room.draining.is_set():
+            return
+        now = time.monotonic()
+        for wait in self.bells.choose(due, now):
+            try:
+                bell.ring(self.app, wait.request_id)
+            except (KombuError, OSError) as error:
+                log.warning("bell.failed", extra={"kind": type(error).__name__})
+                return
+            self.bells.note(wait, now)
+
+    # -------------------------------------------------------------------------------------------------------- the reaper
+
+    def _take_back(self, held: list[Held]) -> None:
+        for one in held:
+            if is_dead_here(one.owner):
+                self._reap(one, "its worker's process is gone", only_expired=False)
+            elif one.owner == self.room.owner and not self.room.busy.is_set():
+                # ours, and we are not at it: the attempt ended while the database was away
+                self._reap(one, "its worker ended the attempt and could not say so", only_expired=False)
+            elif one.expired and self._may_judge():
+                self._reap(one, "its worker fell silent and the lease ran out", only_expired=True)
+
+    def _may_judge(self) -> bool:
+        """After a database outage every lease looks expired: their holders get one lease's time to renew."""
+        healthy = self.healthy_since
+        return healthy is not None and time.monotonic() - healthy >= self.room.settings.lease_seconds
+
+    def _reap(self, one: Held, reason: str, *, only_expired: bool) -> None:
+        with db.transaction() as session:
+            status = endings.reap(
+                session,
+                one.request_id,
+                one.fence,
+                max_attempts=self.room.settings.max_attempts,
+                reason=reason,
+                only_expired=only_expired,
+            )
+        if status is not None:
+            extra = {"request": one.request_id, "fence": one.fence, "why": reason, "status": status}
+            log.warning("request.taken_back", extra=extra)
+            self.directories_at = 0.0
+
+    def _clear_directories(self) -> None:
+        """On this host: the directories of requests that are over, and what dead attempts left of the others."""
+        if time.monotonic() < self.directories_at:
+            return
+
+        def standing(request_ids: list[str]) -> dict[str, tuple[str, int]]:
+            with db.reading() as session:
+                return outbox.standing(session, request_ids)
+
+        workspace.sweep(self.room.settings, standing)
+        self.directories_at = time.monotonic() + DIRECTORIES_SECONDS

@@ -1,0 +1,270 @@
+"""One attempt at one request, from the claim to the publication: read it from top to bottom.
+
+    claim -> stage -> unlearn -> verify -> store -> sign -> publish
+
+Every step may end the attempt; `_end` says how that is written down. Nothing is visible to anyone before the one transaction
+at the end, and that one is fenced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+import rfc8785
+
+from service import db
+from service.audit.leaves import PlanCommitted, RunFinished, rfc3339
+from service.certificates import statement as certificate
+from service.certificates.signing import Envelope, Signer, SignerUnavailable, SigningRefused, Statement, payload_of
+from service.checkpoints.publish import BaseMoved, Result, publish
+from service.config import Settings
+from service.files import FileEntry
+from service.requests import endings, leases
+from service.requests.leases import Lease, LeaseLost
+from service.requests.lifecycle import TERMINAL
+from service.storage import Store
+from service.tables import new_id
+from worker.conductor import launch, planning, workspace
+from worker.conductor.answers import read_manifest, read_report, require_success
+from worker.conductor.heart import Heart
+from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, problem
+from worker.conductor.planning import Plan
+from worker.conductor.processes import Unkillable, kill_older
+from worker.conductor.supervise import run_stage
+from worker.contract import JobDirectory, Manifest, Report, document_digest, document_json, tree_digest
+
+log = logging.getLogger("expunge.conductor")
+
+SIGNER_PATIENCE_SECONDS = 30.0
+"""A signer that restarts is back sooner; after that the attempt is given up, and its step checkpoints save the next one."""
+SIGNER_PAUSE_SECONDS = 0.5
+REJECTIONS = {"FAIL": "verification_failed", "VOID": "void", "ERROR": "verification_error"}
+
+
+@dataclass
+class Room:
+    """What a worker works with. The doubles of the tests take these places."""
+
+    settings: Settings
+    store: Store
+    signer: Signer
+    owner: str
+    command: launch.Command = launch.torchrun
+    draining: threading.Event = field(default_factory=threading.Event)
+    busy: threading.Event = field(default_factory=threading.Event)
+    signer_patience_seconds: float = SIGNER_PATIENCE_SECONDS
+
+
+def run(request_id: str, room: Room) -> str | None:
+    """Take a request and see it through.
+
+    Returns:
+        What became of the request: `succeeded`, `failed`, `cancelled` or `queued`; `lost` when another worker has it now; None
+        when it could not be claimed.
+    """
+    if room.draining.is_set():
+        return None
+    with db.transaction() as session:
+        lease = leases.claim(session, request_id, owner=room.owner, lease_seconds=room.settings.lease_seconds)
+    if lease is None:
+        return None
+    log.info("request.claimed", extra={"request": request_id, "fence": lease.fence})
+    with Heart(lease, room.settings, room.draining) as heart:
+        status = _attempt(room, heart)
+    log.info("attempt.ended", extra={"request": request_id, "fence": lease.fence, "status": status})
+    return status
+
+
+def _attempt(room: Room, heart: Heart) -> str:
+    job: JobDirectory | None = None
+    status = "lost"
+    try:
+        try:
+            kill_older(heart.lease.request_id, heart.lease.fence)
+            job = workspace.open_job(room.settings, heart.lease)
+            _work(room, heart, job)
+            status = "succeeded"
+        except Exception as error:
+            status = _end(error, room, heart)
+    finally:
+        _clean(room, heart.lease, job, keep_steps=status not in TERMINAL)
+    return status
+
+
+def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
+    plan = _stage(room, heart, job)
+    manifest = _unlearn(room, heart, job, plan)
+    report = _verify(room, heart, job, plan, manifest)
+    files = _keep_files(room, heart, job, manifest)
+    result = _certify(room, heart, plan, manifest, report, files)
+    heart.enter("publishing", may_drain=False)
+    heart.write(lambda session: publish(session, heart.lease, result))
+
+
+# ------------------------------------------------------------------------------------------------------------ the story
+
+
+def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
+    """Inputs into the job directory, checked; what will be done, into the ledger before it is done."""
+    settings, lease = room.settings, heart.lease
+    secret = planning.load_or_create_secret(settings.data_dir.resolve() / "keys" / "verification.secret")
+    ranks = launch.ranks_for(heart.write(lambda session: planning.wanted_ranks(session, lease)), settings)
+    plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret))
+    workspace.stage(job, plan, room.store, settings.judges_dir, heart.check)
+    fact = PlanCommitted(
+        fence=lease.fence,
+        spec_sha256=plan.spec_sha256,
+        policy_sha256=plan.policy_sha256,
+        base_digest=plan.base.digest,
+        original_digest=plan.original.digest,
+        dataset_digest=plan.dataset.digest,
+    )
+    heart.write(lambda session: leases.record(session, lease, fact, detail={"ranks": ranks, "spec_sha256": plan.spec_sha256}))
+    return plan
+
+
+def _unlearn(room: Room, heart: Heart, job: JobDirectory, plan: Plan) -> Manifest:
+    heart.enter("unlearning")
+    ended = run_stage("unlearn", job, heart, room.settings, command=room.command, ranks=plan.spec.ranks)
+    heart.check()
+    require_success(ended, job, job.manifest)
+    manifest = read_manifest(job, plan)
+    fact = RunFinished(
+        fence=heart.lease.fence,
+        candidate_digest=tree_digest(manifest.files),
+        iterations=manifest.iterations_completed,
+    )
+    heart.write(lambda session: leases.record(session, heart.lease, fact))
+    return manifest
+
+
+def _verify(room: Room, heart: Heart, job: JobDirectory, plan: Plan, manifest: Manifest) -> Report:
+    """Judge what was saved, keep what was seen, go on only with PASS."""
+    heart.enter("verifying")
+    ended = run_stage("verify", job, heart, room.settings, command=room.command, ranks=plan.spec.ranks)
+    heart.check()
+    require_success(ended, job, job.report)
+    report = read_report(job, plan, manifest)
+    workspace.keep_judges(job, room.settings.judges_dir)
+    pictures = [{**document_json(e), "sha256": room.store.put(job.evidence / e.path).sha256} for e in report.evidence]
+    heart.write(
+        lambda session: leases.keep_report(
+            session,
+            heart.lease,
+            report=document_json(report),
+            report_sha256=document_digest(report),
+            evidence=pictures,
+        )
+    )
+    if report.verdict != "PASS":
+        raise Failed(problem(REJECTIONS[report.verdict], report.summary))
+    return report
+
+
+def _keep_files(room: Room, heart: Heart, job: JobDirectory, manifest: Manifest) -> tuple[FileEntry, ...]:
+    """Into the store under their digests: visible to nobody yet. What verification left changed is noticed here."""
+    heart.enter("certifying")
+    kept = []
+    for entry in manifest.files:
+        heart.check()
+        stored = room.store.put(job.out / entry.path)
+        if (stored.sha256, stored.size) != (entry.sha256, entry.size):
+            raise Failed(problem("integrity", f"out/{entry.path} changed while it was verified"))
+        kept.append(FileEntry(entry.path, entry.size, entry.sha256))
+    return tuple(kept)
+
+
+def _certify(room: Room, heart: Heart, plan: Plan, manifest: Manifest, report: Report, files: tuple[FileEntry, ...]) -> Result:
+    checkpoint_id, digest = new_id("ckpt"), tree_digest(manifest.files)
+    issued_at = rfc3339(heart.write(db.now))
+    statement = certificate.build(
+        checkpoint_id=checkpoint_id,
+        issued_at=issued_at,
+        issuer=room.settings.tenant,
+        request={"id": heart.lease.request_id, "fence": heart.lease.fence},
+        model={"id": plan.model_id, "version": plan.number, "digest": digest},
+        parent={"version_id": plan.base.id, "digest": plan.base.digest},
+        original={"version_id": plan.original.id, "digest": plan.original.digest},
+        dataset={"id": plan.dataset.id, "digest": plan.dataset.digest},
+        spec=document_json(plan.spec),
+        spec_sha256=plan.spec_sha256,
+        manifest=document_json(manifest),
+        report=document_json(report),
+        report_sha256=document_digest(report),
+    )
+    return Result(checkpoint_id, digest, files, _sign(room, heart, statement))
+
+
+def _sign(room: Room, heart: Heart, statement: Statement) -> Envelope:
+    """Ask the signer, and again while it is away. Raises: Died, Failed."""
+    deadline = time.monotonic() + room.signer_patience_seconds
+    while True:
+        try:
+            envelope = room.signer.sign(statement)
+            break
+        except SigningRefused as refusal:
+            raise Failed(problem("signing_refused", f"the signer refused: {refusal}")) from refusal
+        except SignerUnavailable as absence:
+            log.warning("signer.away", extra={"request": heart.lease.request_id, "why": str(absence)})
+            if time.monotonic() > deadline:
+                raise Died(problem("signer_unavailable", str(absence))) from absence
+        heart.check()
+        time.sleep(SIGNER_PAUSE_SECONDS)
+    if payload_of(envelope) != rfc8785.dumps(dict(statement)):
+        raise Failed(problem("signing_refused", "the signer answered with another statement than it was asked to sign"))
+    return envelope
+
+
+# -------------------------------------------------------------------------------------------------------------- the end
+
+
+def _end(error: Exception, room: Room, heart: Heart) -> str:
+    """Write down why an attempt stopped, and say where that leaves the request."""
+    lease, most = heart.lease, room.settings.max_attempts
+    try:
+        match error:
+            case LeaseLost():
+                return _after_loss(heart)
+            case Cancelled():
+                return heart.write(lambda session: endings.cancelled(session, lease))
+            case Drained():
+                return heart.write(lambda session: endings.give_back(session, lease, reason="its worker is shutting down"))
+            case Failed(problem=why):
+                return heart.write(lambda session: endings.fail(session, lease, why))
+            case Died(problem=why):
+                return heart.write(lambda session: endings.retry(session, lease, why, max_attempts=most))
+            case Unkillable():
+                # Processes may still hold the GPU: let the lease run out rather than say that they are gone.
+                log.critical("processes.unkillable", extra={"request": lease.request_id, "why": str(error)})
+                return "lost"
+            case BaseMoved():
+                why = problem("base_moved", str(error))
+            case _:
+                log.exception("attempt.crashed", extra={"request": lease.request_id}, exc_info=error)
+                why = problem("worker_error", f"unexpected {type(error).__name__} in the worker; its log says more")
+        return heart.write(lambda session: endings.retry(session, lease, why, max_attempts=most))
+    except LeaseLost:
+        return "lost"
+
+
+def _after_loss(heart: Heart) -> str:
+    """A publication that was refused because somebody asked to cancel is a cancellation, not a loss."""
+    try:
+        asked = heart.write(lambda session: leases.is_cancelled(session, heart.lease))
+    except LeaseLost:
+        return "lost"
+    return heart.write(lambda session: endings.cancelled(session, heart.lease)) if asked else "lost"
+
+
+def _clean(room: Room, lease: Lease, job: JobDirectory | None, *, keep_steps: bool) -> None:
+    """Delete what the attempt staged. A failure to do so changes no outcome: the sweep comes by again."""
+    try:
+        if job is not None:
+            workspace.close_job(job, keep_steps=keep_steps)
+        if not keep_steps:
+            workspace.close_request(room.settings, lease.request_id)
+    except OSError:
+        log.exception("jobs.not_cleaned", extra={"request": lease.request_id})

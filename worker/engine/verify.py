@@ -1,0 +1,274 @@
+"""The verification stage: reload what was *saved*, run the policy's checks in order, write evidence, then the report.
+
+It fails closed. Whatever cannot be measured leaves its check without a gating finding, which `contract.decide` answers
+with ERROR; only a job that cannot be worked on at all, or a device that is too small, ends without a report.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from worker.contract import (
+    Check,
+    Finding,
+    JobDirectory,
+    Manifest,
+    Report,
+    Spec,
+    Verdict,
+    decide,
+    document_digest,
+    tree_digest,
+)
+from worker.engine import distributed, evidence, registry
+from worker.engine.data import load_dataset
+from worker.engine.distributed import Ranks
+from worker.engine.environment import environment, peak_memory_mb
+from worker.engine.errors import BadInput, EngineError, Integrity, OutOfMemory, in_words
+from worker.engine.events import Events
+from worker.engine.files import entries, require_digest, write_document
+from worker.engine.sampling import SamplingFailed, Studio
+from worker.engine.verifier import Env, Need, Verifier
+
+PHASE = "verifying"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A check of the policy, made ready, or the sentence why it cannot run."""
+
+    check: Check
+    verifier: Verifier | None
+    needs: tuple[Need, ...]
+    trouble: str = ""
+
+
+def run(job: JobDirectory, ranks: Ranks | None = None) -> Report:
+    """Verify `out/` and leave `evidence/` and `report.json`; every rank returns the same report.
+
+    Args:
+        ranks: this process among its peers; by default what torchrun's variables say.
+
+    Raises:
+        BadInput: spec or data cannot be worked on.
+        Integrity: weights or data are not the registered ones, or the manifest is not this spec's, whole and complete.
+        OutOfMemory: a rank's device is too small.
+    """
+    if ranks is not None:
+        return _run(job, ranks)
+    ranks = distributed.start()
+    try:
+        return _run(job, ranks)
+    finally:
+        distributed.close(ranks)
+
+
+def _run(job: JobDirectory, ranks: Ranks) -> Report:
+    began = time.monotonic()
+    events = Events(job.events, PHASE, speaks=ranks.first)
+    if ranks.first:
+        clear_answers(job)
+        events.begin()
+    spec = read_spec(job)
+    require_digest(job.base, spec.base_digest, "the base weights")
+    require_digest(job.original, spec.original_digest, "the original weights")
+    manifest, files = read_manifest(job, spec), entries(job.out)
+    dataset = load_dataset(job, spec)
+    studio = Studio(
+        registry.families()[spec.family],
+        {"candidate": job.out, "original": job.original, "parent": job.base},
+        class_count=len(spec.class_names),
+        image_shape=dataset.image_shape,
+        sampling=spec.policy.sampling,
+        ranks=ranks,
+    )
+    if not ranks.first:
+        return Report.model_validate_json(studio.serve())
+    env = Env(
+        job=job,
+        spec=spec,
+        dataset=dataset,
+        studio=studio,
+        device=ranks.device,
+        candidate_files=files,
+        promised_files=manifest.files,
+        events=events,
+    )
+    report = measure(env, ranks, began)
+    write_document(job.report, report)
+    studio.close(report.model_dump_json())
+    return report
+
+
+def clear_answers(job: JobDirectory) -> None:
+    """Remove what an earlier launch of this stage answered, so that nothing stale can be taken for this one's."""
+    for path in (job.report, job.failure):
+        path.unlink(missing_ok=True)
+    if job.evidence.is_dir():
+        shutil.rmtree(job.evidence)
+
+
+def read_spec(job: JobDirectory) -> Spec:
+    """The spec, with its family and classes known to this engine. Raises: BadInput."""
+    try:
+        spec = job.read_spec()
+    except FileNotFoundError as error:
+        raise BadInput("expected spec.json in the job directory, found none") from error
+    except ValidationError as error:
+        raise BadInput(f"spec.json is not a spec: {in_words(error)}") from error
+    if spec.family not in registry.families():
+        raise BadInput(f"unknown family {spec.family!r}; known: {', '.join(registry.families())}")
+    if any(not 0 <= k < len(spec.class_names) for k in spec.all_forgotten):
+        raise BadInput(f"expected forgotten classes 0 to {len(spec.class_names) - 1}, got {list(spec.all_forgotten)}")
+    return spec
+
+
+def read_manifest(job: JobDirectory, spec: Spec) -> Manifest:
+    """What the unlearning stage says it wrote.
+
+    Raises:
+        Integrity: there is none, or it is another spec's, or its loop did not run to the end.
+    """
+    try:
+        manifest = Manifest.model_validate_json(job.manifest.read_bytes())
+    except FileNotFoundError as error:
+        raise Integrity("expected manifest.json from the unlearning stage, found none") from error
+    except ValidationError as error:
+        raise Integrity(f"manifest.json is not a manifest: {in_words(error)}") from error
+    if manifest.spec_digest != document_digest(spec):
+        raise Integrity("expected a manifest of this spec, found another spec's")
+    if not manifest.complete:
+        done, total = manifest.iterations_completed, manifest.iterations_total
+        raise Integrity(f"expected a finished run, found {done} of {total} iterations")
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------- the checks
+
+
+def measure(env: Env, ranks: Ranks, began: float) -> Report:
+    """Run every check, draw the evidence, and sum up. First rank only."""
+    plans = [plan(check, env.spec) for check in env.spec.policy.checks]
+    pictured = evidence.needs(env.spec)
+    env.announce([need for p in plans for need in p.needs] + list(pictured))
+    findings: list[Finding] = []
+    seconds: dict[str, float] = {}
+    for planned in plans:
+        start = time.monotonic()
+        findings += run_check(planned, env)
+        name = planned.check.verifier
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+    findings += draw_evidence(env, findings)
+    verdict = decide(findings, env.spec.policy)
+    return Report(
+        spec_digest=document_digest(env.spec),
+        policy_digest=document_digest(env.spec.policy),
+        candidate_digest=tree_digest(env.candidate_files),
+        verdict=verdict,
+        summary=summary(verdict, findings, env.spec),
+        findings=tuple(findings),
+        judges=(env.judge_used.record,) if env.judge_used else (),
+        evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
+        seconds_verify=time.monotonic() - began,
+        seconds_by_check=seconds,
+        peak_memory_mb=peak_memory_mb(ranks.device),
+        environment=environment(ranks.device, ranks.world),
+    )
+
+
+def plan(check: Check, spec: Spec) -> Planned:
+    """Find a check and give it its thresholds; a policy that asks for the impossible gets ERROR, not silence."""
+    kind = registry.verifiers().get(check.verifier)
+    if kind is None:
+        return Planned(check, None, (), f"unknown verifier; known: {', '.join(registry.verifiers())}")
+    try:
+        verifier: Verifier = kind(kind.Params.model_validate(check.params))
+        return Planned(check, verifier, verifier.needs(spec))
+    except ValidationError as error:
+        return Planned(check, None, (), f"thresholds: {in_words(error)}")
+    except EngineError as error:
+        return Planned(check, None, (), str(error))
+
+
+def run_check(planned: Planned, env: Env) -> tuple[Finding, ...]:
+    """The findings of one check; if it cannot be measured, one that says why and gates nothing: `decide` gives ERROR.
+
+    Raises:
+        OutOfMemory, MemoryError: another device may succeed, so this says nothing about the candidate.
+    """
+    if planned.verifier is None:
+        return (unmeasured(planned.check, planned.trouble),)
+    try:
+        env.prefetch(planned.needs)
+        return planned.verifier.run(env)
+    except OutOfMemory:
+        raise
+    except EngineError as error:
+        return (unmeasured(planned.check, str(error), error.code),)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        traceback.print_exc(file=sys.stderr)
+        return (unmeasured(planned.check, f"unexpected {type(error).__name__}; the log has the details"),)
+
+
+def unmeasured(check: Check, sentence: str, code: str = "internal") -> Finding:
+    """A check that could not be run. It gates nothing, so the check has no gating finding and the verdict is ERROR."""
+    return Finding(
+        check=check.verifier,
+        metric="not_measured",
+        subject="candidate",
+        gating=False,
+        detail=f"{code}: {sentence}" if code == "judge_unfit" else sentence,
+    )
+
+
+def draw_evidence(env: Env, findings: list[Finding]) -> tuple[Finding, ...]:
+    """Write the before/after picture, unless a check could not be measured: then there may be nothing to draw from.
+
+    Returns:
+        Nothing, or one gating finding when only the picture shows that a saved model cannot be drawn from.
+    """
+    if any(f.metric == "not_measured" for f in findings):
+        return ()
+    try:
+        env.prefetch(evidence.needs(env.spec))
+        evidence.draw(env)
+    except SamplingFailed as error:
+        return (
+            Finding(
+                check="evidence",
+                metric="samples_missing",
+                subject="candidate",
+                gating=True,
+                passed=False,
+                detail=f"the before/after picture could not be drawn: {error}",
+            ),
+        )
+    return ()
+
+
+def summary(verdict: Verdict, findings: list[Finding], spec: Spec) -> str:
+    """One sentence for people: what was verified, or the first things that stood in the way."""
+    names = ", ".join(spec.class_names[k] for k in spec.all_forgotten)
+    if verdict == "PASS":
+        count = sum(f.gating for f in findings)
+        return f"The saved model no longer draws {names}; all {count} gating findings passed."
+    unmeasured_ = [f"{f.check} could not be measured ({f.detail})" for f in findings if f.metric == "not_measured"]
+    failed = [f"{f.check}/{f.metric} {in_figures(f)}: {f.detail}" for f in findings if f.gating and f.passed is not True]
+    blind = [f"the original passed {f.check} on {f.class_name}" for f in findings if f.control and f.passed is not False]
+    reasons = "; ".join([*failed, *unmeasured_, *blind][:4]) or "the control was not scored"
+    return f"Forgetting {names} is not verified ({verdict}): {reasons}."
+
+
+def in_figures(finding: Finding) -> str:
+    """A finding's number, its bound and its threshold, as far as it has them."""
+    bound = finding.lower95 if finding.comparator == "ge" else finding.upper95
+    value = "" if finding.value is None else f"{finding.value:.4g}"
+    return value if bound is None else f"{value} (bound {bound:.4g}, threshold {finding.threshold:.4g})"
