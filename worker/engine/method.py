@@ -112,7 +112,7 @@ class Run:
             raise Diverged(
                 f"the loss stopped being a finite number at iteration {step}; no weight was changed by it",
                 step=step,
-                loss=float(objective),
+                loss=float(objective.detach()),
             )
         torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
         optimizer.step()

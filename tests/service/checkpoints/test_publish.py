@@ -51,16 +51,17 @@ def reaped(lease: Lease) -> None:
         endings.reap(session, lease.request_id, lease.fence, max_attempts=9, reason="x", only_expired=False)
 
 
-def taken_over(lease: Lease) -> None:
+def taken_over(lease: Lease, owner: str = "w2") -> None:
     reaped(lease)
     h.make_due(lease.request_id)
     with db.transaction() as session:
-        assert leases.claim(session, lease.request_id, owner="w2", lease_seconds=60)
+        assert leases.claim(session, lease.request_id, owner=owner, lease_seconds=60)
 
 
 STALE: dict[str, Callable[[Lease], None]] = {
     "its lease was reaped": reaped,
     "another worker holds it": taken_over,
+    "the same worker holds it again, under a new fence": lambda lease: taken_over(lease, owner=lease.owner),
     "somebody cancelled": lambda lease: h.withdraw(lease.request_id),
 }
 

@@ -40,10 +40,9 @@ def test_a_request_is_recorded_with_its_entry_and_its_event(client: TestClient, 
     assert [e["type"] for e in events] == ["unlearning_request.created"]
 
 
-@pytest.mark.parametrize("spelling", [3, "3", "three", " three ", "three"])
-def test_spellings_of_one_class_are_one_class(client: TestClient, tmp_path: Path, spelling: int | str) -> None:
+def test_spellings_of_one_class_are_one_class(client: TestClient, tmp_path: Path) -> None:
     model = register(client, tmp_path)
-    assert ask(client, model, spelling, 3, "three").json()["forget"]["classes"] == [3]
+    assert ask(client, model, 3, "3", "three", " three ").json()["forget"]["classes"] == [3]
 
 
 def test_an_unknown_model_is_404(client: TestClient) -> None:
@@ -51,15 +50,13 @@ def test_an_unknown_model_is_404(client: TestClient) -> None:
     assert (response.status_code, code_of(response)) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize("unknown", ["nine", 5, -1, "5", "-1", "03", "٣", "", True])
-def test_an_unknown_class_is_422_and_names_the_known_ones(client: TestClient, tmp_path: Path, unknown: int | str) -> None:
-    response = ask(client, register(client, tmp_path), unknown)
-    assert response.status_code == 422
-    if unknown is True:
-        assert code_of(response) == "validation_failed"
-        return
-    assert code_of(response) == "unknown_class"
-    assert response.json()["known_classes"] == ["zero", "one", "two", "three", "four"]
+def test_an_unknown_class_is_422_and_names_the_known_ones(client: TestClient, tmp_path: Path) -> None:
+    model = register(client, tmp_path)
+    for unknown in ("nine", 5, -1, "5", "-1", "03", "٣", ""):
+        response = ask(client, model, unknown)
+        assert (response.status_code, code_of(response)) == (422, "unknown_class")
+        assert response.json()["known_classes"] == ["zero", "one", "two", "three", "four"]
+    assert code_of(ask(client, model, True)) == "validation_failed"  # a bool is no index
 
 
 def test_no_class_is_422(client: TestClient, tmp_path: Path) -> None:
@@ -130,6 +127,7 @@ def test_on_conflict_use_existing_gives_the_request_that_covers(client: TestClie
     assert _count(UnlearnRequest) == 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("method", ["nothing", "SFRON", ""])
 def test_an_unknown_method_is_422(client: TestClient, tmp_path: Path, method: str) -> None:
     response = ask(client, register(client, tmp_path), 1, method=method)
@@ -137,6 +135,7 @@ def test_an_unknown_method_is_422(client: TestClient, tmp_path: Path, method: st
     assert code_of(response) == ("unknown_method" if method else "validation_failed")
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("params", "said"),
     [

@@ -96,6 +96,7 @@ def test_the_stream_holds_no_connection_while_it_sleeps(client: TestClient, tmp_
     assert get_engine().pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("bad", ["x", "-1", "1" * 16, "1.5"])
 def test_a_last_event_id_that_is_none_of_ours_is_422(client: TestClient, tmp_path: Path, bad: str) -> None:
     _, address = _started(client, tmp_path)

@@ -59,17 +59,19 @@ def test_filters_choose(client: TestClient, tmp_path: Path) -> None:
     assert listed(**{"created_at[gte]": later}) == set()
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["stauts=queued", "status=nothing", "limit=0", "limit=101", "limit=x", "order=up", "created_at[gte]=yesterday",
-     "created_at[gte]=20", "after=nonsense", "after=W10", "after=WyIyMDI2Il0", "after=%00", "model_id=%00",
-     "external_id=%00", "after=WyJ4IiwieSJd"],
+BAD_QUERIES = (
+    "stauts=queued", "status=nothing", "limit=0", "limit=101", "limit=x", "order=up", "created_at[gte]=yesterday",
+    "created_at[gte]=20", "after=nonsense", "after=W10", "after=WyIyMDI2Il0", "after=%00", "model_id=%00",
+    "external_id=%00", "after=WyJ4IiwieSJd",
 )  # fmt: skip
-def test_a_bad_query_is_422(client: TestClient, query: str) -> None:
+
+
+def test_a_bad_query_is_422(client: TestClient) -> None:
     """A misspelt filter must not return everything."""
-    response = client.get(f"/unlearn-requests?{query}")
-    assert response.status_code == 422, response.text
-    code_of(response)
+    for query in BAD_QUERIES:
+        response = client.get(f"/unlearn-requests?{query}")
+        assert response.status_code == 422, query
+        code_of(response)
 
 
 def test_an_unchanged_request_is_304_and_a_changed_one_is_not(client: TestClient, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from worker.conductor import outcomes, pipeline
 from worker.conductor.pipeline import Room
 
 pytestmark = pytest.mark.usefixtures("database")
-one_database = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+one_database = pytest.mark.one_database
 """For rules about files and processes: they hold no SQL that the other tests do not run on both."""
 
 

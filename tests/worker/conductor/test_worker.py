@@ -22,8 +22,7 @@ from tests.worker.conductor import house as h
 ROOT = Path(__file__).resolve().parents[3]
 Start = Callable[[], subprocess.Popen[bytes]]
 
-embedded = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-on_servers = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+embedded = pytest.mark.one_database
 
 
 @pytest.fixture
@@ -83,26 +82,18 @@ def engine_pids(request_id: str, fence: int = 1) -> list[int]:
     return [int(pid) for pid in h.until(lambda: note.exists() and note.read_text().split(), 30)]
 
 
-@embedded
-def test_the_embedded_worker_needs_no_server_and_stops_when_told(start: Start, tmp_path: Path) -> None:
+def test_one_worker_needs_no_server_and_two_share_postgresql_and_redis(
+    database: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    embedded = database.startswith("sqlite")
+    if not embedded:
+        monkeypatch.setenv("EXPUNGE_BROKER_URL", request.getfixturevalue("redis_server"))
     house = h.furnish(tmp_path)
     first, second = h.ask(house, 1), h.ask(house, 2)
-    worker = start()
-    h.until(lambda: status(second) == "succeeded", 30)
-    assert status(first) == "succeeded"
-    assert stop(worker) == 0
-
-
-@on_servers
-def test_the_same_worker_runs_on_postgresql_and_redis(
-    start: Start, tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EXPUNGE_BROKER_URL", redis_server)
-    request_id = h.ask(h.furnish(tmp_path), 1)
-    workers = [start(), start()]  # two of them: one bell may be heard twice, the row is taken once
-    h.until(lambda: status(request_id) == "succeeded", 40)
-    assert [a.outcome for a in h.attempts(request_id)] == ["succeeded"]
-    assert [stop(worker) for worker in workers] == [0, 0]
+    workers = [start()] if embedded else [start(), start()]  # a bell may be heard twice, the row is taken once
+    h.until(lambda: status(second) == "succeeded", 40)
+    assert [a.outcome for r in (first, second) for a in h.attempts(r)] == ["succeeded", "succeeded"]
+    assert [stop(worker) for worker in workers] == [0] * len(workers)
 
 
 @embedded

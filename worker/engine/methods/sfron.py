@@ -32,10 +32,10 @@ class Params(BaseParams):
 
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="T: remain steps, one an iteration")
     batch_size: int = Field(default=64, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
-    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="of the remain step")
+    learning_rate: float = Field(default=8e-4, gt=0, le=1, description="of the remain step")
     alpha_forget: float = Field(default=1.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
-    alpha_decay: Decay = Field(default="cosine", description="how alpha_forget falls over the iterations")
-    remain_decay: Decay = Field(default="cosine", description="how learning_rate falls over the iterations")
+    alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
+    remain_decay: Decay = Field(default="linear", description="how learning_rate falls over the iterations")
     forget_every: int = Field(default=1, ge=1, le=10_000, description="k: a forget step before every k-th remain step")
     temperature: float = Field(default=0.5, ge=0, le=10, description="lambda; 0 pushes all forget samples alike")
     forget_loss: Literal["relabel", "ascent"] = Field(

@@ -1,0 +1,205 @@
+"""The ledger: gapless, append-only in both databases, and silent about people."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+from fastapi.testclient import TestClient
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+
+from service import db
+from service.audit import ledger
+from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed, leaf_hash
+from service.audit.ledger import LockOrderViolation
+from service.tables import Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate
+from tests.support import ask, code_of, publish, register
+
+FACT = ModelRegistered(family="ddpm", dataset_id="d", version_id="v", digest="0" * 64)
+
+
+def _entries() -> list[LedgerEntry]:
+    with db.reading() as session:
+        return list(session.scalars(select(LedgerEntry).order_by(LedgerEntry.seq)))
+
+
+def _append(count: int, **more: Any) -> None:
+    for _ in range(count):
+        with db.transaction() as session:
+            ledger.append(session, FACT, actor=LOCAL, **more)
+
+
+def test_eight_writers_leave_no_gap(database: str) -> None:
+    """8 threads of 20 appends, every third rolled back: the sequence has 112 entries, 0 to 111."""
+
+    def work(worker: int) -> None:
+        for n in range(20):
+            try:
+                with db.transaction() as session:
+                    ledger.append(session, RequestClosed(status="failed"), actor=LOCAL, request_id=f"ureq_{worker}")
+                    if n % 3 == 2:  # 2, 5, 8, 11, 14, 17: six of twenty
+                        raise KeyError("roll back")
+            except KeyError:
+                pass
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(work, range(8)))
+    entries = _entries()
+    assert [e.seq for e in entries] == list(range(8 * 14))
+    assert [e.at for e in entries] == sorted(e.at for e in entries)
+    for worker in range(8):  # each request's history is a chain of its own
+        chain = [e for e in entries if e.request_id == f"ureq_{worker}"]
+        assert [e.request_ordinal for e in chain] == list(range(14))
+        previous = [json.loads(e.leaf)["request"]["prev"] for e in chain]
+        assert previous == [None, *(e.leaf_hash.hex() for e in chain[:-1])]
+
+
+def test_an_entry_is_canonical_and_hashes_to_its_leaf_hash(database: str) -> None:
+    _append(1, model_id="mdl_x")
+    (entry,) = _entries()
+    assert entry.leaf == rfc8785.dumps(json.loads(entry.leaf))
+    assert entry.leaf_hash == hashlib.sha256(b"\x00" + entry.leaf).digest() == leaf_hash(entry.leaf)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE {t} SET {c} = {c}", "DELETE FROM {t}"])
+def test_the_database_refuses_to_change_what_is_recorded(client: TestClient, tmp_path: Path, statement: str) -> None:
+    model = register(client, tmp_path)
+    publish(model, ask(client, model, 1).json()["id"], {"w.safetensors": b"x"}, tmp_path)
+    for table, column in ((LedgerEntry, "leaf"), (Checkpoint, "digest"), (CheckpointFile, "sha256")):
+        sql = statement.format(t=table.__tablename__, c=column)
+        with pytest.raises(DBAPIError, match="append-only"), db.transaction() as session:
+            session.execute(text(sql))
+
+
+def test_the_head_only_moves_forward_by_one(database: str) -> None:
+    _append(2)
+    for change in ("size = size - 1", "size = size + 2", "size = size", "log_id = 2"):
+        with pytest.raises(DBAPIError, match="ledger_head moves one forward"), db.transaction() as session:
+            session.execute(text(f"UPDATE ledger_head SET {change}"))
+    with pytest.raises(DBAPIError), db.transaction() as session:
+        session.execute(text("DELETE FROM ledger_head"))
+
+
+def test_entries_cannot_be_slipped_in(database: str) -> None:
+    """Neither back-dated, nor ahead of time, nor in another's place."""
+    _append(2)
+    (first, _) = _entries()
+    for seq in (0, 1, 3, -1):
+        copy = {c.key: getattr(first, c.key) for c in LedgerEntry.__table__.columns} | {"seq": seq}
+        with pytest.raises(DBAPIError), db.transaction() as session:
+            session.execute(LedgerEntry.__table__.insert().values(**copy))
+    assert len(_entries()) == 2
+
+
+def test_business_rows_may_not_follow_an_entry(database: str) -> None:
+    """The head is the last lock a transaction takes; otherwise two of them could wait for each other."""
+
+    def late_row() -> None:
+        with db.transaction() as session:
+            ledger.append(session, FACT, actor=LOCAL)
+            session.add(Dataset(id="late", name="x", format="npz", location="x", class_names=[], held_out_ids=[], files=[],
+                                digest="0" * 64, created_at=db.now(session), created_by="x"))  # fmt: skip
+
+    with pytest.raises(LockOrderViolation):
+        late_row()
+    assert _entries() == []
+
+
+SECRET = "Jane Doe, born 1 April"
+
+
+def test_what_a_client_says_enters_an_entry_only_as_a_commitment(client: TestClient, tmp_path: Path) -> None:
+    """Entries can never be erased. The salt can, and with it the last way from a commitment to a person."""
+    metadata = {"subject": SECRET, "n": 0.25}
+    model = register(client, tmp_path, [f"{SECRET} {k}" for k in range(5)])  # class names may be people, too
+    request = ask(client, model, 1, reason=SECRET, external_id=SECRET, metadata=metadata).json()
+    client.post(f"/unlearn-requests/{request['id']}/cancel")
+    assert all(SECRET.encode() not in e.leaf for e in _entries())
+    entry = next(e for e in _entries() if e.action == "unlearning.request.received")
+    with db.reading() as session:
+        salt = session.get_one(LedgerPrivate, (1, entry.seq)).salt
+    assert salt is not None
+    private = {"reason": SECRET, "external_id": SECRET, "metadata": {"subject": SECRET, "n": "0.25"}}  # decimals are text
+    expected = hmac.new(salt, rfc8785.dumps(private), hashlib.sha256).hexdigest()
+    assert json.loads(entry.leaf)["subjectCommitment"] == expected
+
+
+# ------------------------------------------------------------------------------------------------------ reading it back
+
+
+@pytest.fixture
+def history(client: TestClient, tmp_path: Path) -> dict[str, Any]:
+    model = register(client, tmp_path)
+    kept, dropped = ask(client, model, 1).json(), ask(client, model, 2).json()
+    client.post(f"/unlearn-requests/{dropped['id']}/cancel")
+    return {"model": model["id"], "kept": kept["id"], "dropped": dropped["id"]}
+
+
+def test_entries_are_found_by_what_they_are_about(client: TestClient, history: dict[str, Any]) -> None:
+    def actions(**query: Any) -> list[str]:
+        return [e["action"].rpartition(".")[2] for e in client.get("/audit/entries", params=query).json()["data"]]
+
+    assert actions() == ["registered", "registered", "received", "received", "withdrawn", "closed"]
+    assert actions(request_id=history["dropped"]) == ["received", "withdrawn", "closed"]
+    assert actions(model_id=history["model"]) == ["registered", "received", "received", "withdrawn", "closed"]
+    assert actions(action="unlearning.request.received") == ["received", "received"]
+    assert actions(action=["dataset.*", "unlearning.request.c*"]) == ["registered", "closed"]
+    assert actions(actor="user:local") == actions()
+    assert actions(actor="user:other") == actions(outcome="failed") == actions(**{"at[lt]": "2020-01-01T00:00:00Z"}) == []
+    assert actions(**{"at[gte]": "2020-01-01T00:00:00Z"}) == actions()
+    assert actions(order="desc") == actions()[::-1]
+
+
+def test_entries_come_in_pages(client: TestClient, history: dict[str, Any]) -> None:
+    first = client.get("/audit/entries", params={"limit": 4}).json()
+    rest = client.get("/audit/entries", params={"limit": 4, "after": first["next_cursor"]}).json()
+    assert [e["seq"] for e in first["data"] + rest["data"]] == [0, 1, 2, 3, 4, 5]
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+
+
+def test_a_bad_filter_is_422(client: TestClient) -> None:
+    for query in ("nonsense=1", "action=%25", "action=A", "outcome=x", "after=WyIwIl0", "after=WzEuNV0", "at[gte]=x"):
+        for place in ("entries", "export"):
+            response = client.get(f"/audit/{place}?{query}")
+            assert response.status_code == 422, (place, query)
+            code_of(response)
+
+
+def test_the_export_holds_every_entry_and_its_exact_text(
+    client: TestClient, history: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.audit import service
+
+    monkeypatch.setattr(service, "EXPORT_BATCH", 4)  # six entries: a full batch and a rest
+    response = client.get("/audit/export")
+    assert response.headers["content-type"] == "application/jsonl"
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    assert [line["seq"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    for line in lines:
+        assert leaf_hash(line["leaf"].encode()).hex() == line["leaf_hash"]
+    chosen = client.get("/audit/export", params={"request_id": history["kept"]}).text.splitlines()
+    assert [json.loads(line)["seq"] for line in chosen] == [2]
+
+
+def test_the_export_ends_where_the_ledger_ended_when_it_began(
+    client: TestClient, history: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long export of a growing ledger is the ledger of one moment."""
+    from service.audit import service
+    from service.audit.schemas import EntryFilters
+
+    monkeypatch.setattr(service, "EXPORT_BATCH", 2)
+    stream = service.export(EntryFilters())
+    first = next(stream)
+    _append(3)
+    rest = b"".join([first, *stream])
+    assert [json.loads(line)["seq"] for line in rest.splitlines()] == [0, 1, 2, 3, 4, 5]
+    with db.reading() as session:
+        assert session.scalars(select(LedgerHead.size)).one() == 9

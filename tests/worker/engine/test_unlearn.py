@@ -1,0 +1,189 @@
+"""The unlearning stage as it is really started: a process of its own, its files, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.worker.engine.unlearning_job import (
+    ONE_RANK,
+    make_job,
+    params_of,
+    run_engine,
+    start_engine,
+    weights_in,
+    write_spec,
+)
+from worker.contract import EXIT_FAILED, EXIT_STOPPED, Event, Failure, JobDirectory, Manifest, document_digest
+from worker.engine import unlearn
+from worker.engine.checkpoint import Cadence
+from worker.engine.errors import BadInput, Integrity
+from worker.engine.files import entries
+
+EVERY_STEP = ("--checkpoint-iterations", "1", "--checkpoint-seconds", "0")
+
+
+def in_process(job: JobDirectory) -> Manifest:
+    return unlearn.run(job, ONE_RANK, cadence=Cadence(), stop_asked=lambda: False)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def long_job(root: Path, iterations: int = 40) -> JobDirectory:
+    return make_job(root, params=params_of("sfron") | {"iterations": iterations})
+
+
+def steps_in(job: JobDirectory) -> list[str]:
+    return sorted(p.name for p in job.steps.glob("step-*")) if job.steps.exists() else []
+
+
+def test_a_finished_run_names_every_file_it_wrote(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    manifest = in_process(job)
+    assert manifest == Manifest.model_validate_json(job.manifest.read_bytes())
+    assert manifest.files == entries(job.out)
+    assert manifest.complete
+    assert manifest.spec_digest == document_digest(job.read_spec())
+    assert manifest.effective_params["temperature"] == 0.5  # a default, written out
+    assert not job.steps.exists()
+    assert not list(job.root.glob(".*"))
+
+
+def test_the_candidate_has_the_layout_of_the_base_and_other_weights(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    in_process(job)
+    assert [f.path for f in entries(job.out)] == [f.path for f in entries(job.base)]
+    before, after = weights_in(job.base), weights_in(job.out)
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_progress_counts_iterations_to_the_last(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    in_process(job)
+    events = [Event.model_validate_json(line) for line in job.events.read_text().splitlines()]
+    assert events[0].kind == "phase"
+    assert {e.phase for e in events} == {"unlearning"}
+    progress = [e for e in events if e.unit == "iteration"]
+    assert (progress[-1].completed, progress[-1].total) == (6, 6)
+    assert progress[-1].estimated_remaining_seconds == 0
+
+
+def test_a_killed_engine_goes_on_to_the_bits_of_an_unbroken_run(tmp_path: Path) -> None:
+    whole, broken = long_job(tmp_path / "whole"), long_job(tmp_path / "broken")
+    assert run_engine(whole) == 0
+    process = start_engine(broken, *EVERY_STEP)
+    wait_for(lambda: any(name >= "step-000005" for name in steps_in(broken)))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert not broken.manifest.exists()
+    assert len(steps_in(broken)) <= 3  # the newest two, and one that was about to be dropped
+    assert run_engine(broken) == 0
+    manifest = Manifest.model_validate_json(broken.manifest.read_bytes())
+    assert 5 <= manifest.resumed_from_iteration < 40
+    assert entries(broken.out) == entries(whole.out)
+
+
+def test_two_ranks_that_are_asked_to_stop_leave_one_checkpoint_and_go_on_from_it(tmp_path: Path) -> None:
+    job = long_job(tmp_path, iterations=400)
+    write_spec(job, ranks=2, params=params_of("sfron") | {"iterations": 400})
+    process = start_engine(job, ranks=2)
+    wait_for(lambda: job.events.exists() and '"unit":"iteration"' in job.events.read_text())
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its ranks
+    output, _ = process.communicate(timeout=60)
+    assert len(steps_in(job)) >= 1, output
+    assert not job.manifest.exists()
+    assert not job.failure.exists()
+
+
+def test_asked_to_stop_it_ends_with_75_and_a_step_checkpoint(tmp_path: Path) -> None:
+    job = long_job(tmp_path, iterations=2000)
+    process = start_engine(job, "--checkpoint-seconds", "1e9", "--checkpoint-iterations", "1000000")
+    wait_for(lambda: job.events.exists() and '"unit":"iteration"' in job.events.read_text())
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED
+    assert len(steps_in(job)) == 1
+    assert not job.manifest.exists()
+    assert not job.failure.exists()
+
+
+def test_a_diverging_run_writes_no_weights_and_says_where(tmp_path: Path) -> None:
+    job = make_job(tmp_path, method="gradient_ascent", params={"learning_rate": 100.0, "clip": 1e6, "iterations": 500})
+    assert run_engine(job) == EXIT_FAILED
+    failure = Failure.model_validate_json(job.failure.read_bytes())
+    assert failure.code == "diverged"
+    assert failure.step is not None
+    assert failure.step > 0
+    assert failure.loss is not None
+    assert not job.out.exists()
+    assert not job.manifest.exists()
+
+
+def test_weights_whose_digest_changed_are_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    weights = next(job.base.glob("*.safetensors"))
+    tensors = load_file(weights)
+    tensors["conv_in.bias"][0] += 1e-3
+    save_file(tensors, weights)
+    assert run_engine(job) == EXIT_FAILED
+    failure = Failure.model_validate_json(job.failure.read_bytes())
+    assert failure.code == "integrity"
+    assert "digest" in failure.message
+    assert not job.out.exists()
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    np.savez(job.data / "more.npz", images=np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(Integrity, match="dataset"):
+        in_process(job)
+
+
+def test_nothing_stale_survives_the_start_of_a_new_attempt(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    in_process(job)
+    write_spec(job, params={"no_such": 1})
+    with pytest.raises(BadInput, match="no_such"):
+        in_process(job)
+    assert not job.manifest.exists()
+    assert not job.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"family": "no_such_family"}, "no_such_family"),
+        ({"method": "no_such_method", "params": {}}, "no_such_method"),
+        ({"params": {"temperature": -1}}, "temperature"),
+        ({"forget_classes": (4,)}, "forget set"),
+        ({"forget_classes": (0, 1), "forgotten_classes": (2, 3)}, "forget set"),
+        ({"ranks": 2}, "2 ranks"),
+    ],
+)
+def test_a_spec_that_cannot_be_worked_on_is_refused_by_name(tmp_path: Path, changes: dict[str, object], named: str) -> None:
+    job = make_job(tmp_path)
+    write_spec(job, **changes)
+    with pytest.raises(BadInput, match=named):
+        in_process(job)
+
+
+def test_a_spec_that_is_no_spec_ends_in_a_failure_document(tmp_path: Path) -> None:
+    job = JobDirectory(tmp_path)
+    job.spec.write_text(json.dumps({"schema_version": 1}))
+    assert run_engine(job) == EXIT_FAILED
+    assert Failure.model_validate_json(job.failure.read_bytes()).code == "bad_input"
