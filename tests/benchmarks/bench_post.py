@@ -28,7 +28,7 @@ import httpx2
 ROOT = Path(__file__).resolve().parents[2]
 TARGET_P99_MS = 50.0
 MODELS = 100
-CLASSES = 1000
+CLASSES = 100
 CONNECTIONS = 32
 
 

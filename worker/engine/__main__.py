@@ -61,14 +61,16 @@ def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     from worker.engine.errors import Stopped, failure_of
     from worker.engine.files import write_document
 
+    if os.environ.get("RANK", "0") == "0":
+        job.failure.unlink(missing_ok=True)
     try:
         unlearn(job, options) if options.stage == "unlearn" else verify(job, options)
     except Stopped:
         return EXIT_STOPPED
     except BaseException as error:
         traceback.print_exc()
-        # Every rank may hold the reason (the first may only see its peers vanish): the first document stays.
-        if os.environ.get("RANK", "0") == "0" or not job.failure.exists():
+        # The rank that knows the reason fails first; the others only see it vanish, and must not overwrite its words.
+        if not job.failure.exists():
             write_document(job.failure, failure_of(error))
         return EXIT_FAILED
     return EXIT_DONE

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def _read_npz(directory: Path, class_names: Sequence[str]) -> Read:
     return images_NCHW, labels.astype(np.int64), names, np.zeros(n, dtype=np.bool_)
 
 
-def _npz_arrays(path: Path) -> tuple[NDArray, NDArray, NDArray | None]:
+def _npz_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     """The arrays named images, labels and ids; never unpickles."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -143,7 +144,7 @@ def _npz_arrays(path: Path) -> tuple[NDArray, NDArray, NDArray | None]:
 
 
 def _read_image_folder(directory: Path, class_names: Sequence[str]) -> Read:
-    split = {p.name for p in directory.iterdir() if p.is_dir()} <= {"train", "test"}
+    split = {p.name for p in directory.iterdir() if p.is_dir()} <= {"train", "test"} - set(class_names)
     roots = [(directory / "train", False), (directory / "test", True)] if split else [(directory, False)]
     rows = [(p, k, held) for root, held in roots if root.is_dir() for p, k in _labelled_files(root, class_names)]
     if not rows:

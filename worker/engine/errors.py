@@ -1,13 +1,13 @@
 """What can go wrong in the engine, by the code that `failure.json` carries.
 
-    EngineError                 internal
-      BadInput                  bad_input       the request or its data cannot be worked on
-        BadModel                bad_input       the weights are not what the family can load
-      Integrity                 integrity       bytes are not the bytes that were registered
-      Diverged                  diverged        a loss or gradient stopped being a number; nothing was written
-      OutOfMemory               out_of_memory   retryable on a larger device
-      JudgeUnfit                judge_unfit     the judge is too poor for its word to count
-    Stopped                     (not an error: asked to stop, step checkpoint left behind)
+EngineError                 internal
+  BadInput                  bad_input       the request or its data cannot be worked on
+    BadModel                bad_input       the weights are not what the family can load
+  Integrity                 integrity       bytes are not the bytes that were registered
+  Diverged                  diverged        a loss or gradient stopped being a number; nothing was written
+  OutOfMemory               out_of_memory   retryable on a larger device
+  JudgeUnfit                judge_unfit     the judge is too poor for its word to count
+Stopped                     (not an error: asked to stop, step checkpoint left behind)
 """
 
 from __future__ import annotations

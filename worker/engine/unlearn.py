@@ -66,8 +66,7 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
 
 def clear_answers(job: JobDirectory) -> None:
     """Remove what an earlier attempt answered, so that nothing stale can be taken for this one's."""
-    for path in (job.manifest, job.failure):
-        path.unlink(missing_ok=True)
+    job.manifest.unlink(missing_ok=True)
     for folder in (job.out, _unfinished(job)):
         if folder.is_dir():
             shutil.rmtree(folder)

@@ -30,9 +30,7 @@ def read(root: Path, fmt: str, held_out: tuple[str, ...] = ()) -> Dataset:
         forget_classes=(0,),
         base_digest="0" * 64,
         original_digest="0" * 64,
-        dataset=DatasetSpec.model_validate(
-            {"format": fmt, "digest": tree_digest(entries(job.data)), "held_out_ids": held_out}
-        ),
+        dataset=DatasetSpec.model_validate({"format": fmt, "digest": tree_digest(entries(job.data)), "held_out_ids": held_out}),
         policy=Policy(name="p", checks=(Check(verifier="integrity"),)),
     )
     return load_dataset(job, spec)

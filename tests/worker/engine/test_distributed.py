@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worker.engine.unlearning_job import ONE_RANK, ROOT, begin, make_job, params_of
+from tests.worker.engine.unlearning_job import ONE_RANK, ROOT, begin, make_job, params_of, weights_in
 from worker.contract import JobDirectory
 from worker.engine import distributed, registry
 from worker.engine.distributed import Ranks
@@ -34,25 +34,22 @@ def ten_steps(job: JobDirectory, ranks: Ranks, mask: Path) -> Method:
     return method
 
 
-def flat(method_or_file: Method | Path) -> torch.Tensor:
-    if isinstance(method_or_file, Path):
-        tensors = load_file(method_or_file)
-    else:
-        tensors = method_or_file.run.family.module.state_dict()  # type: ignore[attr-defined]
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 def test_two_ranks_agree_with_one(name: str, tmp_path: Path) -> None:
     job = make_job(tmp_path / "job", method=name, params=params_of(name) | {"iterations": STEPS})
-    one = flat(ten_steps(job, ONE_RANK, tmp_path / "mask"))
-    start = torch.cat([p.flatten() for _, p in sorted(load_file(next(job.base.glob("*.safetensors"))).items())])
+    method = ten_steps(job, ONE_RANK, tmp_path / "mask")
+    one = flat(method.run.family.module.state_dict())  # type: ignore[attr-defined]
+    start = flat(weights_in(job.base))
     assert float((one - start).norm()) > 1e-4 * float(one.norm())  # they moved, so agreeing says something
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, str(job.root), str(tmp_path)], check=True, timeout=120, env=env)
-    ranks = [flat(tmp_path / f"rank-{r}.safetensors") for r in range(2)]
+    ranks = [flat(load_file(tmp_path / f"rank-{r}.safetensors")) for r in range(2)]
     assert torch.equal(ranks[0], ranks[1])
     assert float((ranks[0] - one).norm() / one.norm()) < 1e-5
 

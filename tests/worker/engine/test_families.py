@@ -149,7 +149,7 @@ def test_weights_that_are_not_the_family_s_are_refused_by_name(name: str, base: 
 def test_a_pickle_and_a_second_set_of_weights_are_refused(name: str, base: Path) -> None:
     weights = next(base.rglob("*.safetensors"))
     (weights.parent / "ema.safetensors").write_bytes(weights.read_bytes())
-    with pytest.raises(BadModel, match="one .safetensors"):
+    with pytest.raises(BadModel, match=r"one \.safetensors"):
         load(name, base)
     (weights.parent / "ema.safetensors").unlink()
     (weights.parent / "extra.bin").write_bytes(b"")

@@ -93,9 +93,7 @@ class DDPM:
     def prepare(self, images_BCHW: Tensor) -> Tensor:
         """uint8 to [-1, 1]."""
         if images_BCHW.shape[1:] != (self._channels, *self._sides):
-            raise BadInput(
-                f"the model works on images {(self._channels, *self._sides)}, found {tuple(images_BCHW.shape[1:])}"
-            )
+            raise BadInput(f"the model works on images {(self._channels, *self._sides)}, found {tuple(images_BCHW.shape[1:])}")
         return images_BCHW.to(self.device).float().div(127.5).sub(1.0)
 
     def draw(self, count: int, image_shape: Sequence[int], generator: torch.Generator, *, label_drop: float) -> Draw:

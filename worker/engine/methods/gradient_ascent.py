@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field
 
-from worker.engine.method import Params as BaseParams
-from worker.engine.method import Run
+from worker.engine.method import Params, Run
 
 
-class Params(BaseParams):
+class AscentParams(Params):
     """More steps or a larger rate forget more, and damage more."""
 
     iterations: int = Field(default=20, ge=1, le=1_000_000, description="ascent steps")
@@ -31,14 +30,14 @@ class GradientAscent:
     paper: ClassVar[str] = "arXiv:2109.13398"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
     families: ClassVar[tuple[str, ...]] = ("ddpm",)
-    Params: ClassVar[type[BaseParams]] = Params
+    Params: ClassVar[type[Params]] = AscentParams
 
-    def __init__(self, params: Params, run: Run) -> None:
+    def __init__(self, params: AscentParams, run: Run) -> None:
         self.params, self.run = params, run
         self.optimizer = torch.optim.SGD(run.parameters, lr=params.learning_rate)
 
     @classmethod
-    def begin(cls, params: Params, run: Run) -> Self:
+    def begin(cls, params: AscentParams, run: Run) -> Self:
         """See `Method.begin`."""
         return cls(params, run)
 

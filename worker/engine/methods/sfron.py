@@ -4,7 +4,10 @@ Letters: l loss, w adaptive weight, lambda temperature, F diagonal Fisher inform
 beta_t size of the forget step, k `forget_every`, T iterations. Shape suffix: B images of this rank.
 
 Source: Huang et al. 2024, "Unified Gradient-Based Machine Unlearning with Remain Geometry Enhancement",
-arXiv:2409.19732. Where we differ: the forget step has an optimizer of its own by default (as in DualOptim,
+arXiv:2409.19732. The forget loss is by default the authors' relabelling variant (their `rl`: towards the network's own
+answer for the next class) with the adaptive weights kept; `ascent` is the paper's figure. On 8x8 digits ascent turned a
+forgotten 1 into a white bar that a judge still reads as a 1, 87 times in 100; relabelling, never in 200.
+Where we differ: the forget step has an optimizer of its own by default (as in DualOptim,
 arXiv:2504.15827), so that masked-out weights really stay and momentum does not leak between the two objectives; the
 remain Fisher uses a class-balanced part of the retained data as large as the forget set; both Fishers use the trained
 (conditional) loss, not a guided prediction; the weights' normaliser runs over the global batch.
@@ -20,18 +23,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.engine.method import Batch, Run
-from worker.engine.method import Params as BaseParams
+from worker.engine.method import Batch, Params, Run
 from worker.engine.streams import Stream
 
 Decay = Literal["cosine", "linear", "constant"]
 
 
-class Params(BaseParams):
+class SFRonParams(Params):
     """Defaults forget any one class of the example model; see the field texts for which way to turn them."""
 
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="T: remain steps, one an iteration")
-    batch_size: int = Field(default=64, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
+    batch_size: int = Field(default=48, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
     learning_rate: float = Field(default=8e-4, gt=0, le=1, description="of the remain step")
     alpha_forget: float = Field(default=1.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
@@ -41,9 +43,7 @@ class Params(BaseParams):
     forget_loss: Literal["relabel", "ascent"] = Field(
         default="relabel", description="relabel: towards the next retained class; ascent: away from the class's own noise"
     )
-    loss_ceiling: float = Field(
-        default=1.0, gt=0, le=1e6, description="ascent stops for a sample whose loss is above it"
-    )
+    loss_ceiling: float = Field(default=1.0, gt=0, le=1e6, description="ascent stops for a sample whose loss is above it")
     gamma: float = Field(default=1.0, ge=0, le=1e6, description="saliency threshold: forget Fisher >= gamma x remain Fisher")
     fisher_batch_size: int = Field(default=16, ge=1, le=65_536, description="images a squared gradient is taken over")
     fisher_samples: int = Field(default=256, ge=1, le=10_000_000, description="at most so many images for each Fisher")
@@ -96,8 +96,9 @@ def decayed(decay: Decay, iteration: int, iterations: int) -> float:
 
 def anchors(class_count: int, retain_classes: tuple[int, ...]) -> Tensor:
     """(K,) for every class the next retained one, cyclically: what a forgotten label shall mean from now on."""
-    following = [next(r for i in range(1, class_count + 1) if (r := (k + i) % class_count) in retain_classes) for k in range(class_count)]
-    return torch.tensor(following)
+    retained = set(retain_classes)
+    after = [[(k + i) % class_count for i in range(1, class_count + 1)] for k in range(class_count)]
+    return torch.tensor([next(c for c in cycle if c in retained) for cycle in after])
 
 
 class SFRon:
@@ -108,9 +109,9 @@ class SFRon:
     paper: ClassVar[str] = "arXiv:2409.19732"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
     families: ClassVar[tuple[str, ...]] = ("ddpm",)
-    Params: ClassVar[type[BaseParams]] = Params
+    Params: ClassVar[type[Params]] = SFRonParams
 
-    def __init__(self, params: Params, run: Run) -> None:
+    def __init__(self, params: SFRonParams, run: Run) -> None:
         self.params, self.run = params, run
         self.remain_optimizer = torch.optim.Adam(run.parameters, lr=params.learning_rate)
         dual = params.optimizer == "dual"
@@ -119,7 +120,7 @@ class SFRon:
         self.anchor_K = anchors(len(run.spec.class_names), run.spec.retain_classes).to(run.ranks.device)
 
     @classmethod
-    def begin(cls, params: Params, run: Run) -> Self:
+    def begin(cls, params: SFRonParams, run: Run) -> Self:
         """See `Method.begin`."""
         return cls(params, run)
 
