@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends
 from sqlalchemy import DateTime, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import sessionmaker
@@ -62,7 +61,13 @@ def make_engine(url: str) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"check_same_thread": False}, pool_size=10, max_overflow=30)
+        engine = create_engine(
+            parsed,
+            connect_args={"check_same_thread": False},
+            pool_size=10,
+            max_overflow=30,
+            hide_parameters=True,
+        )
         _sqlite_rules(engine)
         return engine
     if parsed.drivername == "postgresql":
@@ -70,6 +75,7 @@ def make_engine(url: str) -> Engine:
     options = "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=10000"
     return create_engine(
         parsed,
+        hide_parameters=True,  # an error's text ends in a log, and a parameter may be somebody's reason
         pool_pre_ping=True,
         pool_size=10,
         max_overflow=30,
@@ -126,21 +132,6 @@ def reading() -> Iterator[OrmSession]:
     """One read: takes no write lock on SQLite."""
     with _readers()() as session:
         yield session
-
-
-def _write_session() -> Iterator[OrmSession]:
-    with transaction() as session:
-        yield session
-
-
-def _read_session() -> Iterator[OrmSession]:
-    with reading() as session:
-        yield session
-
-
-# scope="function": the transaction ends before the response is sent, so a 202 is never a promise that was not committed.
-Session = Annotated[OrmSession, Depends(_write_session, scope="function")]
-ReadSession = Annotated[OrmSession, Depends(_read_session, scope="function")]
 
 
 def now(session: OrmSession) -> datetime:

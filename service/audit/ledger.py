@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sqlalchemy import event, select
+from sqlalchemy import Connection, bindparam, event, insert, select, update
 from sqlalchemy.orm import ORMExecuteState, UOWTransaction
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit.leaves import SALT_BYTES, Actor, Fact, commitment, leaf, leaf_hash
 from service.config import get_settings
-from service.db import now
+from service.db import UtcDateTime, now
 from service.tables import LedgerEntry, LedgerHead, LedgerPrivate
 
 LOG_ID = 1
@@ -35,68 +35,75 @@ def append(
     request_id: str | None = None,
     model_id: str | None = None,
     private: dict[str, Any] | None = None,
-) -> LedgerEntry:
-    """Record a fact. Call it after every other write of the transaction.
+) -> int:
+    """Record a fact. Call it after every other write of the transaction. Returns its sequence number.
 
     Args:
         private: values that may be personal; only their salted commitment enters the entry, the salt goes to an erasable row.
 
     Raises:
-        LockOrderViolation: at a later flush that writes anything but ledger rows.
+        LockOrderViolation: at a later flush or statement that writes anything but ledger rows.
     """
     session.flush()
-    head = session.execute(
-        select(LedgerHead).where(LedgerHead.log_id == LOG_ID).with_for_update().execution_options(populate_existing=True)
-    ).scalar_one()
     session.info[_CLOSED] = True
+    connection = session.connection()  # plain statements: this is on the path of every request, and no row is ever updated
+    seq, last_at = connection.execute(_LOCK_HEAD).one()
     clock = now(session)
-    at = max(clock, head.last_at) if head.last_at else clock
+    at = max(clock, last_at) if last_at else clock
+    request = None if request_id is None else (request_id, *_link(connection, request_id))
     salt = os.urandom(SALT_BYTES) if private is not None else None
-    previous = _previous(session, request_id)
-    ordinal = None if request_id is None else (0 if previous is None else (previous.request_ordinal or 0) + 1)
     tenant = get_settings().tenant
     data = leaf(
         fact,
         at=at,
         tenant=tenant,
         actor=actor,
-        request=None if request_id is None else (request_id, ordinal or 0, previous.leaf_hash if previous else None),
+        request=request,
         model_id=model_id,
         subject_commitment=commitment(salt, private) if salt and private is not None else None,
     )
-    entry = LedgerEntry(
-        log_id=LOG_ID,
-        seq=head.size,
-        leaf=data,
-        leaf_hash=leaf_hash(data),
-        action=fact.action,
-        outcome=fact.outcome,
-        at=at,
-        tenant=tenant,
-        actor=str(actor),
-        request_id=request_id,
-        request_ordinal=ordinal,
-        model_id=model_id,
+    connection.execute(
+        insert(LedgerEntry),
+        {
+            "log_id": LOG_ID,
+            "seq": seq,
+            "leaf": data,
+            "leaf_hash": leaf_hash(data),
+            "action": fact.action,
+            "outcome": fact.outcome,
+            "at": at,
+            "tenant": tenant,
+            "actor": str(actor),
+            "request_id": request_id,
+            "request_ordinal": request[1] if request else None,
+            "model_id": model_id,
+        },
     )
-    session.add(entry)
-    session.flush()  # before the head moves: the insert guard wants seq = size
     if salt:
-        session.add(LedgerPrivate(log_id=LOG_ID, seq=entry.seq, salt=salt))
-    head.size += 1
-    head.last_at = at
-    session.flush()
-    return entry
+        connection.execute(insert(LedgerPrivate), {"log_id": LOG_ID, "seq": seq, "salt": salt, "shredded_at": None})
+    # last, for the insert guard wants seq = size
+    connection.execute(_MOVE_HEAD, {"new_size": seq + 1, "new_last_at": at})
+    return int(seq)
 
 
-def _previous(session: OrmSession, request_id: str | None) -> LedgerEntry | None:
-    if request_id is None:
-        return None
-    return session.execute(
-        select(LedgerEntry)
-        .where(LedgerEntry.log_id == LOG_ID, LedgerEntry.request_id == request_id)
-        .order_by(LedgerEntry.request_ordinal.desc())
-        .limit(1)
-    ).scalar_one_or_none()
+_LOCK_HEAD = select(LedgerHead.size, LedgerHead.last_at).where(LedgerHead.log_id == LOG_ID).with_for_update()
+_MOVE_HEAD = (
+    update(LedgerHead)
+    .where(LedgerHead.log_id == LOG_ID)
+    .values(size=bindparam("new_size"), last_at=bindparam("new_last_at", type_=UtcDateTime()))
+)
+_LAST_OF_REQUEST = (
+    select(LedgerEntry.request_ordinal, LedgerEntry.leaf_hash)
+    .where(LedgerEntry.log_id == LOG_ID, LedgerEntry.request_id == bindparam("request_id"))
+    .order_by(LedgerEntry.request_ordinal.desc())
+    .limit(1)
+)
+
+
+def _link(connection: Connection, request_id: str) -> tuple[int, bytes | None]:
+    """The request's next ordinal, and the leaf hash of its previous entry."""
+    previous = connection.execute(_LAST_OF_REQUEST, {"request_id": request_id}).one_or_none()
+    return (0, None) if previous is None else (previous.request_ordinal + 1, previous.leaf_hash)
 
 
 @event.listens_for(OrmSession, "before_flush")

@@ -33,7 +33,7 @@ class SFRonParams(Params):
     """Defaults forget any one class of the example model; see the field texts for which way to turn them."""
 
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="T: remain steps, one an iteration")
-    batch_size: int = Field(default=48, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
+    batch_size: int = Field(default=32, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
     learning_rate: float = Field(default=8e-4, gt=0, le=1, description="of the remain step")
     alpha_forget: float = Field(default=1.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
@@ -113,9 +113,9 @@ class SFRon:
 
     def __init__(self, params: SFRonParams, run: Run) -> None:
         self.params, self.run = params, run
-        self.remain_optimizer = torch.optim.Adam(run.parameters, lr=params.learning_rate)
+        self.remain_optimizer = torch.optim.Adam(run.parameters, lr=params.learning_rate, fused=True)
         dual = params.optimizer == "dual"
-        self.forget_optimizer = torch.optim.Adam(run.parameters) if dual else self.remain_optimizer
+        self.forget_optimizer = torch.optim.Adam(run.parameters, fused=True) if dual else self.remain_optimizer
         self.mask: list[Tensor] = []
         self.anchor_K = anchors(len(run.spec.class_names), run.spec.retain_classes).to(run.ranks.device)
 
