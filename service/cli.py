@@ -218,9 +218,10 @@ def datasets_register(
     held_out: Annotated[Path | None, typer.Option(help="JSON list of ids that only verification may see.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Register images and labels."""
+    """Register images and labels; an .npz, or a folder that holds one, is taken for what it is."""
+    holds_npz = location.endswith(".npz") or any(Path(location).glob("*.npz"))
     body: dict[str, Any] = {
-        "format": "image_folder" if Path(location).is_dir() else "npz",
+        "format": "npz" if holds_npz else "image_folder",
         "location": str(Path(location).resolve()),
         "class_names": class_name,
     }

@@ -35,13 +35,7 @@ class Document(BaseModel):
 
 def _safe_relative(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if (
-        not parts
-        or path.startswith("/")
-        or "\\" in path
-        or "\0" in path
-        or any(p in ("..", ".") for p in path.split("/"))
-    ):
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or any(p in ("..", ".") for p in path.split("/")):
         raise ValueError(f"expected a plain relative path, got {path!r}")
     return path
 
@@ -84,12 +78,8 @@ class Sampling(Document):
 
     sampler: Literal["ddim"] = "ddim"
     steps: int = Field(default=20, ge=1, le=1000)
-    guidance_scale: float = Field(
-        default=2.0, ge=0.0, le=50.0, description="e = e_null + s (e_class - e_null); 1 is unguided"
-    )
-    batch_size: int = Field(
-        default=256, ge=1, le=65536, description="images per network call and rank; not part of the result"
-    )
+    guidance_scale: float = Field(default=2.0, ge=0.0, le=50.0, description="e = e_null + s (e_class - e_null); 1 is unguided")
+    batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call and rank; not part of the result")
 
 
 class JudgePolicy(Document):
@@ -139,9 +129,7 @@ class Spec(Document):
     ranks: int = Field(default=1, ge=1, le=4096)
     class_names: tuple[str, ...] = Field(min_length=2)
     forget_classes: tuple[int, ...] = Field(min_length=1, description="asked for by this request")
-    forgotten_classes: tuple[int, ...] = Field(
-        default=(), description="forgotten earlier on this lineage; verified again"
-    )
+    forgotten_classes: tuple[int, ...] = Field(default=(), description="forgotten earlier on this lineage; verified again")
     base_digest: Sha256
     original_digest: Sha256
     dataset: DatasetSpec
@@ -214,9 +202,7 @@ class Finding(Document):
     metric: str
     subject: Literal["candidate", "original", "parent"]
     gating: bool = Field(description="must pass for the verdict to be PASS")
-    control: bool = Field(
-        default=False, description="must NOT pass: an original that passes makes the suite blind (VOID)"
-    )
+    control: bool = Field(default=False, description="must NOT pass: an original that passes makes the suite blind (VOID)")
     passed: bool | None = Field(default=None, description="None: reported only")
     value: float | None = None
     lower95: float | None = Field(default=None, description="one-sided 95 % bound")

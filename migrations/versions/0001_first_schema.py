@@ -92,9 +92,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("parent_id", sa.String(length=64), nullable=True),
         sa.Column("checkpoint_id", sa.String(length=64), nullable=True),
-        sa.Column(
-            "location", sa.Text(), nullable=True, comment="of a registered version; a published one is in the store"
-        ),
+        sa.Column("location", sa.Text(), nullable=True, comment="of a registered version; a published one is in the store"),
         sa.Column("files", sa.JSON(), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("forgotten_classes", sa.JSON(), nullable=False),
@@ -152,9 +150,7 @@ def upgrade() -> None:
             "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
             name=op.f("ck_unlearn_request_status"),
         ),
-        sa.ForeignKeyConstraint(
-            ["base_version_id"], ["model_version.id"], name=op.f("fk_unlearn_request_base_version_id")
-        ),
+        sa.ForeignKeyConstraint(["base_version_id"], ["model_version.id"], name=op.f("fk_unlearn_request_base_version_id")),
         sa.ForeignKeyConstraint(["model_id"], ["model.id"], name=op.f("fk_unlearn_request_model_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_unlearn_request")),
     )
@@ -179,9 +175,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.String(length=16), nullable=True, comment="succeeded failed cancelled drained lost"),
         sa.Column("detail", sa.JSON(), nullable=True),
         sa.Column("report", sa.JSON(), nullable=True, comment="worker.contract.Report, kept pass or fail"),
-        sa.Column(
-            "evidence", sa.JSON(), nullable=True, comment="pictures of the report: path, size, sha256 in the store"
-        ),
+        sa.Column("evidence", sa.JSON(), nullable=True, comment="pictures of the report: path, size, sha256 in the store"),
         sa.ForeignKeyConstraint(["request_id"], ["unlearn_request.id"], name=op.f("fk_attempt_request_id")),
         sa.PrimaryKeyConstraint("request_id", "fence", name=op.f("pk_attempt")),
     )

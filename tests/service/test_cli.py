@@ -100,6 +100,17 @@ def test_a_worker_refuses_a_database_that_is_not_migrated(tmp_path: Path) -> Non
     assert "expunge migrate" in done.stderr
 
 
+def test_a_worker_s_health_check_tells_a_migrated_database_from_none(tmp_path: Path) -> None:
+    import os
+
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("EXPUNGE_")} | {"EXPUNGE_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "worker.conductor", "--check"]
+    before = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert run("migrate", EXPUNGE_DATA_DIR=str(tmp_path)).returncode == 0
+    after = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (before.returncode, after.returncode) == (1, 0)
+
+
 def test_a_lease_shorter_than_two_renewals_is_refused() -> None:
     with pytest.raises(ValueError, match="at least twice"):
         Settings(lease_seconds=5, renew_seconds=3)

@@ -1,4 +1,4 @@
-"""`python -m worker.conductor`: a worker. Celery with one thread, and the sweeper beside it.
+"""`python -m worker.conductor [--check]`: a worker. Celery with one thread, and the sweeper beside it.
 
 SIGTERM drains: no new claims, the running engine leaves a step checkpoint, its request goes back unharmed, exit 0. SIGKILL
 leaves nothing running: the kernel kills the engine with its worker.
@@ -11,6 +11,7 @@ import sys
 import threading
 
 from celery.signals import setup_logging
+from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs, migrate
 from service.certificates.signing import SocketSigner
@@ -72,5 +73,15 @@ def main(command: launch.Command = launch.torchrun) -> int:
     return int(worker.exitcode or 0)
 
 
+def check() -> int:
+    """For a container's health check: 0 when a worker could work with this database now."""
+    try:
+        require_schema()
+    except (NotMigrated, SQLAlchemyError) as error:
+        print(f"not healthy: {type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check() if sys.argv[1:] == ["--check"] else main())

@@ -10,7 +10,7 @@ forgotten 1 into a white bar that a judge still reads as a 1, 87 times in 100; r
 Where we differ: the forget step has an optimizer of its own by default (as in DualOptim,
 arXiv:2504.15827), so that masked-out weights really stay and momentum does not leak between the two objectives; the
 remain Fisher uses a class-balanced part of the retained data as large as the forget set; both Fishers use the trained
-(conditional) loss, not a guided prediction; the weights' normaliser runs over the global batch.
+(conditional) loss, not a guided prediction; the weights' normaliser runs over the global batch; both step sizes fall.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SFRonParams(Params):
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="T: remain steps, one an iteration")
     batch_size: int = Field(default=32, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
     learning_rate: float = Field(default=8e-4, gt=0, le=1, description="of the remain step")
-    alpha_forget: float = Field(default=1.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
+    alpha_forget: float = Field(default=1.5, gt=0, le=1e4, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
     remain_decay: Decay = Field(default="linear", description="how learning_rate falls over the iterations")
     forget_every: int = Field(default=1, ge=1, le=10_000, description="k: a forget step before every k-th remain step")
@@ -44,7 +44,9 @@ class SFRonParams(Params):
         default="relabel", description="relabel: towards the next retained class; ascent: away from the class's own noise"
     )
     loss_ceiling: float = Field(default=1.0, gt=0, le=1e6, description="ascent stops for a sample whose loss is above it")
-    gamma: float = Field(default=1.0, ge=0, le=1e6, description="saliency threshold: forget Fisher >= gamma x remain Fisher")
+    gamma: float = Field(
+        default=3.0, ge=0, le=1e6, description="saliency threshold on forget / remain Fisher; 1 is the authors'"
+    )
     fisher_batch_size: int = Field(default=16, ge=1, le=65_536, description="images a squared gradient is taken over")
     fisher_samples: int = Field(default=256, ge=1, le=10_000_000, description="at most so many images for each Fisher")
     clip: float = Field(default=1.0, gt=0, le=1e6, description="largest gradient norm, after masking")
