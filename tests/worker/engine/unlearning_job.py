@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from worker.contract import Check, DatasetSpec, JobDirectory, Policy, Spec, tree_digest
 from worker.engine import registry
+from worker.engine.__main__ import main
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.events import Events
@@ -138,9 +141,17 @@ def start_engine(job: JobDirectory, *options: str, ranks: int = 1, env: dict[str
     )
 
 
-def run_engine(job: JobDirectory, *options: str, ranks: int = 1) -> int:
-    """The exit status of a whole run."""
-    process = start_engine(job, *options, ranks=ranks)
-    output, _ = process.communicate(timeout=120)
-    print(output)
-    return process.returncode
+def run_engine(job: JobDirectory, *options: str) -> int:
+    """The exit status of a whole run of the command line, in this process (importing torch anew takes seconds).
+
+    One thread, as in `start_engine`: sums over another number of threads round differently.
+    """
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OMP_NUM_THREADS", "1")
+            return main(["unlearn", str(job.root), "--device", "cpu", *options])
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGTERM, handler)

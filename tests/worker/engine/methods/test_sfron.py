@@ -101,7 +101,7 @@ def test_forget_steps_raise_the_loss_of_the_forgotten_class(tmp_path: Path, forg
 
     def objective() -> float:
         batch = method.run.batch(method.run.forget, 99, 16, label_drop=0.0)
-        return float(method.forget_objective(batch))
+        return float(method.forget_objective(batch).detach())
 
     before = objective()
     for i in range(15):
