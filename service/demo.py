@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -318,17 +319,28 @@ def before_after_table(report: Mapping[str, Any]) -> Table:
     for heading in ("before", "after", "bound", "needs"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for finding in report["findings"]:
-        if not finding["gating"] or finding["value"] is None:
+    for check, group in groupby((f for f in report["findings"] if f["gating"]), key=lambda f: f["check"]):
+        findings = list(group)
+        if all(f["comparator"] == "eq" for f in findings):  # counts that must be zero: one line says it for all of them
+            wrong = [f["metric"].replace("_", " ") for f in findings if f["passed"] is not True]
+            table.add_row(f"{check} ({len(findings)} checks)", "", ", ".join(wrong), "", "", _mark(not wrong))
             continue
-        before = _before(report, finding)
-        sign = {"ge": "≥", "le": "≤", "eq": "="}.get(finding["comparator"] or "", "")
-        bound = finding["lower95"] if finding["comparator"] == "ge" else finding["upper95"]
-        label = finding["metric"].replace("_", " ") + (f" ({finding['class_name']})" if finding["class_name"] else "")
-        needs = f"{sign} {finding['threshold']:.3g}" if finding["threshold"] is not None else ""
-        mark = "[green]pass[/]" if finding["passed"] else "[red]FAIL[/]"
-        table.add_row(label, before, f"{finding['value']:.3f}", "" if bound is None else f"{bound:.3f}", needs, mark)
+        for finding in findings:
+            table.add_row(*_row(report, finding))
     return table
+
+
+def _mark(passed: bool) -> str:
+    return "[green]pass[/]" if passed else "[red]FAIL[/]"
+
+
+def _row(report: Mapping[str, Any], finding: Mapping[str, Any]) -> tuple[str, ...]:
+    sign = {"ge": "≥", "le": "≤", "eq": "="}.get(finding["comparator"] or "", "")
+    bound = finding["lower95"] if finding["comparator"] == "ge" else finding["upper95"]
+    label = finding["metric"].replace("_", " ") + (f" ({finding['class_name']})" if finding["class_name"] else "")
+    numbers = ("" if v is None else f"{v:.3f}" for v in (finding["value"], bound))
+    needs = "" if finding["threshold"] is None else f"{sign} {finding['threshold']:.3g}"
+    return (label, _before(report, finding), *numbers, needs, _mark(finding["passed"] is True))
 
 
 def _before(report: Mapping[str, Any], finding: Mapping[str, Any]) -> str:
