@@ -184,7 +184,7 @@ def test_a_killed_worker_loses_nothing_and_the_lineage_forgets_both_classes(stac
     second = wait_for(client, behind["id"], lambda r: False, seconds=200)
     assert second["status"] == "succeeded", second["error"]
     versions = client.get(f"/models/{model}")["versions"]
-    assert [v["forgotten_classes"] for v in versions] == [[], [3], [3, 7]]
+    assert [v["forgotten"]["classes"] for v in versions] == [[], [3], [3, 7]]
     gate = [f for f in second["findings"] if f["check"] == "forget_rate" and f["subject"] == "candidate"]
     assert sorted(f["class_index"] for f in gate) == [3, 7]  # re-verified for both
 
