@@ -429,5 +429,28 @@ def demo(
     raise typer.Exit(1 if faults else 0)
 
 
+def main() -> None:
+    """The `expunge` command. A mistake of the user's is a sentence, not a traceback."""
+    from pydantic import ValidationError
+
+    if sys.argv[1:2] == ["verify"]:  # the verifier reads its own arguments: its exit statuses are a promise
+        from service.verifier.__main__ import main as verify_main
+
+        sys.exit(verify_main(sys.argv[2:]))
+    try:
+        app()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
+        err.print(f"[red]expunge:[/] a setting (EXPUNGE_…) is not valid: {wrong}", highlight=False, soft_wrap=True)
+    except json.JSONDecodeError:
+        err.print("[red]expunge:[/] a file that should hold JSON does not", highlight=False)
+    except OSError as error:
+        what = error.filename or "a file"
+        err.print(f"[red]expunge:[/] {what}: {error.strerror}", highlight=False, soft_wrap=True)
+    else:
+        return
+    sys.exit(3)
+
+
 if __name__ == "__main__":
-    app()
+    main()

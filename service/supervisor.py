@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,7 @@ STOP_SECONDS = 30.0
 
 
 class AlreadyRunning(Exception):
-    """Another supervisor holds the data directory."""
+    """Another supervisor holds the data directory, or another process the port."""
 
 
 @dataclass
@@ -78,13 +79,24 @@ def children(settings: Settings) -> list[Child]:
 @contextmanager
 def sole_owner(data_dir: Path) -> Iterator[None]:
     """Hold the data directory. Raises: AlreadyRunning."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (data_dir / "expunge.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunning(f"another `expunge up` is running on {data_dir}") from error
         yield
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Else a client would talk to whoever has the port, while our own API retries for ever. Raises: AlreadyRunning."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does: a port in TIME_WAIT is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AlreadyRunning(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -111,6 +123,7 @@ def run(settings: Settings, *, log_file: Path | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with sole_owner(settings.data_dir):
+        require_free_port(settings.host, settings.port)
         migrate.upgrade()
         family = children(settings)
         output = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if log_file else None

@@ -15,6 +15,13 @@ MOVES = {
 }
 """The lifecycle as it was when this revision was written; a test holds it against the code's."""
 TERMINAL = ("succeeded", "failed", "cancelled")
+KEYS = {
+    "ledger_entry": ("log_id", "seq"),
+    "ledger_head": ("log_id",),
+    "checkpoint": ("id",),
+    "checkpoint_file": ("checkpoint_id", "path"),
+    "unlearn_request": ("id",),
+}
 APPEND_ONLY = ("ledger_entry", "checkpoint", "checkpoint_file")
 
 
@@ -252,11 +259,20 @@ def _guard_sqlite() -> None:
         "BEFORE INSERT ON ledger_entry WHEN NEW.seq IS NOT (SELECT size FROM ledger_head WHERE log_id = NEW.log_id)",
         "ledger_entry takes the next sequence number only",
     )
+    # INSERT OR REPLACE deletes without firing DELETE triggers unless the writer's own connection asks for it: refuse the insert
+    for table, key in KEYS.items():
+        same = " AND ".join(f"{column} IS NEW.{column}" for column in key)
+        refuse(
+            f"{table}_no_replace",
+            f"BEFORE INSERT ON {table} WHEN EXISTS (SELECT 1 FROM {table} WHERE {same})",  # noqa: S608 — names of our own
+            f"{table} rows are not replaced",
+        )
     refuse("ledger_head_no_delete", "BEFORE DELETE ON ledger_head", "ledger_head is permanent")
     refuse(
         "ledger_head_forward",
-        "BEFORE UPDATE ON ledger_head WHEN NEW.size IS NOT OLD.size + 1 OR NEW.log_id IS NOT OLD.log_id",
-        "ledger_head moves one forward",
+        "BEFORE UPDATE ON ledger_head WHEN NEW.size IS NOT OLD.size + 1 OR NEW.log_id IS NOT OLD.log_id "
+        "OR NOT EXISTS (SELECT 1 FROM ledger_entry WHERE log_id = OLD.log_id AND seq = OLD.size)",
+        "ledger_head moves one forward, with its entry",
     )
     refuse("unlearn_request_no_delete", "BEFORE DELETE ON unlearn_request", "requests are kept")
     refuse(
@@ -301,7 +317,8 @@ def _guard_postgresql() -> None:
     trigger("ledger_entry_in_order", "ledger_entry", "BEFORE INSERT", "expunge_ledger_in_order")
     function(
         "expunge_ledger_forward",
-        "IF NEW.size IS DISTINCT FROM OLD.size + 1 OR NEW.log_id <> OLD.log_id THEN "
+        "IF NEW.size IS DISTINCT FROM OLD.size + 1 OR NEW.log_id <> OLD.log_id OR NOT EXISTS "
+        "(SELECT 1 FROM ledger_entry WHERE log_id = OLD.log_id AND seq = OLD.size) THEN "
         "RAISE EXCEPTION 'ledger_head moves one forward'; END IF; RETURN NEW;",
     )
     trigger("ledger_head_forward", "ledger_head", "BEFORE UPDATE", "expunge_ledger_forward")

@@ -96,7 +96,7 @@ def _signed_statement(directory: Path, key: ec.EllipticCurvePublicKey) -> dict[s
     envelope = _json(_certificate_bytes(directory), "the certificate")
     if set(envelope) != {"payload", "payloadType", "signatures"}:
         raise Tampered("the certificate is no DSSE envelope")
-    payload, signature = _decoded(envelope)
+    payload, signature = _decoded(envelope, key)
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise Tampered("the certificate holds another kind of payload")
     kind = PAYLOAD_TYPE.encode()
@@ -123,10 +123,14 @@ def _certificate_bytes(directory: Path) -> bytes:
         raise Undecided(f"there is no {CERTIFICATE}") from error
 
 
-def _decoded(envelope: Mapping[str, Any]) -> tuple[bytes, bytes]:
+def _decoded(envelope: Mapping[str, Any], key: ec.EllipticCurvePublicKey) -> tuple[bytes, bytes]:
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise Tampered("the certificate must carry exactly one signature")
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (one,) = signatures
+    if not isinstance(one, dict) or set(one) != {"keyid", "sig"} or one["keyid"] != hashlib.sha256(der).hexdigest():
+        raise Tampered("the certificate is not signed by this key, or was changed after signing")
     try:
         payload = base64.b64decode(envelope["payload"], validate=True)
         return payload, base64.b64decode(signatures[0]["sig"], validate=True)
@@ -194,9 +198,11 @@ def _check_files(directory: Path, subjects: Mapping[str, str]) -> None:
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Every entry of the folder that is not itself a folder, and every empty one: nothing may hide."""
+    """Every entry of the folder that is not itself a folder. An empty folder is a refusal: nothing was published as one."""
     for folder, folders, files in os.walk(directory, onerror=_unreadable):
         here = Path(folder)
+        if not folders and not files and here != directory:
+            raise Tampered(f"{here.relative_to(directory).as_posix()} is an empty folder")
         for name in [*folders, *files]:
             path = here / name
             relative = path.relative_to(directory).as_posix()

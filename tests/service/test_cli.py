@@ -94,6 +94,45 @@ def test_verify_passes_the_verifier_s_status_on(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["valid"] is False
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (("datasets", "register", "/nope", "--class", "a", "--held-out", "/nope"), {}),
+        (("datasets", "register", "/nope", "--class", "a", "--held-out", "README.md"), {}),
+        (("up",), {"EXPUNGE_DATA_DIR": "/proc/nope"}),
+        (("up",), {"EXPUNGE_PORT": "abc"}),
+        (("up", "--port", "99999"), {}),
+    ],
+)
+def test_a_mistake_is_a_sentence_without_the_value(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    done = run(*arguments, **environment)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "input_value" not in done.stderr
+    assert "expunge: " in done.stderr
+
+
+def test_a_port_in_use_is_refused_at_once(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = run("up", EXPUNGE_PORT=str(other.getsockname()[1]), EXPUNGE_DATA_DIR=str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert "cannot listen" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--key",), ("x", "--key", "y", "--nonsense")])
+def test_wrong_usage_of_verify_is_status_3(arguments: tuple[str, ...]) -> None:
+    assert run("verify", *arguments).returncode == 3
+
+
+def test_what_people_wrote_is_for_the_service_s_user_alone(tmp_path: Path) -> None:
+    assert run("migrate", EXPUNGE_DATA_DIR=str(tmp_path / "data")).returncode == 0
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
 def test_a_worker_refuses_a_database_that_is_not_migrated(tmp_path: Path) -> None:
     done = run("worker", EXPUNGE_DATA_DIR=str(tmp_path))
     assert done.returncode == 2

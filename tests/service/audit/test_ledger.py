@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ from typing import Any
 import pytest
 import rfc8785
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text
+from sqlalchemy import make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from service import db
 from service.audit import ledger
 from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed, leaf_hash
 from service.audit.ledger import LockOrderViolation
+from service.config import get_settings
 from service.tables import Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate
 from tests.support import ask, code_of, publish, register
 
@@ -80,7 +83,8 @@ def test_the_database_refuses_to_change_what_is_recorded(client: TestClient, tmp
 
 def test_the_head_only_moves_forward_by_one(database: str) -> None:
     _append(2)
-    for change in ("size = size - 1", "size = size + 2", "size = size", "log_id = 2"):
+    # the last one is a step forward without the entry that would belong to it
+    for change in ("size = size - 1", "size = size + 2", "size = size", "log_id = 2", "size = size + 1"):
         with pytest.raises(DBAPIError, match="ledger_head moves one forward"), db.transaction() as session:
             session.execute(text(f"UPDATE ledger_head SET {change}"))
     with pytest.raises(DBAPIError), db.transaction() as session:
@@ -96,6 +100,19 @@ def test_entries_cannot_be_slipped_in(database: str) -> None:
         with pytest.raises(DBAPIError), db.transaction() as session:
             session.execute(LedgerEntry.__table__.insert().values(**copy))
     assert len(_entries()) == 2
+
+
+@pytest.mark.one_database
+def test_replace_does_not_pass_the_guards_on_a_connection_that_never_heard_of_us(client: TestClient, tmp_path: Path) -> None:
+    """SQLite fires no DELETE trigger for REPLACE unless the connection asks for recursive triggers."""
+    model = register(client, tmp_path)
+    publish(model, ask(client, model, 1).json()["id"], {"w.safetensors": b"x"}, tmp_path)
+    path = make_url(get_settings().database).database
+    assert path
+    with contextlib.closing(sqlite3.connect(path)) as stranger:
+        for table in ("ledger_head", "ledger_entry", "checkpoint", "checkpoint_file", "unlearn_request"):
+            with pytest.raises(sqlite3.IntegrityError):
+                stranger.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table} LIMIT 1")
 
 
 def test_business_rows_may_not_follow_an_entry(database: str) -> None:

@@ -33,8 +33,8 @@ class SFRonParams(Params):
     """Defaults forget any one class of the example model; see the field texts for which way to turn them."""
 
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="T: remain steps, one an iteration")
-    batch_size: int = Field(default=40, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
-    learning_rate: float = Field(default=4e-4, gt=0, le=1, description="of the remain step")
+    batch_size: int = Field(default=48, ge=1, le=65_536, description="images of a global batch, forget and remain alike")
+    learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of the remain step")
     alpha_forget: float = Field(default=3.0, gt=0, le=1e4, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
     remain_decay: Decay = Field(default="linear", description="how learning_rate falls over the iterations")
