@@ -13,9 +13,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -76,7 +76,9 @@ def document_digest(document: Document) -> str:
 class Sampling(Document):
     """How verification draws images from a generator. Scores depend on it, so it is part of the policy."""
 
-    sampler: Literal["ddim"] = "ddim"
+    sampler: Literal["ddim", "dpm++"] = Field(
+        default="ddim", description="DDIM with eta 0, or DPM-Solver++(2M); both give the same image for the same seed"
+    )
     steps: int = Field(default=20, ge=1, le=1000)
     guidance_scale: float = Field(default=2.0, ge=0.0, le=50.0, description="e = e_null + s (e_class - e_null); 1 is unguided")
     batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call and rank; not part of the result")
@@ -128,12 +130,33 @@ class Spec(Document):
     verification_seed: int = Field(ge=0, lt=2**53, description="not known to the unlearning stage's streams")
     ranks: int = Field(default=1, ge=1, le=4096)
     class_names: tuple[str, ...] = Field(min_length=2)
-    forget_classes: tuple[int, ...] = Field(min_length=1, description="asked for by this request")
+    prompts: tuple[str, ...] = Field(default=(), description="of a text-conditional model, one a class; default: the names")
+    forget_classes: tuple[int, ...] = Field(default=(), description="asked for by this request")
+    forget_samples: tuple[str, ...] = Field(default=(), description="ids of training items, in place of classes")
     forgotten_classes: tuple[int, ...] = Field(default=(), description="forgotten earlier on this lineage; verified again")
+    forgotten_samples: tuple[str, ...] = Field(default=(), description="the same for items")
     base_digest: Sha256
     original_digest: Sha256
     dataset: DatasetSpec
     policy: Policy
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if bool(self.forget_classes) == bool(self.forget_samples):
+            raise ValueError("expected forget_classes or forget_samples, got both or neither")
+        if self.prompts and len(self.prompts) != len(self.class_names):
+            raise ValueError(f"expected {len(self.class_names)} prompts, one a class, got {len(self.prompts)}")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What a family is told of each class: its prompt where there is one, else its name."""
+        return self.prompts or self.class_names
+
+    @property
+    def all_forgotten_samples(self) -> frozenset[str]:
+        """Every single item that the result must not have learned from."""
+        return frozenset(self.forget_samples) | frozenset(self.forgotten_samples)
 
     @property
     def all_forgotten(self) -> tuple[int, ...]:
@@ -250,26 +273,35 @@ class Report(Document):
 class Failure(Document):
     """Why a stage ended without an answer."""
 
-    code: Literal["diverged", "integrity", "bad_input", "out_of_memory", "judge_unfit", "internal"]
+    code: Literal["diverged", "integrity", "bad_input", "out_of_memory", "judge_unfit", "rank_lost", "internal"]
     message: str
     retryable: bool = False
     step: int | None = None
     loss: float | str | None = Field(default=None, description="'nan' and 'inf' as words: JSON has no such numbers")
 
 
+MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
+    "forget_rate": "classes",
+    "forget_accuracy": "classes",
+    "sample_membership": "samples",
+}
+"""Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
+
+
 def decide(findings: Iterable[Finding], policy: Policy) -> Verdict:
     """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
 
-    ERROR if a check of the policy left no gating finding; VOID if a control passed, or if no control was scored while the
-    policy asks for `forget_rate`; FAIL if any gating finding did not pass; else PASS.
+    ERROR if a check of the policy left no gating finding; VOID if a control passed, or if a check that measures forgetting
+    left none; FAIL if any gating finding did not pass; else PASS.
     """
     findings = tuple(findings)
     gating = [f for f in findings if f.gating]
     controls = [f for f in findings if f.control]
-    if {c.verifier for c in policy.checks} - {f.check for f in gating}:
+    asked = {c.verifier for c in policy.checks}
+    if asked - {f.check for f in gating}:
         return "ERROR"
-    wants_control = any(c.verifier == "forget_rate" for c in policy.checks)
-    if any(f.passed is not False for f in controls) or (wants_control and not controls):
+    uncontrolled = (asked & MEASURES_FORGETTING.keys()) - {f.check for f in controls}
+    if uncontrolled or any(f.passed is not False for f in controls):
         return "VOID"
     return "PASS" if all(f.passed is True for f in gating) else "FAIL"
 
@@ -290,6 +322,8 @@ class JobDirectory:
         self.data = self.root / "data"
         self.judges = self.root / "judges"
         """Judges by cache key; the conductor brings cached ones and keeps new ones."""
+        self.fishers = self.root / "fishers"
+        """Fisher information by cache key, brought and kept as the judges are."""
         self.steps = self.root / "steps"
         """Step checkpoints, so that a killed run resumes."""
         self.out = self.root / "out"

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, get_args
 
 from worker.engine import registry
+from worker.engine.intake import default_preset
+from worker.engine.method import Unit
 
 
 def catalogue() -> dict[str, Any]:
     """Families, methods and verifiers by name, with the JSON schema of their parameters; the same on every machine."""
-    methods = registry.methods()
+    methods, families = registry.methods(), registry.families()
+
+    def fitting(names: Iterable[str]) -> list[str]:
+        return sorted(set(names) & families.keys())
+
     return {
         "families": {
             name: {
                 "title": family.title,
+                "kind": family.kind,
+                "prompts": family.prompts,
                 "methods": sorted(m for m, method in methods.items() if name in method.families),
             }
-            for name, family in sorted(registry.families().items())
+            for name, family in sorted(families.items())
         },
         "methods": {
             name: {
                 "title": method.title,
                 "paper": method.paper,
                 "guarantee": method.guarantee,
-                "families": sorted(method.families),
+                "families": fitting(method.families),
                 "params": method.Params.model_json_schema(),
                 "defaults": method.Params().model_dump(mode="json"),
+                "presets": {
+                    preset: {"families": list(p.families), "params": dict(p.params), "source": p.source}
+                    for preset, p in sorted(method.presets.items())
+                },
+                "default_presets": {
+                    family: {unit: default_preset(method, family, unit) for unit in get_args(Unit)}
+                    for family in fitting(method.families)
+                },
             }
             for name, method in sorted(methods.items())
         },
@@ -34,6 +51,7 @@ def catalogue() -> dict[str, Any]:
             name: {
                 "title": verifier.title,
                 "tier": verifier.tier,
+                "kinds": list(verifier.kinds),
                 "params": verifier.Params.model_json_schema(),
                 "defaults": verifier.Params().model_dump(mode="json"),
             }

@@ -4,7 +4,7 @@
     steps/step-000040/state.json            the rest of the state, the key, and the digest of the tensors
 
 A checkpoint is written under another name, synced and renamed; one that is torn or was written for another spec, code
-or torch is not used. Only the first rank writes; every rank holds the same state.
+or torch is not used. Only the first rank writes; every rank holds the same state, or a part of it that was gathered.
 """
 
 from __future__ import annotations

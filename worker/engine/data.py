@@ -49,6 +49,14 @@ class Dataset:
         """Indices (int64, ascending) of the training items of these classes."""
         return self._of(classes, ~self.held_out_N)
 
+    def positions_of(self, ids: Iterable[str]) -> Tensor:
+        """Indices (int64, ascending) of training items by id. Raises: BadInput for an id that is none."""
+        wanted = set(ids)
+        found = [i for i, name in enumerate(self.ids) if name in wanted and not bool(self.held_out_N[i])]
+        if len(found) != len(wanted):
+            raise BadInput(f"expected ids of training items, {len(wanted) - len(found)} of {len(wanted)} are none")
+        return torch.tensor(found, dtype=torch.int64)
+
     def held_out_of(self, classes: Iterable[int]) -> Tensor:
         """Indices (int64, ascending) of the held-out items of these classes."""
         return self._of(classes, self.held_out_N)

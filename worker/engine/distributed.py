@@ -45,6 +45,19 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The largest over all ranks, in place, without waiting for the device."""
+        if self.world > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Average over all ranks, in place, in one message."""
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        self.sum_(flat).div_(self.world)
+        for t, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(piece.view(t.shape))
+
     def any(self, flag: Tensor | bool) -> bool:
         """Does any rank say yes? One sync point; every rank gets the same answer."""
         if self.world == 1:
@@ -72,7 +85,11 @@ class Ranks:
             return module
         on_gpu = self.device.type == "cuda"
         return DistributedDataParallel(
-            module, device_ids=[self.device] if on_gpu else None, broadcast_buffers=False, gradient_as_bucket_view=True
+            module,
+            device_ids=[self.device] if on_gpu else None,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=True,
         )
 
 

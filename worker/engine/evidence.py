@@ -73,11 +73,11 @@ def picture(spec: Spec, samples: dict[tuple[str, int], Tensor]) -> Image.Image:
     )
     canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)
-    _title(pen, spec)
+    title(pen, spec, "Samples of the saved models from the same noise; unretouched pixels")
     top = MARGIN + TITLE_HEIGHT + HEADER
     for row, (label, _) in enumerate(ROWS):
         middle = top + row * (block + BLOCK_GAP) + block // 2
-        pen.text((MARGIN, middle), label, fill=INK, font=_font(20), anchor="lm")
+        pen.text((MARGIN, middle), label, fill=INK, font=font(20), anchor="lm")
     for column, k in enumerate(classes):
         left = MARGIN + LABELS + column * (cell_w + COLUMN_GAP)
         gone = k in spec.all_forgotten
@@ -85,8 +85,8 @@ def picture(spec: Spec, samples: dict[tuple[str, int], Tensor]) -> Image.Image:
             edge = COLUMN_GAP // 2
             box = (left - edge, top - HEADER, left + cell_w + edge, top + 2 * block + BLOCK_GAP + edge)
             pen.rounded_rectangle(box, radius=6, fill=FORGOTTEN_PAPER, outline=FORGOTTEN, width=2)
-        name = _fitted(spec.class_names[k], pen, cell_w)
-        pen.text((left + cell_w / 2, top - HEADER / 2), name, fill=FORGOTTEN if gone else INK, font=_font(18), anchor="mm")
+        name = fitted(spec.class_names[k], pen, cell_w + COLUMN_GAP, 18)
+        pen.text((left + cell_w / 2, top - HEADER / 2), name, fill=FORGOTTEN if gone else INK, font=font(18), anchor="mm")
         for row, (label, _) in enumerate(ROWS):
             for i, image_CHW in enumerate(samples[label, k]):
                 y = top + row * (block + BLOCK_GAP) + i * (cell_h + GAP)
@@ -102,23 +102,30 @@ def enlarged(image_CHW: Tensor, scale: int) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def _title(pen: ImageDraw.ImageDraw, spec: Spec) -> None:
-    asked = ", ".join(spec.class_names[k] for k in spec.forget_classes)
-    earlier = [k for k in spec.all_forgotten if k not in spec.forget_classes]
+def title(pen: ImageDraw.ImageDraw, spec: Spec, note: str) -> None:
+    """What was asked for, and below it how to read the picture."""
     noun = "class" if len(spec.forget_classes) == 1 else "classes"
-    title = f"Forgetting {noun} {asked}"
-    pen.text((MARGIN, MARGIN), title if len(title) < 60 else title[:57] + "…", fill=INK, font=_font(26))
-    note = "Samples of the saved models from the same noise; unretouched pixels"
-    if earlier:
-        note += "; forgotten earlier: " + ", ".join(spec.class_names[k] for k in earlier)
-    pen.text((MARGIN, MARGIN + 36), note, fill=FAINT, font=_font(14))
+    names = ", ".join(spec.class_names[k] for k in spec.forget_classes)
+    asked = f"Forgetting {noun} {names}" if names else f"Forgetting {counted(len(spec.forget_samples))}"
+    pen.text((MARGIN, MARGIN), asked if len(asked) < 60 else asked[:57] + "…", fill=INK, font=font(26))
+    earlier = [spec.class_names[k] for k in spec.all_forgotten if k not in spec.forget_classes]
+    earlier += [counted(len(spec.forgotten_samples))] if spec.forgotten_samples else []
+    note += f"; forgotten earlier: {', '.join(earlier)}" if earlier else ""
+    pen.text((MARGIN, MARGIN + 36), note, fill=FAINT, font=font(14))
 
 
-def _fitted(name: str, pen: ImageDraw.ImageDraw, width: int) -> str:
-    while len(name) > 2 and pen.textlength(name, font=_font(18)) > width + COLUMN_GAP:
+def counted(samples: int) -> str:
+    """A number of single samples in words."""
+    return f"{samples:,} sample{'' if samples == 1 else 's'}"
+
+
+def fitted(name: str, pen: ImageDraw.ImageDraw, width: int, size: int) -> str:
+    """As much of a name as fits."""
+    while len(name) > 2 and pen.textlength(name, font=font(size)) > width:
         name = name.rstrip("…")[:-1] + "…"
     return name
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own: the same on every machine."""
     return ImageFont.load_default(size=size)

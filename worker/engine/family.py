@@ -1,6 +1,8 @@
-"""The protocol of a model family: how weights are loaded, trained on, sampled from and saved.
+"""The protocols of a model family: how weights are loaded, trained on, drawn from or asked, and saved.
 
-Shape suffixes: B images of a batch (this rank's part of it), C channels, H, W pixels.
+Two kinds share the training half. A generator draws images of a class; a classifier names the class of an image.
+
+Shape suffixes: N items of the dataset, B images of a batch (this rank's part of it), C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -8,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from worker.contract import Sampling
+
+Augment = Literal["none", "flip", "crop_flip"]
+"""How a training image may be varied. Digits are not flipped; natural images are (and, for classifiers, shifted)."""
+
+Kind = Literal["generator", "classifier"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Draw:
     tensors: dict[str, Tensor]
 
     def part(self, rows: slice) -> Draw:
-        """The numbers of one rank's rows."""
+        """The numbers of some rows."""
         return Draw({name: t[rows] for name, t in self.tensors.items()})
 
     def to(self, device: torch.device) -> Draw:
@@ -38,18 +45,27 @@ class Draw:
 
 
 class Family(Protocol):
-    """A kind of class-conditional image model."""
+    """A kind of class-conditional image model: what a method that only trains may ask of it."""
 
     name: ClassVar[str]
     """API name; the file is called the same."""
     title: ClassVar[str]
+    kind: ClassVar[Kind]
+    prompts: ClassVar[bool]
+    """Does a class have a prompt, which registration may give?"""
     module: nn.Module
-    """The trainable network, in float32 and eval mode: dropout would make the result depend on the number of ranks."""
+    """The trainable network, in float32 and eval mode: dropout would make the result depend on the number of ranks.
+
+    Its trainable parameters are those with `requires_grad`; frozen parts (a VAE, a text encoder) are no part of it.
+    """
     class_count: int
 
     @classmethod
-    def load(cls, directory: Path, *, class_count: int, device: torch.device) -> Self:
+    def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
         """Read safetensors weights from a local folder; nothing is ever fetched.
+
+        Args:
+            labels: one a class, in index order: its prompt where the family has prompts, else its name.
 
         Raises:
             BadModel: a pickle, a missing or surplus tensor, a wrong shape, a number that is not finite, or a class
@@ -57,20 +73,43 @@ class Family(Protocol):
         """
         ...
 
-    def prepare(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 [0, 255] images as the network's float32 input, on the module's device."""
+    def hold(self, images_NCHW: Tensor) -> Tensor:
+        """What the loop keeps of every item, on the device, made once: the uint8 images, or what a frozen encoder says.
+
+        Args:
+            images_NCHW: uint8 [0, 255], on the CPU.
+
+        Returns:
+            (N, …) one row an item, as compact as training allows.
+
+        Raises:
+            BadInput: images of another shape than the network's.
+        """
         ...
 
-    def draw(self, count: int, image_shape: Sequence[int], generator: torch.Generator, *, label_drop: float) -> Draw:
+    def draw(
+        self,
+        count: int,
+        image_shape: Sequence[int],
+        generator: torch.Generator,
+        *,
+        label_drop: float,
+        augment: Augment = "none",
+    ) -> Draw:
         """Random numbers for `count` images of shape (C, H, W), on the CPU.
 
         Args:
             label_drop: probability that an image is shown without its label; ignored by families without a null label.
+            augment: how images may be varied; a family that cannot vary what it holds says so in `BadInput`.
         """
         ...
 
+    def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
+        """Rows of `hold` as the network's float32 input x_BCHW, varied as `draw` says."""
+        ...
+
     def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
-        """(B,) the native training loss of each image, float32, ≥ 0, differentiable.
+        """(B,) the native training loss of each image, float32 even under autocast, ≥ 0, differentiable.
 
         Args:
             module: run this instead of `self.module`, for instance its distributed wrapper.
@@ -80,11 +119,69 @@ class Family(Protocol):
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B,) the loss as `loss` gives it, and (B,) how far the answer under `y_B` is from the one under `anchor_B`.
+        """(B,) the loss as `loss` gives it, and (B,) how far the answer under `y_B` is from the one due to `anchor_B`.
 
-        The second is in the units of the first, zero when the network no longer tells the two labels apart on these
-        images; no gradient flows through the anchor's answer.
+        What relabelling descends. A generator compares with its own answer under the anchor's label, through which no
+        gradient flows, in the units of the loss; a classifier takes the cross-entropy to the anchor.
         """
+        ...
+
+    def distance(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
+        module: nn.Module | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B,) how far the answer is from a frozen teacher's to the same question; no gradient flows into the teacher.
+
+        Generators: mean squared difference of the predictions. Classifiers: T² KL(teacher ‖ module) of the softmaxes at
+        temperature T.
+        """
+        ...
+
+    def fresh(self, seed: int) -> nn.Module:
+        """A network of the same architecture on the same device with newly drawn weights, in eval mode."""
+        ...
+
+    def save(self, directory: Path, base: Path) -> None:
+        """Write the folder layout of `base` with the current weights in the base's dtype; other files are copied.
+
+        Raises:
+            BadModel: a weight is not finite in that dtype.
+        """
+        ...
+
+
+class Generator(Family, Protocol):
+    """A family that draws images."""
+
+    def negated(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, eta: float, module: nn.Module | None = None
+    ) -> Tensor:
+        """(B,) mean squared difference of the answer under `y_B` from the teacher's, guided away from `y_B`:
+
+            eps_0(null) − eta (eps_0(y) − eps_0(null))
+
+        Raises:
+            BadInput: the model has no null label.
+
+        Source: Gandikota et al. 2023 (ESD), arXiv:2303.07345, eq. 7, its target.
+        """
+        ...
+
+    def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
+        """What `negated` and `distance` take to look at x_t as this network draws it, rather than at an image made noisy.
+
+        From the noise `draw["eps"]` the present network denoises under `y_B`, guided, until the sampler's first timestep
+        that is not above `draw["t"]`. No gradient flows, no image is needed.
+
+        Raises:
+            BadInput: guidance asked of a model without a null label, or more steps than the schedule has.
+
+        Source: Gandikota et al. 2023 (ESD), arXiv:2303.07345, section 4, where training inputs come from.
+        """
+        ...
+
+    def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(count, …) network inputs without content, on the CPU: uniform over the range of clean inputs (or like latents)."""
         ...
 
     def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
@@ -98,10 +195,14 @@ class Family(Protocol):
         """
         ...
 
-    def save(self, directory: Path, base: Path) -> None:
-        """Write the folder layout of `base` with the current weights in the base's dtype; other files are copied.
+
+class Classifier(Family, Protocol):
+    """A family that names the class of an image."""
+
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """(B, K) float32 logits of uint8 images, on the CPU; no gradient, no augmentation, any B.
 
         Raises:
-            BadModel: a weight is not finite in that dtype.
+            Diverged: a logit is not finite.
         """
         ...

@@ -17,11 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from worker.engine import checkpoint
+from worker.engine import checkpoint, sharding
 from worker.engine.distributed import Ranks
 from worker.engine.errors import Stopped
 from worker.engine.events import Eta, Events
 from worker.engine.method import Method
+
+SYNC_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Loop:
     key: str
     cadence: checkpoint.Cadence
     stop_asked: Callable[[], bool]
+    check: Callable[[], None]
+    """Raises Diverged when an update was not finite; waits for the device."""
+
+    @property
+    def every(self) -> int:
+        """Iterations between two sync points: on an accelerator each one stalls the queue of work, on a CPU none does."""
+        return 1 if self.ranks.device.type == "cpu" else SYNC_EVERY
 
 
 def run(loop: Loop, method: Method, iterations: int) -> Outcome:
@@ -58,21 +67,36 @@ def run(loop: Loop, method: Method, iterations: int) -> Outcome:
     resumed = resume(loop, method)
     if resumed is None:
         method.prepare()
+        loop.check()
     start = resumed or 0
     seconds_prepare = time.monotonic() - began
     eta = Eta(start)
     loop.events.progress(start, iterations, "iteration")
     for i in range(start, iterations):
-        # Two sync points an iteration, this vote and the finite check of each update; both free on one rank.
-        stop = loop.ranks.any(loop.stop_asked())
-        if loop.ranks.first and (stop or loop.cadence.due(i)):
-            save(loop, method, i)
-        if stop:
-            loop.ranks.wait()
-            raise Stopped(f"asked to stop; step checkpoint left before iteration {i}")
+        if i % loop.every == 0:
+            attend(loop, method, i)
         method.step(i)
         loop.events.progress(i + 1, iterations, "iteration", remaining_seconds=eta.remaining(i + 1, iterations))
+    loop.check()
     return Outcome(iterations, start, seconds_prepare, time.monotonic() - began - seconds_prepare)
+
+
+def attend(loop: Loop, method: Method, iteration: int) -> None:
+    """The sync point before an iteration: are the numbers sound, was a stop asked for, is a checkpoint due?
+
+    Raises: Diverged, Stopped.
+    """
+    stop = loop.ranks.any(loop.stop_asked())
+    due = loop.ranks.first and (stop or loop.cadence.due(iteration))
+    if sharding.is_sharded(loop.module):
+        due = loop.ranks.any(due)  # every rank holds a part of what is written
+    if due or loop.every > 1:
+        loop.check()  # so that no checkpoint holds what came after an update that failed
+    if due:
+        save(loop, method, iteration)
+    if stop:
+        loop.ranks.wait()
+        raise Stopped(f"asked to stop; step checkpoint left before iteration {iteration}")
 
 
 def resume(loop: Loop, method: Method) -> int | None:
@@ -82,15 +106,18 @@ def resume(loop: Loop, method: Method) -> int | None:
     if start < 0:
         return None
     state = checkpoint.load(loop.steps, start)
-    loop.module.load_state_dict(state["weights"])
-    method.load_state_dict(state["method"])
+    sharding.load(loop.module, state["weights"])
+    method.load_state_dict(sharding.cut_alike(state["method"], [p for p in loop.module.parameters() if p.requires_grad]))
     loop.events.note({"resumed_from_iteration": start})
     return start
 
 
 def save(loop: Loop, method: Method, iteration: int) -> None:
-    """Write the step checkpoint taken before `iteration`."""
+    """Write the step checkpoint taken before `iteration`; where the network is sharded, every rank gives its part."""
     began = time.monotonic()
     state: dict[str, Any] = {"weights": loop.module.state_dict(), "method": method.state_dict()}
-    checkpoint.save(loop.steps, iteration, state, loop.key)
-    loop.cadence.wrote(iteration, time.monotonic() - began)
+    if sharding.is_sharded(loop.module):
+        state = sharding.whole(state, keep=loop.ranks.first)
+    if loop.ranks.first:
+        checkpoint.save(loop.steps, iteration, state, loop.key)
+        loop.cadence.wrote(iteration, time.monotonic() - began)

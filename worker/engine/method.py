@@ -1,26 +1,38 @@
-"""The protocol of an unlearning method: what it is told, what it may ask of a run, and what it must remember.
+"""The protocol of an unlearning method, and the parameters that many methods share.
 
-A method owns its losses, masks and optimizers. The run owns the rest: batches, ranks, the finite check, checkpoints.
+A method owns its losses, masks and optimizers. The run (`worker.engine.run`) owns the rest: batches, ranks, precision,
+the finite check, micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from worker.contract import Spec
-from worker.engine.data import Dataset
-from worker.engine.distributed import Ranks
-from worker.engine.errors import BadInput, Diverged
-from worker.engine.family import Draw, Family
-from worker.engine.streams import Stream
+from worker.engine.family import Augment
 
-Gradients = list[Tensor]
+if TYPE_CHECKING:
+    from worker.engine.run import Run
+
+Unit = Literal["class", "sample"]
+"""What a request names: whole classes, or single training items."""
+
+Decay = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Named parameters that belong together, for some families: published settings, or our own that were measured."""
+
+    families: tuple[str, ...]
+    params: Mapping[str, JsonValue]
+    source: str
+    """Where they come from, one sentence."""
+    units: tuple[Unit, ...] = ("class", "sample")
+    """What a request must name for this preset to be its default."""
 
 
 class Params(BaseModel):
@@ -28,94 +40,31 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    preset: str | None = Field(default=None, max_length=100, description="named values that the others started from")
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="updates of the loop")
+    batch_size: int = Field(default=64, ge=1, le=65_536, description="images of a global batch, of each stream")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of forward and backward passes; weights stay fp32; auto: bf16 where the hardware has it"
+    )
+    batch_norm: Literal["frozen", "train"] = Field(
+        default="frozen", description="statistics of BatchNorm layers: as they came, or re-estimated from the batches"
+    )
+    augment: Augment = Field(default="none", description="how training images are varied")
+    sharding: Literal["auto", "replicated", "sharded"] = Field(
+        default="auto",
+        description="several ranks each hold all weights, or a part of every weight; auto: a part where all do not fit a GPU",
+    )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """This rank's part of a global batch of `total` images."""
+class Descent(Params):
+    """Parameters of one optimizer and its schedule."""
 
-    x_BCHW: Tensor
-    y_B: Tensor
-    draw: Draw
-    total: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a method works with. The same on every rank but for the rows of a batch."""
-
-    spec: Spec
-    family: Family
-    dataset: Dataset
-    ranks: Ranks
-    forget: Stream
-    retain: Stream
-    module: nn.Module
-    """The network to call in a loss: `family.module`, or its distributed wrapper."""
-    preparing: Callable[[int, int], None]
-    """Tell how far `prepare` is: (completed, total)."""
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters, in a fixed order."""
-        return [p for p in self.family.module.parameters() if p.requires_grad]
-
-    def batch(self, stream: Stream, iteration: int, size: int, *, label_drop: float, whole: bool = False) -> Batch:
-        """This rank's rows (or the `whole`) of the global batch that `stream` deals at `iteration`.
-
-        Raises: BadInput when there are fewer images than ranks.
-        """
-        if size < self.ranks.world and not whole:
-            raise BadInput(f"expected a batch of at least {self.ranks.world} images, one a rank, found {size}")
-        rows = slice(0, size) if whole else self.ranks.rows(size)
-        pick_B = stream.pick(iteration, size)[rows]
-        draw = self.family.draw(size, self.dataset.image_shape, stream.generator(iteration, "draw"), label_drop=label_drop)
-        return Batch(
-            x_BCHW=self.family.prepare(self.dataset.images_NCHW[pick_B]),
-            y_B=self.dataset.labels_N[pick_B].to(self.ranks.device),
-            draw=draw.part(rows).to(self.ranks.device),
-            total=size,
-        )
-
-    def losses(self, batch: Batch, module: nn.Module | None = None) -> Tensor:
-        """(B,) native loss of each of this rank's rows."""
-        return self.family.loss(batch.x_BCHW, batch.y_B, batch.draw, module=module or self.module)
-
-    def update(
-        self,
-        objective: Tensor,
-        optimizer: torch.optim.Optimizer,
-        *,
-        step: int,
-        clip: float,
-        mask: list[Tensor] | None = None,
-    ) -> None:
-        """One descent on `objective`, or none at all: mask, then clip, then ask every rank, then step.
-
-        Args:
-            objective: this rank's share of the global objective, scaled so that the mean over ranks is the objective.
-            clip: largest gradient norm after masking.
-            mask: bool tensors like the parameters; False keeps a gradient out.
-
-        Raises:
-            Diverged: on every rank, before any weight moved, when any rank's loss or gradient is not finite.
-        """
-        optimizer.zero_grad(set_to_none=True)
-        objective.backward()
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        if mask is not None:
-            torch._foreach_mul_(gradients, mask)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # NaN times a False mask is still NaN, so a masked-out NaN is seen here too.
-        if self.ranks.any(~(torch.isfinite(objective.detach()) & torch.isfinite(norm))):
-            raise Diverged(
-                f"the loss stopped being a finite number at iteration {step}; no weight was changed by it",
-                step=step,
-                loss=float(objective.detach()),
-            )
-        torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
-        optimizer.step()
+    algorithm: Literal["sgd", "adam", "adamw"] = Field(default="adam", description="optimizer")
+    learning_rate: float = Field(default=1e-4, gt=0, le=100, description="at the first iteration")
+    decay: Decay = Field(default="constant", description="how learning_rate falls over the iterations")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd; beta_1 of adam and adamw")
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    clip: float | None = Field(default=None, gt=0, le=1e6, description="largest gradient norm; null: unclipped")
 
 
 class Method(Protocol):
@@ -124,9 +73,17 @@ class Method(Protocol):
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
-    guarantee: ClassVar[Literal["empirical", "certified"]]
+    guarantee: ClassVar[Literal["empirical", "exact-retrain"]]
     families: ClassVar[tuple[str, ...]]
     """Names of the families it can work on."""
+    shards: ClassVar[bool]
+    """Can it work on a network whose weights are cut up among the ranks? Without the name: no.
+
+    Then every rank must ask the network equally often, nothing may be drawn or copied from it, and a number made of all
+    weights is made by the run.
+    """
+    presets: ClassVar[Mapping[str, Preset]]
+    """By name. The first that names a family, and what a request forgets, is the default there."""
     Params: ClassVar[type[Params]]
 
     @classmethod
@@ -147,5 +104,8 @@ class Method(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` gave, tensors now on the CPU."""
+        """Take up the state that `state_dict` gave, tensors now on the CPU.
+
+        Where the network is sharded, a list of tensors shaped like the parameters comes cut like them.
+        """
         ...

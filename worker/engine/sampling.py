@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,14 +23,14 @@ from torch import Tensor
 from worker.contract import Sampling
 from worker.engine.distributed import Ranks
 from worker.engine.errors import EngineError, OutOfMemory
-from worker.engine.family import Family
+from worker.engine.family import Family, Generator, Kind
 
 PATIENCE = timedelta(hours=24)
 """How long a rank waits for the first one to ask: training a judge on a large dataset takes longer than a collective."""
 
 
 class SamplingFailed(EngineError):
-    """A saved model could not be loaded or drawn from. Says why; crosses ranks, as not every error can be pickled."""
+    """A saved model could not be loaded, drawn from or asked. Says why; crosses ranks, as not every error can be pickled."""
 
 
 class MissingSamples(SamplingFailed):
@@ -61,14 +61,14 @@ class Studio:
         family: type[Family],
         folders: Mapping[str, Path],
         *,
-        class_count: int,
+        labels: Sequence[str],
         image_shape: tuple[int, int, int],
         sampling: Sampling,
         ranks: Ranks,
     ) -> None:
         self._family = family
         self._folders = dict(folders)
-        self._class_count = class_count
+        self._labels = tuple(labels)
         self._image_shape = image_shape
         self._sampling = sampling
         self._ranks = ranks
@@ -81,6 +81,11 @@ class Studio:
         """Images that all ranks together draw in one network batch each."""
         return self._sampling.batch_size * self._ranks.world
 
+    @property
+    def kind(self) -> Kind:
+        """Of the models: what may be asked of them."""
+        return self._family.kind
+
     def load(self, subject: str) -> Family:
         """The subject's model, loaded once from its saved files on this rank.
 
@@ -89,11 +94,7 @@ class Studio:
         """
         if subject not in self._loaded:
             folder = self._folders[subject]
-            model = self._family.load(folder, class_count=self._class_count, device=self._ranks.device)
-            if self._ranks.device.type == "cpu":
-                # Convolutions on a CPU are a fifth faster so; every subject gets the same layout, hence the same rounding.
-                model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._loaded[subject] = model
+            self._loaded[subject] = self._family.load(folder, labels=self._labels, device=self._ranks.device)
         return self._loaded[subject]
 
     def draw(self, subject: str, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
@@ -149,7 +150,7 @@ class Studio:
         rows = self._ranks.rows(len(labels))
         try:
             label_B = torch.tensor(labels[rows], dtype=torch.int64)
-            images_BCHW = self.load(subject).sample(label_B, seeds[rows], sampling=self._sampling)
+            images_BCHW = cast(Generator, self.load(subject)).sample(label_B, seeds[rows], sampling=self._sampling)
         except (torch.OutOfMemoryError, MemoryError):
             return OutOfMemory(f"the device ran out of memory while drawing {len(labels[rows])} images of {subject}")
         except EngineError as error:

@@ -6,7 +6,7 @@ So a resumed run sees what an unbroken one would have seen, and all ranks deal t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Stream:
     seed: int
     indices_N: Tensor
     labels_N: Tensor
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.indices_N) == 0:
@@ -43,21 +44,29 @@ class Stream:
     def pick(self, iteration: int, size: int) -> Tensor:
         """(size,) positions in the dataset: the global batch of `iteration`. Every pass shows every item once."""
         n = len(self.indices_N)
-        position_B = torch.arange(iteration * size, (iteration + 1) * size)
-        pass_B = position_B // n
-        orders = {p: torch.randperm(n, generator=self.generator("pass", p)) for p in pass_B.unique().tolist()}
-        return torch.stack([self.indices_N[orders[int(p)][i]] for p, i in zip(pass_B, position_B % n, strict=True)])
+        first, end = iteration * size, (iteration + 1) * size
+        parts = []
+        for number in range(first // n, (end - 1) // n + 1):
+            order_N = self._order(number)
+            parts.append(order_N[max(first - number * n, 0) : end - number * n])
+        return self.indices_N[torch.cat(parts)]
+
+    def _order(self, number: int) -> Tensor:
+        """(N,) the order of a pass; the last two are remembered, as a batch may lie across them."""
+        if number not in self._orders:
+            while len(self._orders) > 1:
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[number] = torch.randperm(len(self.indices_N), generator=self.generator("pass", number))
+        return self._orders[number]
 
     def stratified(self, count: int) -> Stream:
         """About `count` of the items, as evenly over the classes as they allow; at least one of each."""
         chosen = []
         classes = self.labels_N.unique()
+        share = max(1, round(count / len(classes)))
         for k in classes.tolist():
-            of_class = self.indices_N[self.labels_N == k]
-            share = max(1, round(count / len(classes)))
+            of_class = torch.nonzero(self.labels_N == k).squeeze(1)
             order = torch.randperm(len(of_class), generator=self.generator("stratified", k))
             chosen.append(of_class[order[:share]])
-        indices = torch.cat(chosen)
-        lookup = {int(i): int(k) for i, k in zip(self.indices_N, self.labels_N, strict=True)}
-        labels = torch.tensor([lookup[int(i)] for i in indices], dtype=torch.int64)
-        return Stream(f"{self.name}-part", self.seed, indices, labels)
+        row_N = torch.cat(chosen)
+        return Stream(f"{self.name}-part", self.seed, self.indices_N[row_N], self.labels_N[row_N])

@@ -8,18 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+import torch
+from torch import Tensor, nn
 
 from worker.contract import JobDirectory, Manifest, Spec, document_digest
-from worker.engine import checkpoint, loop, registry
+from worker.engine import checkpoint, loop, sharding
 from worker.engine.data import Dataset, load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
-from worker.engine.errors import BadInput, in_words
+from worker.engine.errors import BadInput
 from worker.engine.events import Events
 from worker.engine.family import Family
 from worker.engine.files import entries, require_digest, sync_directory, write_document
-from worker.engine.method import Method, Params, Run
+from worker.engine.intake import effective, method_of, read_spec
+from worker.engine.method import Method, Params
+from worker.engine.run import Run
 from worker.engine.streams import Stream
 
 PHASE = "unlearning"
@@ -50,10 +53,13 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     work = read_work(job, ranks)
     require_digest(job.base, work.spec.base_digest, "the base weights")
     dataset = load_dataset(job, work.spec)
-    family = work.family.load(job.base, class_count=len(work.spec.class_names), device=ranks.device)
-    method = work.method.begin(work.params, make_run(work.spec, family, dataset, ranks, events))
-    settings = loop.Loop(family.module, ranks, events, job.steps, checkpoint.key_of(work.spec), cadence, stop_asked)
+    family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
+    run = make_run(work, family, dataset, ranks, events, cache=job.fishers)
+    method = work.method.begin(work.params, run)
+    settings = loop.Loop(family.module, ranks, events, job.steps, checkpoint.key_of(work.spec), cadence, stop_asked, run.check)
     outcome = loop.run(settings, method, work.params.iterations)
+    if run.sharded:
+        sharding.restore_whole(family.module, keep=ranks.first)
     if ranks.first:
         publish_weights(job, family)
     manifest = describe(job, work, ranks, outcome) if ranks.first else None
@@ -74,49 +80,67 @@ def clear_answers(job: JobDirectory) -> None:
 
 def read_work(job: JobDirectory, ranks: Ranks) -> Work:
     """Check the spec against what this engine has. Raises: BadInput."""
-    try:
-        spec = job.read_spec()
-    except FileNotFoundError as error:
-        raise BadInput("expected spec.json in the job directory, found none") from error
-    except ValidationError as error:
-        raise BadInput(f"spec.json is not a spec: {in_words(error)}") from error
-    family, method = registry.families().get(spec.family), registry.methods().get(spec.method)
-    if family is None:
-        raise BadInput(f"unknown family {spec.family!r}; known: {', '.join(registry.families())}")
-    if method is None or spec.family not in method.families:
-        fitting = [name for name, m in registry.methods().items() if spec.family in m.families]
-        raise BadInput(f"unknown method {spec.method!r} for family {spec.family!r}; known: {', '.join(fitting)}")
-    unknown = [k for k in spec.all_forgotten if not 0 <= k < len(spec.class_names)]
-    if unknown or not spec.retain_classes:
-        raise BadInput(f"expected some but not all of the classes 0 to {len(spec.class_names) - 1} in the forget set")
+    spec, family = read_spec(job)
+    method = method_of(spec)
     if spec.ranks != ranks.world:
         raise BadInput(f"the spec asks for {spec.ranks} ranks, {ranks.world} were started")
-    try:
-        return Work(spec, family, method, method.Params.model_validate(spec.params))
-    except ValidationError as error:
-        raise BadInput(f"parameters of {spec.method}: {in_words(error)}") from error
+    return Work(
+        spec,
+        family,
+        method,
+        effective(method, spec.family, spec.params, unit="sample" if spec.forget_samples else "class"),
+    )
 
 
-def make_run(spec: Spec, family: Family, dataset: Dataset, ranks: Ranks, events: Events) -> Run:
-    """The streams, the wrapped network and the narrator, put together for a method."""
+def make_run(work: Work, family: Family, dataset: Dataset, ranks: Ranks, events: Events, *, cache: Path) -> Run:
+    """The streams, the wrapped network and what the family keeps of the data, put together for a method.
 
-    def stream(name: str, classes: tuple[int, ...]) -> Stream:
-        indices = dataset.train_of(classes)
-        return Stream(name, spec.seed, indices, dataset.labels_N[indices])
+    Raises: BadInput when nothing is to forget or to retain, there are fewer images than ranks, or sharding cannot be had.
+    """
+    spec = work.spec
+    forgotten_N = forgotten(spec, dataset)
+    train_N = dataset.train_of(range(len(spec.class_names)))
+    retained_N = train_N[~torch.isin(train_N, forgotten_N)]
 
-    def preparing(completed: int, total: int) -> None:
-        events.progress(completed, total, "saliency batch")
+    def stream(name: str, indices_N: Tensor) -> Stream:
+        if len(indices_N) < ranks.world:
+            raise BadInput(f"expected at least {ranks.world} training images to {name}, one a rank, found {len(indices_N)}")
+        return Stream(name, spec.seed, indices_N, dataset.labels_N[indices_N])
 
     return Run(
         spec=spec,
+        params=work.params,
         family=family,
         dataset=dataset,
         ranks=ranks,
-        forget=stream("forget", spec.all_forgotten),
-        retain=stream("retain", spec.retain_classes),
-        module=ranks.wrap(family.module),
-        preparing=preparing,
+        forget=stream("forget", forgotten_N),
+        retain=stream("retain", retained_N),
+        module=distributed_module(work, family.module, ranks),
+        held_N=family.hold(dataset.images_NCHW),
+        labels_N=dataset.labels_N.to(ranks.device),
+        events=events,
+        cache=cache,
     )
+
+
+def distributed_module(work: Work, module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network to call in a loss: cut up in place, wrapped, or itself. Raises: BadInput when it cannot be cut as asked."""
+    if sharding.wanted(
+        work.params.sharding,
+        world=ranks.world,
+        trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        memory=sharding.memory_of(ranks.device),
+        able=getattr(work.method, "shards", False),
+    ):
+        sharding.shard(module, ranks)
+        return module
+    return ranks.wrap(module)
+
+
+def forgotten(spec: Spec, dataset: Dataset) -> Tensor:
+    """Positions (int64, ascending) of all training items that the result must not have learned from."""
+    classes_N = dataset.train_of(spec.all_forgotten)
+    return torch.cat([classes_N, dataset.positions_of(spec.all_forgotten_samples)]).unique()
 
 
 def publish_weights(job: JobDirectory, family: Family) -> None:

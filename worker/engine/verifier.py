@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor
 from worker.contract import FileEntry, Finding, JobDirectory, Spec
 from worker.engine import judge as judges
 from worker.engine.data import Dataset
+from worker.engine.errors import EngineError, OutOfMemory
 from worker.engine.events import Eta, Events
-from worker.engine.family import Family
+from worker.engine.family import Classifier, Family, Kind
 from worker.engine.judge import Judge, Judged
-from worker.engine.sampling import Studio, sample_seed
+from worker.engine.sampling import SamplingFailed, Studio, sample_seed
 
 Subject = Literal["candidate", "original", "parent"]
 Tier = Literal["L0", "L1", "L2"]
@@ -53,6 +54,8 @@ class Verifier(Protocol):
     """API name; the file is called the same."""
     title: ClassVar[str]
     tier: ClassVar[Tier]
+    kinds: ClassVar[tuple[Kind, ...]]
+    """Kinds of families that it can measure."""
     Params: ClassVar[type[Params]]
 
     def __init__(self, params: Any) -> None: ...
@@ -75,7 +78,7 @@ class Verifier(Protocol):
 
 
 class Env:
-    """What the checks share on the first rank: saved models, samples, the judge. Nothing is drawn or judged twice."""
+    """What the checks share on the first rank: saved models, samples, the judge, answers. Nothing is drawn or asked twice."""
 
     def __init__(
         self,
@@ -98,11 +101,17 @@ class Env:
         self._samples: dict[tuple[Subject, int], Tensor] = {}
         self._judged: dict[tuple[Subject, int], Judged] = {}
         self._real: dict[int, Judged] = {}
+        self._answers: dict[tuple[Subject, int], Tensor] = {}
         self._judge: Judge | None = None
         self._drawn, self._wanted = 0, 0
         self._eta: Eta | None = None
 
     # ------------------------------------------------------------------------------------------------------- the subjects
+
+    @property
+    def kind(self) -> Kind:
+        """Of the family: samples are drawn from generators, answers are asked of classifiers."""
+        return self._studio.kind
 
     def load(self, subject: Subject) -> Family:
         """A subject's model from its saved files. Raises: BadModel."""
@@ -165,6 +174,37 @@ class Env:
         self._wanted = max(self._wanted, self._drawn)
         left = self._eta.remaining(self._drawn, self._wanted)
         self._events.progress(self._drawn, self._wanted, "image", remaining_seconds=left)
+
+    # -------------------------------------------------------------------------------------------------------- the answers
+
+    def answers(self, subject: Subject, class_index: int) -> Tensor:
+        """(N, K) float32 logits that a subject gives the held-out images of a class, in the dataset's order.
+
+        Raises:
+            SamplingFailed: see `answers_to`.
+        """
+        key = (self._resolved(subject), class_index)
+        if key not in self._answers:
+            self._answers[key] = self.answers_to(subject, self.dataset.held_out_of([class_index]))
+        return self._answers[key]
+
+    def answers_to(self, subject: Subject, index_N: Tensor) -> Tensor:
+        """(N, K) float32 logits that a subject gives these items of the dataset; asked on this rank alone.
+
+        Raises:
+            SamplingFailed: the subject cannot be loaded, or an answer is not finite.
+        """
+        self._wanted += len(index_N)
+        self._report_progress(0)
+        try:
+            model = cast(Classifier, self.load(subject))
+            logits_NK = model.logits(self.dataset.images_NCHW[index_N])
+        except OutOfMemory:
+            raise
+        except EngineError as error:
+            raise SamplingFailed(f"no answers of the {subject}: {error}") from error
+        self._report_progress(len(index_N))
+        return logits_NK
 
     # ---------------------------------------------------------------------------------------------------------- the judge
 

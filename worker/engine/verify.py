@@ -11,10 +11,12 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from types import ModuleType
 
 from pydantic import ValidationError
 
 from worker.contract import (
+    MEASURES_FORGETTING,
     Check,
     Finding,
     JobDirectory,
@@ -26,17 +28,20 @@ from worker.contract import (
     document_digest,
     tree_digest,
 )
-from worker.engine import distributed, evidence, registry
+from worker.engine import distributed, evidence, evidence_of_answers, registry
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
-from worker.engine.errors import BadInput, EngineError, Integrity, OutOfMemory, in_words
+from worker.engine.errors import EngineError, Integrity, OutOfMemory, in_words
 from worker.engine.events import Events
+from worker.engine.family import Kind
 from worker.engine.files import entries, require_digest, write_document
+from worker.engine.intake import read_spec
 from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Verifier
 
 PHASE = "verifying"
+PICTURES: dict[Kind, ModuleType] = {"generator": evidence, "classifier": evidence_of_answers}
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,15 @@ def _run(job: JobDirectory, ranks: Ranks) -> Report:
     if ranks.first:
         clear_answers(job)
         events.begin()
-    spec = read_spec(job)
+    spec, family = read_spec(job)
     require_digest(job.base, spec.base_digest, "the base weights")
     require_digest(job.original, spec.original_digest, "the original weights")
     manifest, files = read_manifest(job, spec), entries(job.out)
     dataset = load_dataset(job, spec)
     studio = Studio(
-        registry.families()[spec.family],
+        family,
         {"candidate": job.out, "original": job.original, "parent": job.base},
-        class_count=len(spec.class_names),
+        labels=spec.labels,
         image_shape=dataset.image_shape,
         sampling=spec.policy.sampling,
         ranks=ranks,
@@ -114,21 +119,6 @@ def clear_answers(job: JobDirectory) -> None:
         shutil.rmtree(job.evidence)
 
 
-def read_spec(job: JobDirectory) -> Spec:
-    """The spec, with its family and classes known to this engine. Raises: BadInput."""
-    try:
-        spec = job.read_spec()
-    except FileNotFoundError as error:
-        raise BadInput("expected spec.json in the job directory, found none") from error
-    except ValidationError as error:
-        raise BadInput(f"spec.json is not a spec: {in_words(error)}") from error
-    if spec.family not in registry.families():
-        raise BadInput(f"unknown family {spec.family!r}; known: {', '.join(registry.families())}")
-    if any(not 0 <= k < len(spec.class_names) for k in spec.all_forgotten):
-        raise BadInput(f"expected forgotten classes 0 to {len(spec.class_names) - 1}, got {list(spec.all_forgotten)}")
-    return spec
-
-
 def read_manifest(job: JobDirectory, spec: Spec) -> Manifest:
     """What the unlearning stage says it wrote.
 
@@ -154,9 +144,8 @@ def read_manifest(job: JobDirectory, spec: Spec) -> Manifest:
 
 def measure(env: Env, ranks: Ranks, began: float) -> Report:
     """Run every check, draw the evidence, and sum up. First rank only."""
-    plans = [plan(check, env.spec) for check in env.spec.policy.checks]
-    pictured = evidence.needs(env.spec)
-    env.announce([need for p in plans for need in p.needs] + list(pictured))
+    plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks]
+    env.announce([need for p in plans for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
     findings: list[Finding] = []
     seconds: dict[str, float] = {}
     for planned in plans:
@@ -171,7 +160,7 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         policy_digest=document_digest(env.spec.policy),
         candidate_digest=tree_digest(env.candidate_files),
         verdict=verdict,
-        summary=summary(verdict, findings, env.spec),
+        summary=summary(verdict, findings, env.spec, env.kind),
         findings=tuple(findings),
         judges=(env.judge_used.record,) if env.judge_used else (),
         evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
@@ -182,13 +171,15 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
     )
 
 
-def plan(check: Check, spec: Spec) -> Planned:
+def plan(check: Check, spec: Spec, kind: Kind) -> Planned:
     """Find a check and give it its thresholds; a policy that asks for the impossible gets ERROR, not silence."""
-    kind = registry.verifiers().get(check.verifier)
-    if kind is None:
+    found = registry.verifiers().get(check.verifier)
+    if found is None:
         return Planned(check, None, (), f"unknown verifier; known: {', '.join(registry.verifiers())}")
+    if kind not in found.kinds:
+        return Planned(check, None, (), f"measures {' and '.join(found.kinds)} models, expected one for a {kind}")
     try:
-        verifier: Verifier = kind(kind.Params.model_validate(check.params))
+        verifier: Verifier = found(found.Params.model_validate(check.params))
         return Planned(check, verifier, verifier.needs(spec))
     except ValidationError as error:
         return Planned(check, None, (), f"thresholds: {in_words(error)}")
@@ -233,13 +224,13 @@ def draw_evidence(env: Env, findings: list[Finding]) -> tuple[Finding, ...]:
     """Write the before/after picture, unless a check could not be measured: then there may be nothing to draw from.
 
     Returns:
-        Nothing, or one gating finding when only the picture shows that a saved model cannot be drawn from.
+        Nothing, or one gating finding when only the picture shows that a saved model cannot be drawn from, or asked.
     """
     if any(f.metric == "not_measured" for f in findings):
         return ()
     try:
-        env.prefetch(evidence.needs(env.spec))
-        evidence.draw(env)
+        env.prefetch(PICTURES[env.kind].needs(env.spec))
+        PICTURES[env.kind].draw(env)
     except SamplingFailed as error:
         return (
             Finding(
@@ -254,17 +245,37 @@ def draw_evidence(env: Env, findings: list[Finding]) -> tuple[Finding, ...]:
     return ()
 
 
-def summary(verdict: Verdict, findings: list[Finding], spec: Spec) -> str:
+def summary(verdict: Verdict, findings: list[Finding], spec: Spec, kind: Kind) -> str:
     """One sentence for people: what was verified, or the first things that stood in the way."""
-    names = ", ".join(spec.class_names[k] for k in spec.all_forgotten)
     if verdict == "PASS":
-        count = sum(f.gating for f in findings)
-        return f"The saved model no longer draws {names}; all {count} gating findings passed."
+        return f"{shown(findings, spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed."
     unmeasured_ = [f"{f.check} could not be measured ({f.detail})" for f in findings if f.metric == "not_measured"]
     failed = [f"{f.check}/{f.metric} {in_figures(f)}: {f.detail}" for f in findings if f.gating and f.passed is not True]
-    blind = [f"the original passed {f.check} on {f.class_name}" for f in findings if f.control and f.passed is not False]
+    blind = [f"the original passed {f.check}{_on(f)}" for f in findings if f.control and f.passed is not False]
     reasons = "; ".join([*failed, *unmeasured_, *blind][:4]) or "the control was not scored"
-    return f"Forgetting {names} is not verified ({verdict}): {reasons}."
+    return f"Forgetting {asked(spec)} is not verified ({verdict}): {reasons}."
+
+
+def asked(spec: Spec) -> str:
+    """All that was ever to be forgotten on this lineage, for people: classes by name, samples by number."""
+    names = [", ".join(spec.class_names[k] for k in spec.all_forgotten)] if spec.all_forgotten else []
+    return " and ".join([*names, *([evidence.counted(len(spec.all_forgotten_samples))] if spec.all_forgotten_samples else [])])
+
+
+def shown(findings: list[Finding], spec: Spec, kind: Kind) -> str:
+    """What findings that all passed say of the saved model, and no more: a class or sample that no check scored is left out."""
+    gating = [f for f in findings if f.gating]
+    scored = {f.class_index for f in gating if MEASURES_FORGETTING.get(f.check) == "classes"}
+    names = ", ".join(spec.class_names[k] for k in spec.all_forgotten if k in scored)
+    claims = [f"no longer {'draws' if kind == 'generator' else 'recognises'} {names}"] if names else []
+    if any(MEASURES_FORGETTING.get(f.check) == "samples" for f in gating):
+        count = len(spec.all_forgotten_samples)
+        claims.append(f"answers {evidence.counted(count)} like images that it has never seen")
+    return f"The saved model {' and '.join(claims)}" if claims else "No check measured forgetting"
+
+
+def _on(finding: Finding) -> str:
+    return f" on {finding.class_name}" if finding.class_name else ""
 
 
 def in_figures(finding: Finding) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def load_into(module: nn.Module, path: Path) -> None:
+def load_into(module: nn.Module, path: Path, *, rename: Callable[[str], str] = str) -> None:
     """Fill every parameter and buffer of `module` from the file, as float32 where it is a float.
+
+    Args:
+        rename: gives the module's name of a tensor in the file, for files that were written under older names.
 
     Raises:
         BadModel: the file is damaged, a tensor is missing or surplus, has another shape, or is not finite.
@@ -52,7 +56,7 @@ def load_into(module: nn.Module, path: Path) -> None:
     wanted = module.state_dict()
     try:
         with safe_open(path, framework="pt") as source:
-            came = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - not a mapping
+            came = {rename(name): source.get_tensor(name) for name in source.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise BadModel(f"{path.name} is not a readable safetensors file") from error
     _require_same_names(set(wanted), set(came), path.name)
@@ -73,7 +77,8 @@ def save_like(module: nn.Module, path: Path, base: Path) -> None:
     with safe_open(base, framework="pt") as source:
         dtypes = {name: source.get_tensor(name).dtype for name in source.keys()}  # noqa: SIM118
     _require_same_names(set(dtypes), set(state), base.name)
-    tensors = {name: state[name].detach().to("cpu", dtype).contiguous() for name, dtype in dtypes.items()}
+    # Each a copy: safetensors refuses tensors that share memory, as those of tied modules do.
+    tensors = {name: state[name].detach().to("cpu", dtype, copy=True).contiguous() for name, dtype in dtypes.items()}
     require_finite(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
 

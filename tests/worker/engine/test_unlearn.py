@@ -26,8 +26,12 @@ from tests.worker.engine.unlearning_job import (
 from worker.contract import EXIT_FAILED, EXIT_STOPPED, Event, Failure, JobDirectory, Manifest, document_digest
 from worker.engine import unlearn
 from worker.engine.checkpoint import Cadence
+from worker.engine.data import load_dataset
+from worker.engine.distributed import Ranks
 from worker.engine.errors import BadInput, Integrity
+from worker.engine.events import Events
 from worker.engine.files import entries
+from worker.engine.unlearn import forgotten, make_run, read_work
 
 EVERY_STEP = ("--checkpoint-iterations", "1", "--checkpoint-seconds", "0")
 
@@ -187,3 +191,38 @@ def test_a_spec_that_is_no_spec_ends_in_a_failure_document(tmp_path: Path) -> No
     job.spec.write_text(json.dumps({"schema_version": 1}))
     assert run_engine(job) == EXIT_FAILED
     assert Failure.model_validate_json(job.failure.read_bytes()).code == "bad_input"
+
+
+def prepared(job: JobDirectory, ranks: Ranks) -> None:
+    work = read_work(job, ranks)
+    family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
+    events = Events(job.events, "test", speaks=False)
+    make_run(work, family, load_dataset(job, work.spec), ranks, events, cache=job.fishers)
+
+
+def test_nothing_to_retain_is_named(tmp_path: Path) -> None:
+    held_out = {"0", "12", "24", "36"}
+    everything = tuple(str(i) for i in range(48) if str(i) not in held_out)
+    job = make_job(tmp_path, forget_classes=(), forget_samples=everything)
+    with pytest.raises(BadInput, match="at least 1 training images to retain, one a rank, found 0"):
+        prepared(job, ONE_RANK)
+
+
+def test_fewer_images_than_ranks_are_named(tmp_path: Path) -> None:
+    ranks = Ranks(0, 12, torch.device("cpu"))
+    job = make_job(tmp_path, ranks=12)  # 11 training images a class
+    with pytest.raises(BadInput, match="at least 12 training images to forget, one a rank, found 11"):
+        prepared(job, ranks)
+
+
+def test_a_sample_that_is_no_training_item_is_named(tmp_path: Path) -> None:
+    job = make_job(tmp_path, forget_classes=(), forget_samples=("1", "0", "nowhere"))  # "0" is held out
+    with pytest.raises(BadInput, match="expected ids of training items, 2 of 3 are none"):
+        prepared(job, ONE_RANK)
+
+
+def test_forgotten_samples_and_classes_of_the_lineage_stay_in_the_forget_set(tmp_path: Path) -> None:
+    job = make_job(tmp_path, forget_classes=(), forget_samples=("13",), forgotten_classes=(0,), forgotten_samples=("25",))
+    spec = job.read_spec()
+    # Class 0 has the items 0 to 11, of which 0 is held out.
+    assert forgotten(spec, load_dataset(job, spec)).tolist() == [*range(1, 12), 13, 25]

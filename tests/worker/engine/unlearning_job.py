@@ -1,4 +1,4 @@
-"""A job directory that the unlearning stage can work on in a second: four classes of striped images and a tiny UNet."""
+"""A job directory that the unlearning stage can work on in a second: four classes of striped images and a tiny model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
+from tests.worker.engine.tiny import NAMES, case, striped
 from worker.contract import Check, DatasetSpec, JobDirectory, Policy, Spec, tree_digest
 from worker.engine import registry
 from worker.engine.__main__ import main
@@ -22,55 +22,27 @@ from worker.engine.distributed import Ranks
 from worker.engine.events import Events
 from worker.engine.files import entries
 from worker.engine.method import Method
-from worker.engine.unlearn import make_run
+from worker.engine.unlearn import make_run, read_work
 
-NAMES = ("rows", "columns", "diagonal", "blank")
-SIDE = 8
 ONE_RANK = Ranks(rank=0, world=1, device=torch.device("cpu"))
-FAST = {
-    "sfron": {"iterations": 6, "batch_size": 8, "fisher_samples": 16, "fisher_batch_size": 4},
-    "gradient_ascent": {"iterations": 6, "batch_size": 8},
+FAST: dict[str, dict[str, object]] = {
+    "esd": {"learning_rate": 1e-4},
+    "retrain": {"learning_rate": 1e-3},
+    "salun": {"saliency_samples": 8, "saliency_batch_size": 4},
+    "selective_amnesia": {"fisher_samples": 8, "fisher_batch_size": 4, "replay_per_class": 2, "replay_steps": 2},
+    "sfron": {"fisher_samples": 8, "fisher_batch_size": 4},
 }
-"""Parameters that make a run of a method short; a method that is missing here runs with 6 iterations."""
+"""Parameters that make the preparation of a method short, and its steps long enough to be seen."""
+PAIRS = [
+    (name, family) for name, method in registry.methods().items() for family in method.families if family in registry.families()
+]
+"""Every method on every family that it can work on."""
 ROOT = Path(__file__).parents[3]
 
 
 def params_of(method: str) -> dict[str, object]:
     """Short-run parameters of any method."""
-    return dict(FAST.get(method, {"iterations": 6}))
-
-
-def tiny_unet(rows: int = len(NAMES) + 1, channels: int = 1) -> UNet2DModel:
-    """About 17,000 parameters, seeded."""
-    torch.manual_seed(3)
-    return UNet2DModel(
-        sample_size=SIDE,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        add_attention=False,
-        num_class_embeds=rows,
-    )
-
-
-def striped(per_class: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N,8,8] and labels [N]; class k has its own pattern, an image its own noise."""
-    noise = np.random.default_rng(5)
-    y, x = np.mgrid[:SIDE, :SIDE]
-    patterns = (y % 2, x % 2, (x + y) % 3 == 0, np.zeros_like(x))
-    labels = np.repeat(np.arange(len(NAMES)), per_class)
-    images = np.stack([200 * patterns[k] for k in labels]) + noise.integers(0, 50, (len(labels), SIDE, SIDE))
-    return images.astype(np.uint8), labels.astype(np.int64)
-
-
-def write_model(directory: Path, unet: UNet2DModel | None = None) -> None:
-    """A plain diffusers folder."""
-    (unet or tiny_unet()).save_pretrained(directory)
-    DDPMScheduler().save_pretrained(directory)
+    return {"iterations": 6, "batch_size": 8, "precision": "fp32", "batch_norm": "frozen", **FAST.get(method, {})}
 
 
 def make_spec(job: JobDirectory, **changes: object) -> Spec:
@@ -96,10 +68,11 @@ def make_spec(job: JobDirectory, **changes: object) -> Spec:
 def make_job(root: Path, **changes: object) -> JobDirectory:
     """Lay out base/, data/ and spec.json below `root`."""
     job = JobDirectory(root)
-    images, labels = striped()
+    subject = case(str(changes.get("family", "ddpm")))
+    images, labels = striped(channels=subject.channels, side=subject.side)
     job.data.mkdir(parents=True)
     np.savez(job.data / "data.npz", images=images, labels=labels)
-    write_model(job.base)
+    subject.write(job.base)
     write_spec(job, **changes)
     return job
 
@@ -111,14 +84,16 @@ def write_spec(job: JobDirectory, **changes: object) -> Spec:
     return spec
 
 
-def begin(job: JobDirectory, ranks: Ranks = ONE_RANK) -> Method:
-    """The job's method at iteration 0, prepared; `.run` is not part of the protocol, so tests keep to `step`."""
+def begin(job: JobDirectory, ranks: Ranks = ONE_RANK, *, prepare: bool = True) -> Method:
+    """The job's method at iteration 0, prepared unless a loop is to do that; `.run` is no part of the protocol."""
     spec = job.read_spec()
-    family = registry.families()[spec.family].load(job.base, class_count=len(spec.class_names), device=ranks.device)
-    run = make_run(spec, family, load_dataset(job, spec), ranks, Events(job.events, "test", speaks=False))
-    method_class = registry.methods()[spec.method]
-    method = method_class.begin(method_class.Params.model_validate(spec.params), run)
-    method.prepare()
+    work = read_work(job, ranks)
+    family = work.family.load(job.base, labels=spec.labels, device=ranks.device)
+    events = Events(job.events, "test", speaks=False)
+    run = make_run(work, family, load_dataset(job, spec), ranks, events, cache=job.fishers)
+    method = work.method.begin(work.params, run)
+    if prepare:
+        method.prepare()
     return method
 
 

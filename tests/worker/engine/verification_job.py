@@ -31,6 +31,7 @@ from worker.contract import (
 )
 from worker.engine import registry, verify, weights
 from worker.engine.distributed import Ranks
+from worker.engine.family import Kind
 from worker.engine.files import entries, write_document
 
 K, SIDE, TRAIN, HELD_OUT = 4, 8, 40, 50
@@ -54,15 +55,16 @@ class Painter:
 
     name: ClassVar[str] = "painter"
     title: ClassVar[str] = "Painter"
+    kind: ClassVar[Kind] = "generator"
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.class_count = K
 
     @classmethod
-    def load(cls, directory: Path, *, class_count: int, device: torch.device) -> Self:
+    def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
         module = nn.Module()
-        module.register_parameter("pictures", nn.Parameter(torch.zeros(class_count, 1, SIDE, SIDE)))
+        module.register_parameter("pictures", nn.Parameter(torch.zeros(len(labels), 1, SIDE, SIDE)))
         weights.load_into(module, directory / "model.safetensors")
         return cls(module)
 
@@ -111,6 +113,14 @@ def make_job(root: Path, candidate: Tensor, *, parent: Tensor | None = None, **c
     save_model(job.original, patterns())
     save_model(job.base, patterns() if parent is None else parent)
     held_out = write_data(job.data)
+    write_spec(job, held_out, **{"forget_classes": (FORGET,), **changes})
+    save_model(job.out, candidate)
+    write_manifest(job)
+    return job
+
+
+def write_spec(job: JobDirectory, held_out: tuple[str, ...], **changes: Any) -> None:
+    """The spec for what lies in the job directory now."""
     fields: dict[str, Any] = {
         "request_id": "request",
         "family": "painter",
@@ -118,16 +128,12 @@ def make_job(root: Path, candidate: Tensor, *, parent: Tensor | None = None, **c
         "seed": 1,
         "verification_seed": 7,
         "class_names": NAMES,
-        "forget_classes": (FORGET,),
         "base_digest": tree_digest(entries(job.base)),
         "original_digest": tree_digest(entries(job.original)),
         "dataset": DatasetSpec(format="npz", digest=tree_digest(entries(job.data)), held_out_ids=held_out),
         "policy": Policy(name="test", judge=JudgePolicy(epochs=6), checks=CHECKS),
     }
     write_document(job.spec, Spec(**{**fields, **changes}))
-    save_model(job.out, candidate)
-    write_manifest(job)
-    return job
 
 
 def write_manifest(job: JobDirectory, **changes: Any) -> None:

@@ -5,36 +5,48 @@ Source: Thudi et al. 2022, "Unrolling SGD", arXiv:2109.13398, whose single-gradi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from worker.engine.method import Params, Run
+from worker.engine import optim
+from worker.engine.method import Descent, Params, Preset
+from worker.engine.run import Batch, Part, Run
 
 
-class AscentParams(Params):
+class AscentParams(Descent):
     """More steps or a larger rate forget more, and damage more."""
 
     iterations: int = Field(default=20, ge=1, le=1_000_000, description="ascent steps")
-    batch_size: int = Field(default=64, ge=1, le=65_536, description="images of a global batch")
-    learning_rate: float = Field(default=0.1, gt=0, le=100, description="of plain SGD")
-    clip: float = Field(default=1.0, gt=0, le=1e6, description="largest gradient norm")
+    algorithm: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
+    learning_rate: float = Field(default=0.1, gt=0, le=100, description="at the first iteration")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="of sgd; beta_1 of adam and adamw")
+    clip: float | None = Field(default=1.0, gt=0, le=1e6, description="largest gradient norm; null: unclipped")
 
 
 class GradientAscent:
-    """SGD on the negated mean loss of the forget set."""
+    """Descent on the negated mean loss of the forget set."""
 
     name: ClassVar[str] = "gradient_ascent"
     title: ClassVar[str] = "Gradient ascent (baseline)"
     paper: ClassVar[str] = "arXiv:2109.13398"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("ddpm",)
+    families: ClassVar[tuple[str, ...]] = ("classifier", "ddpm", "dit", "stable_diffusion")
+    shards: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Preset]] = {}
     Params: ClassVar[type[Params]] = AscentParams
 
     def __init__(self, params: AscentParams, run: Run) -> None:
         self.params, self.run = params, run
-        self.optimizer = torch.optim.SGD(run.parameters, lr=params.learning_rate)
+        self.optimizer = optim.make(
+            params.algorithm,
+            run.parameters,
+            learning_rate=params.learning_rate,
+            momentum=params.momentum,
+            weight_decay=params.weight_decay,
+        )
 
     @classmethod
     def begin(cls, params: AscentParams, run: Run) -> Self:
@@ -46,14 +58,20 @@ class GradientAscent:
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
-        batch = self.run.batch(self.run.forget, iteration, self.params.batch_size, label_drop=0.0)
-        objective = -self.run.losses(batch).sum() * (self.run.ranks.world / batch.total)
-        self.run.update(objective, self.optimizer, step=iteration, clip=self.params.clip)
+        p = self.params
+        optim.set_rate(self.optimizer, p.learning_rate * optim.decayed(p.decay, iteration, p.iterations))
+        batch = self.run.batch(self.run.forget, iteration, p.batch_size)
+        self.run.descend([Part(batch, self.rows)], self.optimizer, step=iteration, clip=p.clip)
+
+    def rows(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """The negated native loss of each sample."""
+        loss_B = self.run.family.loss(batch.x_BCHW, batch.y_B, batch.draw, module=module)
+        return -loss_B, loss_B
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain SGD remembers nothing but its settings."""
+        """The optimizer's."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Method.load_state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        optim.restore(self.optimizer, state["optimizer"])

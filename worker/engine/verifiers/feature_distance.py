@@ -14,6 +14,7 @@ from pydantic import Field
 
 from worker.contract import Finding, Spec
 from worker.engine.errors import BadInput
+from worker.engine.family import Kind
 from worker.engine.judge import FEATURES
 from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, moments
 from worker.engine.verifier import Env, Need, Params, Subject, Tier
@@ -60,6 +61,7 @@ class FeatureDistance:
     name: ClassVar[str] = "feature_distance"
     title: ClassVar[str] = "Retained classes look as real as before"
     tier: ClassVar[Tier] = "L2"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator",)
     Params: ClassVar[type[Params]] = Thresholds
 
     def __init__(self, params: Thresholds) -> None:

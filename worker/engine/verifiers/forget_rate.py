@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from worker.contract import Finding, Spec
+from worker.engine.family import Kind
 from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
 from worker.engine.verifier import Env, Need, Params, Subject, Tier
 
@@ -36,6 +37,7 @@ class ForgetRate:
     name: ClassVar[str] = "forget_rate"
     title: ClassVar[str] = "Forgotten classes are no longer drawn"
     tier: ClassVar[Tier] = "L1"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator",)
     Params: ClassVar[type[Params]] = Thresholds
 
     def __init__(self, params: Thresholds) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from worker.contract import Finding, Spec
 from worker.engine.errors import EngineError
+from worker.engine.family import Kind
 from worker.engine.verifier import Env, Need, Params, Tier
 
 WEIGHTS = ".safetensors"
@@ -49,6 +50,7 @@ class Integrity:
     name: ClassVar[str] = "integrity"
     title: ClassVar[str] = "The saved files are one intact model and nothing else"
     tier: ClassVar[Tier] = "L0"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator", "classifier")
     Params: ClassVar[type[Params]] = Thresholds
 
     def __init__(self, params: Thresholds) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from tests.worker.engine.unlearning_job import NAMES, SIDE, tiny_unet, write_model
+from tests.worker.engine.tiny import NAMES
+from tests.worker.engine.tiny.ddpm import SIDE, tiny_unet, write_model
 from worker.contract import Sampling
 from worker.engine.errors import BadInput, BadModel
 from worker.engine.families.ddpm import DDPM
+from worker.engine.family import Draw
 
 CPU = torch.device("cpu")
 SHAPE = (1, SIDE, SIDE)
 
 
-def load(directory: Path, class_count: int = len(NAMES)) -> DDPM:
-    return DDPM.load(directory, class_count=class_count, device=CPU)
+def load(directory: Path) -> DDPM:
+    return DDPM.load(directory, labels=NAMES, device=CPU)
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -28,10 +31,22 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_pixels_span_minus_one_to_one(tmp_path: Path) -> None:
     write_model(tmp_path)
-    x = load(tmp_path).prepare(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, *SHAPE))
-    assert x[:, 0, 0, 0].tolist() == [-1.0, 1.0]
-    with pytest.raises(BadInput, match="works on images"):
-        load(tmp_path).prepare(torch.zeros(1, 1, 9, 9, dtype=torch.uint8))
+    family = load(tmp_path)
+    held = family.hold(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, *SHAPE))
+    assert family.prepare(held, Draw({}))[:, 0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_an_image_is_mirrored_where_the_draw_says_so(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    family = load(tmp_path)
+    held = family.hold(torch.arange(2 * SIDE * SIDE, dtype=torch.uint8).view(2, *SHAPE))
+    x = family.prepare(held, Draw({"flip": torch.tensor([False, True])}))
+    plain = family.prepare(held, Draw({}))
+    assert torch.equal(x[0], plain[0])
+    assert torch.equal(x[1], plain[1].flip(-1))
+    flips = family.draw(10_000, SHAPE, torch.Generator().manual_seed(1), label_drop=0.0, augment="flip")["flip"]
+    # Binomial(10,000, 0.5): standard deviation 0.005; five of them.
+    assert float(flips.float().mean()) == pytest.approx(0.5, abs=0.025)
 
 
 def test_the_loss_is_the_squared_error_of_the_noise_that_the_scheduler_adds(tmp_path: Path) -> None:
@@ -94,7 +109,9 @@ def test_guidance_extrapolates_from_the_null_prediction(tmp_path: Path) -> None:
     x, y, null = torch.randn(2, *SHAPE), torch.tensor([0, 3]), torch.full((2,), len(NAMES))
     with torch.no_grad():
         e_class, e_null = (family.module(x, 7, class_labels=labels).sample for labels in (y, null))
-        assert torch.allclose(family._guided(x, 7, y, 3.0), e_null + 3 * (e_class - e_null), atol=1e-5)
+        assert torch.allclose(
+            family.denoiser._guided(x, torch.tensor([7, 7]), y, 3.0), e_null + 3 * (e_class - e_null), atol=1e-5
+        )
 
 
 def test_without_a_null_label_guidance_is_refused_and_nothing_is_dropped(tmp_path: Path) -> None:
@@ -146,3 +163,20 @@ def test_a_folder_of_another_kind_is_refused_by_name(
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"config\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_a_network_that_knows_the_one_image_draws_it(tmp_path: Path, sampler: str) -> None:
+    """Data with all its mass on one image x: the right noise is (x_t - a_t x) / s_t, and every sampler must end at x."""
+    write_model(tmp_path)
+    edit_json(tmp_path / "scheduler_config.json", clip_sample=False)
+    denoiser = load(tmp_path).denoiser
+    x = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+    def knows(_: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        abar = denoiser.abar_T[t].view(-1, 1, 1, 1)
+        return (noisy - abar.sqrt() * x) / (1 - abar).sqrt()
+
+    sampling = Sampling.model_validate({"sampler": sampler, "steps": 10, "guidance_scale": 2.0})
+    drawn = replace(denoiser, ask=knows).sample(torch.tensor([0, 3]), [1, 2], SHAPE, sampling=sampling)
+    assert torch.allclose(drawn, x.expand(2, *SHAPE), atol=2e-3)

@@ -8,32 +8,55 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
 from worker.contract import Check, JudgePolicy, Policy, Report
 from worker.engine import registry, verifiers, verify
 
 NAMES = sorted(registry.verifiers())
 SHIPPED = Path(__file__).parents[4] / "service" / "policies"
+FAMILIES = {"painter": vj.Painter, "namer": nj.Namer}
+
+Reports = dict[tuple[str, str], Report]
+"""By what was asked for and whether the result is good or unchanged."""
+
+
+def policy(checks: tuple[Check, ...], kind: str) -> Policy:
+    """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
+    known = {c.verifier for c in (*vj.CHECKS, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS)}
+    others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
+    return Policy(name="all", judge=JudgePolicy(epochs=6), checks=(*checks, *others))
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
-    """One report with every check, of a good result and of the unchanged original."""
-    known = {c.verifier: c for c in vj.CHECKS}
-    checks = tuple(known.get(name, Check(verifier=name)) for name in NAMES)
-    policy = Policy(name="all", judge=JudgePolicy(epochs=6), checks=checks)
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """A report of a good result and of the unchanged original, for each kind of request; together they use every check."""
+
+    def root() -> Path:
+        return tmp_path_factory.mktemp("job")
+
+    data = root()
+    vj.write_data(data)
+    drawing = {"policy": policy(vj.CHECKS, "generator")}
+    classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
+    samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "families", lambda: {"painter": vj.Painter})
-        made = {}
-        for name, pictures in (("good", vj.forgotten_patterns()), ("unchanged", vj.patterns())):
-            made[name] = verify.run(vj.make_job(tmp_path_factory.mktemp(name), pictures, policy=policy))
-        return made
+        patch.setattr(registry, "families", lambda: FAMILIES)
+        return {
+            ("drawing", "good"): verify.run(vj.make_job(root(), vj.forgotten_patterns(), **drawing)),
+            ("drawing", "unchanged"): verify.run(vj.make_job(root(), vj.patterns(), **drawing)),
+            ("classes", "good"): verify.run(nj.make_job(root(), nj.without_class(), **classes)),
+            ("classes", "unchanged"): verify.run(nj.make_job(root(), nj.knowing(), **classes)),
+            ("samples", "good"): verify.run(nj.make_job(root(), nj.knowing(), **samples)),
+            ("samples", "unchanged"): verify.run(nj.make_job(root(), nj.remembering(data), **samples)),
+        }
 
 
 def test_every_file_is_a_check() -> None:
     folder = Path(verifiers.__file__).parent
     assert sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__") == NAMES
     assert {"integrity", "forget_rate", "retain_accuracy", "feature_distance"} <= set(NAMES)
+    assert {"forget_accuracy", "retain_test_accuracy", "sample_membership"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,8 +79,8 @@ def test_unknown_threshold_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_check_gates_says_why_and_passes_a_good_result(name: str, reports: dict[str, Report]) -> None:
-    findings = [f for f in reports["good"].findings if f.check == name]
+def test_check_gates_says_why_and_passes_a_good_result(name: str, reports: Reports) -> None:
+    findings = [f for (_, result), r in reports.items() for f in r.findings if result == "good" and f.check == name]
     assert any(f.gating for f in findings)
     assert all(f.passed is True for f in findings if f.gating)
     for finding in findings:
@@ -70,16 +93,38 @@ def test_check_gates_says_why_and_passes_a_good_result(name: str, reports: dict[
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gating_verdict_follows_from_the_numbers_in_the_finding(name: str, reports: dict[str, Report]) -> None:
+def test_gating_verdict_follows_from_the_numbers_in_the_finding(name: str, reports: Reports) -> None:
     for report in reports.values():
         for f in (f for f in report.findings if f.check == name and f.passed is not None):
-            bound = {"ge": f.lower95, "le": f.upper95, "eq": f.value}[f.comparator]
+            # A control without an upper bound claims that chance is not excluded: its lower bound is not above it.
+            upper = f.lower95 if f.control and f.upper95 is None else f.upper95
+            bound = {"ge": f.lower95, "le": upper, "eq": f.value}[f.comparator]
             holds = {"ge": bound >= f.threshold, "le": bound <= f.threshold, "eq": bound == f.threshold}[f.comparator]
             assert f.passed is holds
 
 
-def test_suite_as_a_whole_refuses_the_unchanged_original(reports: dict[str, Report]) -> None:
-    assert (reports["good"].verdict, reports["unchanged"].verdict) == ("PASS", "FAIL")
+def test_suite_as_a_whole_refuses_the_unchanged_original(reports: Reports) -> None:
+    expected = {key: "PASS" if key[1] == "good" else "FAIL" for key in reports}
+    assert {key: report.verdict for key, report in reports.items()} == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check_of_the_other_kind_is_not_measured_and_never_passes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "families", lambda: FAMILIES)
+    kinds = registry.verifiers()[name].kinds
+    only = Policy(name="p", checks=(Check(verifier=name),))
+    jobs = {
+        "generator": lambda: vj.make_job(tmp_path / "g", vj.forgotten_patterns(), policy=only),
+        "classifier": lambda: nj.make_job(tmp_path / "c", nj.without_class(), policy=only),
+    }
+    for kind in jobs.keys() - set(kinds):
+        report = verify.run(jobs[kind]())
+        assert report.verdict == "ERROR"
+        (finding,) = report.findings
+        assert (finding.metric, finding.gating) == ("not_measured", False)
+        assert finding.detail == f"measures {' and '.join(kinds)} models, expected one for a {kind}"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda p: p.stem)

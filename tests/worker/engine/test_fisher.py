@@ -1,0 +1,149 @@
+"""Fisher information: against the plain definition, additive over classes, kept for the next request and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.worker.engine.unlearning_job import begin, make_job, params_of, write_spec
+from worker.engine import fisher
+from worker.engine.fisher import Settings, cache_key, forget_and_retain
+from worker.engine.run import Run
+
+EVERYTHING = 11
+"""Training images of a class in the striped data: 12, one of them held out."""
+
+
+def made(root: Path, **changes: Any) -> Run:
+    run: Run = begin(make_job(root, method="gradient_ascent", **changes)).run  # type: ignore[attr-defined]
+    return run
+
+
+def obvious(run: Run, classes: list[int]) -> list[torch.Tensor]:
+    """Mean over all training images of the classes of the squared gradient of one image's loss, with the table's noise."""
+    total = [torch.zeros_like(p) for p in run.parameters]
+    count = 0
+    for k in classes:
+        stream = fisher._everything(run, [k])
+        task = fisher._Task(run, stream, Settings("per_sample", 16, EVERYTHING), EVERYTHING)
+        for index_B, source in task.batches():
+            batch = run.plain(index_B, source)
+            loss = run.family.loss(batch.x_BCHW, batch.y_B, batch.draw)[0]
+            for t, g in zip(total, torch.autograd.grad(loss, run.parameters), strict=True):
+                t += g**2
+            count += 1
+    return [t / count for t in total]
+
+
+def close(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    scale = max(float(x.abs().max()) for x in b)
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-7 * scale) for x, y in zip(a, b, strict=True))
+
+
+def test_per_sample_information_is_the_mean_squared_gradient_of_single_images(tmp_path: Path) -> None:
+    run = made(tmp_path, forget_classes=(1,))
+    forget, retain = forget_and_retain(run, Settings("per_sample", 16, EVERYTHING))
+    assert close(forget, obvious(run, [1]))
+    assert close(retain, obvious(run, [0, 2, 3]))
+
+
+def test_all_information_is_the_mix_of_what_is_forgotten_and_what_is_retained(tmp_path: Path) -> None:
+    run = made(tmp_path, forget_classes=(1, 2))
+    forget, retain = forget_and_retain(run, Settings("per_sample", 16, EVERYTHING))
+    everything = obvious(run, [0, 1, 2, 3])
+    assert close([(f + r) / 2 for f, r in zip(forget, retain, strict=True)], everything)  # two classes of four
+
+
+def test_the_squared_gradient_of_a_batch_is_not_the_mean_of_squares(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    single, _ = forget_and_retain(run, Settings("per_sample", 4, 8))
+    whole, _ = forget_and_retain(run, Settings("class_batch", 4, 8))
+    assert not close(whole, single)
+
+
+def test_a_second_request_on_the_same_weights_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings("class_batch", 4, 8)
+    run = made(tmp_path, forget_classes=(1,))
+    first = forget_and_retain(run, settings)
+    monkeypatch.setattr(fisher, "_gradients", lambda *_: pytest.fail("measured again"))
+    again = forget_and_retain(run, settings)
+    assert all(torch.equal(a, b) for pair in zip(first, again, strict=True) for a, b in zip(*pair, strict=True))
+    write_spec_for(tmp_path, forget_classes=(2, 3))
+    other = begin(run_job(tmp_path)).run  # type: ignore[attr-defined]
+    forget, _ = forget_and_retain(other, settings)
+    assert not torch.equal(forget[0], first[0][0])
+
+
+def run_job(root: Path) -> Any:
+    from worker.contract import JobDirectory
+
+    return JobDirectory(root)
+
+
+def write_spec_for(root: Path, **changes: Any) -> None:
+    write_spec(run_job(root), method="gradient_ascent", **changes)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": Settings("class_batch", 4, 9)},
+        {"settings": Settings("per_sample", 4, 8)},
+        {"settings": Settings("class_batch", 4, 8, clip=1.0)},
+        {"base_digest": "0" * 64},
+        {"params": params_of("gradient_ascent") | {"precision": "bf16"}},
+    ],
+)
+def test_a_table_serves_only_what_it_was_made_of(tmp_path: Path, changed: dict[str, Any]) -> None:
+    run = made(tmp_path)
+    settings = Settings("class_batch", 4, 8)
+    before = cache_key(run, settings, 4)
+    if "settings" in changed:
+        after = cache_key(run, changed["settings"], 4)
+    else:
+        write_spec_for(tmp_path, **changed)
+        after = cache_key(begin(run_job(tmp_path)).run, settings, 4)  # type: ignore[attr-defined]
+    assert before != after
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "record"])
+def test_a_damaged_table_is_measured_again(tmp_path: Path, damage: str) -> None:
+    settings = Settings("class_batch", 4, 8)
+    run = made(tmp_path)
+    first = forget_and_retain(run, settings)
+    folder = run.cache / cache_key(run, settings, 4)
+    numbers = folder / "fisher.safetensors"
+    content = bytearray(numbers.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        numbers.write_bytes(content)
+    elif damage == "truncate":
+        numbers.write_bytes(content[:-8])
+    else:
+        (folder / "fisher.json").write_text("{")
+    again = forget_and_retain(run, settings)
+    assert all(torch.equal(a, b) for pair in zip(first, again, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_forgotten_samples_are_measured_and_taken_out_of_the_whole(tmp_path: Path) -> None:
+    ids = tuple(str(i) for i in range(13, 18))  # five training images of class 1
+    run = made(tmp_path, forget_classes=(), forget_samples=ids)
+    forget, retain = forget_and_retain(run, Settings("per_sample", 4, EVERYTHING))
+    n, n_f = 4 * EVERYTHING, len(ids)
+    mixed = [(n_f * f + (n - n_f) * r) / n for f, r in zip(forget, retain, strict=True)]
+    everything = obvious(run, [0, 1, 2, 3])
+    # Exact but where the rest would be negative: there the clamp makes the mix larger than the whole.
+    assert all(bool((m >= e - 1e-6 * e.abs().max()).all()) for m, e in zip(mixed, everything, strict=True))
+    exact = sum(int(torch.isclose(m, e, rtol=1e-3).sum()) for m, e in zip(mixed, everything, strict=True))
+    assert exact > 0.9 * sum(e.numel() for e in everything)
+
+
+def test_a_table_too_large_for_a_row_a_class_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fisher, "LARGEST_TABLE", 1)
+    run = made(tmp_path, forget_classes=(1,))
+    forget, _ = forget_and_retain(run, Settings("per_sample", 4, EVERYTHING))
+    assert all(bool(torch.isfinite(f).all()) and bool((f >= 0).all()) for f in forget)
+    assert (run.cache / cache_key(run, Settings("per_sample", 4, EVERYTHING), 1)).is_dir()

@@ -1,0 +1,268 @@
+"""Diagonal Fisher information of what is forgotten and of what is retained, from a table that serves every request.
+
+Empirical: the mean, over batches, of the squared gradient of a batch's mean loss, at the weights as they came. Taken over
+batches of one class it is additive: with N_k training images of class k,
+
+    F_retained = Σ_{k retained} N_k F_k / Σ_{k retained} N_k
+
+so one pass over a part of every class answers for any set of classes, now and for later requests on the same weights and
+data. `per_sample` takes batches of one image, which is the textbook's empirical Fisher; `batch` is the reference
+protocol: forget and remain batches as they come, nothing additive, so nothing is kept.
+
+Letters: F (P,) information, one number a trainable parameter, flat, float32; K classes; N items.
+Source: Huang et al. 2024 (SFR-on), arXiv:2409.19732, for the use; the additive table is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worker.engine import sharding
+from worker.engine.files import sha256_of, sync_directory, write_atomically
+from worker.engine.run import Batch, Run
+from worker.engine.streams import Stream, generator
+
+RECIPE = "fisher/1"
+"""Part of the cache key. Change it whenever a line below changes a number in the table."""
+
+SEED = 90_210
+"""The table's own: it must not depend on the request that happens to make it."""
+
+LARGEST_TABLE = 2 << 30
+"""Bytes. A table with a row a class above this has one row for all, and what is forgotten is measured anew."""
+
+Kind = Literal["class_batch", "per_sample", "batch"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How information is measured."""
+
+    kind: Kind
+    batch_size: int
+    samples: int
+    """At most so many images of each class (`class_batch`, `per_sample`), or of each of the two streams (`batch`)."""
+    clip: float | None = None
+    """Largest gradient norm before squaring."""
+    loss_scale: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """Images of one gradient."""
+        return 1 if self.kind == "per_sample" else self.batch_size
+
+
+@dataclass(frozen=True)
+class Table:
+    """Information by group: one group a class, or a single one of all classes."""
+
+    counts_G: tuple[int, ...]
+    """Training images of each group."""
+    fisher_GP: Tensor
+    """On the CPU."""
+
+    def of(self, groups: Sequence[int]) -> Tensor:
+        """(P,) of the union of some groups."""
+        weights_G = torch.tensor([float(self.counts_G[g]) for g in groups])
+        return (weights_G / weights_G.sum()) @ self.fisher_GP[list(groups)]
+
+
+def forget_and_retain(run: Run, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
+    """Information of the forget set and of the retained set, shaped like `run.parameters`, on the device."""
+    if settings.kind == "batch":
+        tasks = [_Task(run, stream, settings, settings.samples) for stream in (run.forget, run.retain)]
+        forget_P, retain_P = _measure(run, tasks, settings)
+    else:
+        forget_P, retain_P = _from_table(run, settings)
+    return _shaped(run, forget_P), _shaped(run, retain_P)
+
+
+def of_everything(run: Run, settings: Settings) -> list[Tensor]:
+    """Information of all training images, forgotten ones too, shaped like `run.parameters`; always from the table."""
+    groups = _groups(run)
+    return _shaped(run, _obtain(run, settings, groups).of(range(len(groups))))
+
+
+def _groups(run: Run) -> list[list[int]]:
+    """The classes of each row of the table."""
+    classes = list(range(len(run.dataset.class_names)))
+    size = sum(p.numel() for p in run.parameters)
+    return [[k] for k in classes] if len(classes) * size * 4 <= LARGEST_TABLE else [classes]
+
+
+def _from_table(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
+    classes, groups = range(len(run.dataset.class_names)), _groups(run)
+    table = _obtain(run, settings, groups)
+    forgotten = [k for k in run.spec.all_forgotten if len(groups) > 1]
+    if forgotten and not run.spec.all_forgotten_samples:
+        return table.of(forgotten), table.of([k for k in classes if k not in forgotten])
+    (forget_P,) = _measure(run, [_Task(run, run.forget, settings, settings.samples * len(classes))], settings)
+    n, n_f = sum(table.counts_G), len(run.forget.indices_N)
+    # F_all is the mix of both; where sampling noise makes the rest negative, the forget set alone moves that weight.
+    retain_P = (n * table.of(range(len(groups))) - n_f * forget_P) / (n - n_f)
+    return forget_P, retain_P.clamp_min(0)
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def _obtain(run: Run, settings: Settings, groups: list[list[int]]) -> Table:
+    """The cached table if it is whole, on every rank or on none; else measured now, and kept."""
+    key = cache_key(run, settings, len(groups))
+    table = _load(run.cache / key, len(groups))
+    if run.ranks.any(table is None):
+        counts = tuple(len(run.dataset.train_of(group)) for group in groups)
+        tasks = [_Task(run, _everything(run, group), settings, settings.samples * len(group)) for group in groups]
+        table = Table(counts, torch.stack(_measure(run, tasks, settings)))
+        if run.ranks.first:
+            _save(run.cache / key, table)
+        run.events.note({"fisher": "measured", "key": key[:12]})
+    else:
+        run.events.note({"fisher": "cached", "key": key[:12]})
+    assert table is not None
+    return table
+
+
+def cache_key(run: Run, settings: Settings, groups: int) -> str:
+    """SHA-256 of everything that decides the table: weights, data and who is held out, family, settings, precision."""
+    spec = run.spec
+    ingredients = {
+        "recipe": RECIPE,
+        "weights": spec.base_digest,
+        "dataset": spec.dataset.digest,
+        "held_out": sorted(spec.dataset.held_out_ids),
+        "family": spec.family,
+        "labels": list(spec.labels),
+        "settings": asdict(settings),
+        "groups": groups,
+        "precision": run.precision,
+        "torch": str(torch.__version__),
+    }
+    if run.sharded:  # a batch's gradient is summed over ranks, which rounds otherwise
+        ingredients["shards"] = run.ranks.world
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+
+def _everything(run: Run, classes: Sequence[int]) -> Stream:
+    """All training items of some classes, forgotten samples too: the table is of the data, not of a request."""
+    indices_N = run.dataset.train_of(classes)
+    return Stream("fisher-" + "-".join(map(str, classes[:1])), SEED, indices_N, run.dataset.labels_N[indices_N])
+
+
+def _save(folder: Path, table: Table) -> None:
+    """Numbers first, record last, each by rename: a table without a record is no table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / ".fisher.part"
+    save_file({"fisher_GP": table.fisher_GP.contiguous()}, part)
+    digest = sha256_of(part)
+    part.replace(folder / "fisher.safetensors")
+    record = {"sha256": digest, "counts": list(table.counts_G)}
+    write_atomically(folder / "fisher.json", json.dumps(record).encode())
+    sync_directory(folder)
+
+
+def _load(folder: Path, groups: int) -> Table | None:
+    """The table, if it is whole: a damaged or half-written one is measured again."""
+    numbers = folder / "fisher.safetensors"
+    try:
+        record = json.loads((folder / "fisher.json").read_bytes())
+        if sha256_of(numbers) != record["sha256"] or len(record["counts"]) != groups:
+            return None
+        with safe_open(numbers, framework="pt") as source:
+            return Table(tuple(record["counts"]), source.get_tensor("fisher_GP"))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Measure one stream's information on at most `most` of its items, as evenly over the classes as they allow."""
+
+    run: Run
+    stream: Stream
+    settings: Settings
+    most: int
+
+    def batches(self) -> Iterator[tuple[Tensor, torch.Generator]]:
+        """Item positions and a generator for each; a last batch that is not full is left out, unless it is the only one."""
+        chosen = self.stream.stratified(min(self.most, len(self.stream.indices_N)))
+        order_N = chosen.indices_N[torch.randperm(len(chosen.indices_N), generator=chosen.generator("order"))]
+        size = min(self.settings.rows, len(order_N))
+        for i in range(len(order_N) // size):
+            yield order_N[i * size : (i + 1) * size], generator(SEED, "fisher", self.stream.name, i)
+
+
+def _measure(run: Run, tasks: Sequence[_Task], settings: Settings) -> list[Tensor]:
+    """(P,) for each task, on the CPU, the same on every rank.
+
+    Whole batches are dealt out to the ranks, so that a batch's gradient is the same bits on any number of ranks. Of a sharded
+    network no rank can ask alone: all take every batch together.
+    """
+    plans = [list(task.batches()) for task in tasks]
+    total, done, answers = sum(map(len, plans)), 0, []
+    for plan in plans:
+        fisher = [torch.zeros_like(p) for p in run.parameters]
+        for i, (index_B, source) in enumerate(plan):
+            if run.sharded or i % run.ranks.world == run.ranks.rank:
+                gradients = _gradients(run, index_B, source, settings)
+                torch._foreach_addcmul_(sharding.local(fisher), gradients, gradients, value=1 / len(plan))
+            done += 1
+            run.preparing(done, total)
+        answers.append(_flat(run, fisher))
+    return answers
+
+
+def _flat(run: Run, fisher: list[Tensor]) -> Tensor:
+    """(P,) on the CPU: the sum of what the ranks measured, or their parts put together, a parameter at a time."""
+    if run.sharded:
+        return torch.cat([f.reshape(-1) for f in sharding.whole(fisher)])
+    return run.ranks.sum_(torch.cat([f.reshape(-1) for f in fisher])).cpu()
+
+
+def _gradients(run: Run, index_B: Tensor, source: torch.Generator, settings: Settings) -> list[Tensor]:
+    """Of one batch's mean loss, clipped; of a sharded network this rank's parts."""
+    batch = run.plain(index_B, source)
+    found = _together(run, batch, settings) if run.sharded else _alone(run, batch, settings)
+    gradients = sharding.local(torch.zeros_like(p) if g is None else g for p, g in zip(run.parameters, found, strict=True))
+    if settings.clip is not None:
+        torch._foreach_mul_(gradients, (settings.clip / (run.norm(gradients) + 1e-6)).clamp(max=1.0))
+    return gradients
+
+
+def _alone(run: Run, batch: Batch, settings: Settings) -> Sequence[Tensor | None]:
+    with run.autocast():
+        mean = run.family.loss(batch.x_BCHW, batch.y_B, batch.draw).mean() * settings.loss_scale
+    return torch.autograd.grad(mean, run.parameters, allow_unused=True)
+
+
+def _together(run: Run, batch: Batch, settings: Settings) -> list[Tensor | None]:
+    """Each rank its rows; all of them where there are fewer rows than ranks, for every rank must ask the network."""
+    shared = batch.total >= run.ranks.world
+    part = batch.part(run.ranks.rows(batch.total)) if shared else batch
+    with run.autocast():
+        loss_B = run.family.loss(part.x_BCHW, part.y_B, part.draw)
+    # The backward pass leaves the mean over ranks of what they descend.
+    (loss_B.sum() * (settings.loss_scale * (run.ranks.world if shared else 1) / batch.total)).backward()
+    gradients = [p.grad for p in run.parameters]
+    run.family.module.zero_grad(set_to_none=True)
+    return gradients
+
+
+def _shaped(run: Run, flat_P: Tensor) -> list[Tensor]:
+    """A flat vector as tensors like the parameters, in their memory layout, on the device."""
+    pieces = flat_P.split([p.numel() for p in run.parameters])
+    pairs = zip(run.parameters, pieces, strict=True)
+    return [torch.empty_like(p).copy_(sharding.cut(piece.view(p.shape), p)) for p, piece in pairs]

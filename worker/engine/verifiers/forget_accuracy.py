@@ -1,0 +1,74 @@
+"""Does the candidate still name the forgotten classes? And does the original, as it must, or is the suite blind?
+
+Over all held-out images of the class; a model that never learned the class names none of them. The gate is the one-sided
+95 % Clopper-Pearson bound, so that luck with few images does not pass.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from worker.contract import Finding, Spec
+from worker.engine.errors import BadInput
+from worker.engine.family import Kind
+from worker.engine.statistics import upper_bound, wilson_interval
+from worker.engine.verifier import Env, Need, Params, Subject, Tier
+
+
+class Thresholds(Params):
+    """How many of the held-out images of a forgotten class may still be named."""
+
+    max_accuracy: float = Field(default=0.05, gt=0, lt=1, description="bound on the share that is still recognised, 0-1")
+
+
+class ForgetAccuracy:
+    """Accuracy on every class that was ever forgotten on this lineage, with the original as control."""
+
+    name: ClassVar[str] = "forget_accuracy"
+    title: ClassVar[str] = "Forgotten classes are no longer recognised"
+    tier: ClassVar[Tier] = "L1"
+    kinds: ClassVar[tuple[Kind, ...]] = ("classifier",)
+    Params: ClassVar[type[Params]] = Thresholds
+
+    def __init__(self, params: Thresholds) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
+        if not spec.all_forgotten:
+            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        return ()
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Raises: BadInput when a forgotten class has too few held-out images."""
+        subjects: tuple[Subject, ...] = ("candidate", "original")
+        return tuple(self._score(env, subject, k) for k in env.spec.all_forgotten for subject in subjects)
+
+    def _score(self, env: Env, subject: Subject, k: int) -> Finding:
+        name, threshold = env.spec.class_names[k], self.params.max_accuracy
+        n = len(env.dataset.held_out_of([k]))
+        if n == 0 or upper_bound(0, n) > threshold:
+            raise BadInput(f"{n} held-out images of {name!r} cannot show an accuracy of at most {threshold} at 95 %")
+        hits = int((env.answers(subject, k).argmax(dim=1) == k).sum())
+        upper = upper_bound(hits, n)
+        low, high = wilson_interval(hits, n)
+        role = "are still recognised" if subject == "candidate" else "are recognised before forgetting, as they must be"
+        return Finding(
+            check=self.name,
+            metric="forgotten_class_accuracy",
+            subject=subject,
+            gating=subject == "candidate",
+            control=subject == "original",
+            passed=upper <= threshold,
+            value=hits / n,
+            upper95=upper,
+            comparator="le",
+            threshold=threshold,
+            n=n,
+            count=hits,
+            class_index=k,
+            class_name=name,
+            detail=f"{hits} of {n} held-out images of {name!r} {role} (Wilson 95 %: {low:.1%} to {high:.1%})",
+        )
