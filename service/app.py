@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service import catalogue, db, errors, health
 from service.audit import endpoints as audit
@@ -47,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: limits, store and policy; the database is the process's own (`service.db.get_engine`).
     """
     settings = settings or get_settings()
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs with its scripts from here: many of these services see no internet
         title="Expunge",
         version=VERSION,
         summary="Makes image models forget, verifies it, signs it, and keeps the record",

@@ -11,20 +11,29 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.config import Settings
-from service.errors import InvalidParams, UnknownFamily, UnknownMethod
+from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownFamily, UnknownMethod
 
 HERE = Path(__file__).resolve().parent
 CATALOGUE_FILE = HERE / "catalogue.json"
-DEFAULT_POLICY_FILE = HERE / "policies" / "basic-v1.json"
+POLICIES = HERE / "policies"
 PREFERRED_METHOD = "sfron"
 
 Json = dict[str, Any]
+Kind = Literal["generator", "classifier"]
+Unit = Literal["class", "sample"]
+
+DEFAULT_POLICIES: dict[tuple[Kind, Unit], str] = {
+    ("generator", "class"): "basic-v1",
+    ("classifier", "class"): "classifier-v1",
+    ("classifier", "sample"): "classifier-samples-v1",
+}
+"""The packaged policy by kind of model and by what is forgotten. A pair that is missing cannot be verified at all."""
 
 
 class _Entry(BaseModel):
@@ -32,23 +41,43 @@ class _Entry(BaseModel):
 
 
 class FamilyEntry(_Entry):
-    """A kind of model."""
+    """A way to build a model. `kind` says what it is for, and so what can be verified of it."""
 
     title: str = ""
+    kind: Kind = "generator"
+    prompts: bool = Field(default=False, description="a model of this family may say in words what each class is called")
+
+
+class Preset(_Entry):
+    """Parameters that belong together, and where they come from."""
+
+    families: tuple[str, ...]
+    params: dict[str, JsonValue]
+    source: str = ""
 
 
 class MethodEntry(_Entry):
-    """An unlearning method: the families it is for, and the JSON schema of its parameters."""
+    """An unlearning method: the families it is for, the JSON schema of its parameters, and its presets."""
 
     families: tuple[str, ...]
     params: dict[str, JsonValue]
     title: str = ""
+    guarantee: str = "empirical"
+    presets: dict[str, Preset] = Field(default_factory=dict)
+    default_presets: dict[str, dict[Unit, str | None]] = Field(
+        default_factory=dict, description="by family and what is forgotten; used when `preset` is not given"
+    )
+
+    def presets_for(self, family: str) -> dict[str, Preset]:
+        """The presets that a family may use, by name."""
+        return {name: preset for name, preset in sorted(self.presets.items()) if family in preset.families}
 
 
 class VerifierEntry(_Entry):
     """A check of the saved result."""
 
     title: str = ""
+    kinds: tuple[Kind, ...] = Field(default=("generator", "classifier"), description="the kinds of model it can look at")
 
 
 class Catalogue(_Entry):
@@ -73,11 +102,12 @@ def get_catalogue() -> Catalogue:
     return Catalogue.model_validate_json(CATALOGUE_FILE.read_bytes())
 
 
-def require_family(family: str) -> None:
-    """Raises: UnknownFamily, naming the known ones."""
-    known = sorted(get_catalogue().families)
-    if family not in known:
-        raise UnknownFamily(f"expected one of: {', '.join(known)}", pointer="/family")
+def require_family(family: str) -> FamilyEntry:
+    """The family's entry. Raises: UnknownFamily, naming the known ones."""
+    families = get_catalogue().families
+    if family not in families:
+        raise UnknownFamily(f"expected one of: {', '.join(sorted(families))}", pointer="/family")
+    return families[family]
 
 
 def choose_method(family: str, wanted: str | None) -> str:
@@ -96,14 +126,20 @@ def choose_method(family: str, wanted: str | None) -> str:
     return wanted
 
 
-def effective_params(method: str, params: Json) -> Json:
-    """The parameters as given, with the defaults of the others filled in.
+def effective_params(method: str, family: str, params: Json, *, unit: Unit = "class") -> Json:
+    """The parameters as given, before those the preset's values, before those the schema's defaults.
+
+    The preset is the one that `params` names (null: none), else the method's default for family and unit. A method whose schema
+    knows `preset` gets the name that was used back, null when there was none; what is given spells out every value, so it
+    stays what it is when a later catalogue changes the preset.
 
     Raises:
-        InvalidParams: one is unknown, missing, of the wrong type or out of range; all are reported at once.
+        InvalidParams: one is unknown, missing, of the wrong type or out of range; all are reported at once. Or the preset is
+            not one of this family's.
     """
-    schema = get_catalogue().methods[method].params
-    effective = {**_defaults(schema), **params}
+    entry = get_catalogue().methods[method]
+    schema = entry.params
+    effective = {**_defaults(schema), **_preset(entry, family, unit, params), **params}
     problems = [*_unknown(schema, params), *(_sentence(e) for e in _validator(method).iter_errors(effective))]
     if problems:
         details = [{"pointer": pointer, "code": InvalidParams.code, "detail": text} for pointer, text in problems]
@@ -114,6 +150,21 @@ def effective_params(method: str, params: Json) -> Json:
 def _defaults(schema: Json) -> Json:
     properties: dict[str, Json] = schema.get("properties", {})
     return {name: copy.deepcopy(spec["default"]) for name, spec in properties.items() if "default" in spec}
+
+
+def _preset(entry: MethodEntry, family: str, unit: Unit, params: Json) -> Json:
+    """The values of the preset that is meant, its name among them."""
+    schema: Json = entry.params
+    if "preset" not in schema.get("properties", {}):
+        return {}
+    name = params["preset"] if "preset" in params else entry.default_presets.get(family, {}).get(unit)
+    if not isinstance(name, str):
+        return {"preset": None}  # what is neither null nor a name is the schema's to refuse
+    known = entry.presets_for(family)
+    if name not in known:
+        text = f"preset: expected one of: {', '.join(known) or 'none, the family has no presets'}"
+        raise InvalidParams(text, pointer="/params/preset")
+    return {**copy.deepcopy(known[name].params), "preset": name}
 
 
 def _unknown(schema: Json, params: Json) -> Iterable[tuple[str, str]]:
@@ -153,17 +204,38 @@ def _sentence(error: Any) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------------------- policy
 
 
-def current_policy(settings: Settings) -> Json:
-    """The verification policy that new requests are held to, as JSON. Read-only: all requests share it.
+def current_policy(settings: Settings, family: str, unit: Unit) -> Json:
+    """The verification policy that a new request is held to, as JSON. Read-only: requests share it.
+
+    The operator's file wins over the packaged policies; it cannot make verifiable what is not.
+
+    Args:
+        family: of the model; its kind decides which checks fit.
+        unit: what is forgotten, whole classes or single training items.
 
     Raises:
+        SamplesUnverifiable: nothing can verify that single items are forgotten by this kind of model.
+        PolicyUnfit: it has checks that are not for this kind of model.
         PolicyInvalid: it is not there, or names no check or an unknown one.
     """
-    path = settings.policy_file or DEFAULT_POLICY_FILE
+    kind = require_family(family).kind
+    packaged = DEFAULT_POLICIES.get((kind, unit))
+    if packaged is None:
+        raise SamplesUnverifiable(f"forgetting single samples cannot be verified for a {kind} yet", pointer="/forget/samples")
+    path = settings.policy_file or POLICIES / f"{packaged}.json"
     try:
-        return _read_policy(path, path.stat().st_mtime_ns)
+        policy = _read_policy(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise PolicyInvalid("the policy file cannot be read") from error
+    _require_fit(policy, kind)
+    return policy
+
+
+def _require_fit(policy: Json, kind: Kind) -> None:
+    verifiers = get_catalogue().verifiers
+    unfit = sorted({c["verifier"] for c in policy["checks"] if kind not in verifiers[c["verifier"]].kinds})
+    if unfit:
+        raise PolicyUnfit(f"the policy {policy['name']!r} has checks that are not for a {kind}: {', '.join(unfit)}")
 
 
 @lru_cache(maxsize=8)

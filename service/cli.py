@@ -12,38 +12,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from service import __version__
+from service.commands import GROUPS, AsJson, err, fail, out
 
 app = typer.Typer(name="expunge", no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
-datasets = typer.Typer(no_args_is_help=True, help="Register and list datasets.")
-models = typer.Typer(no_args_is_help=True, help="Register and list models.")
-request = typer.Typer(no_args_is_help=True, help="Create, follow and cancel unlearn requests.")
-checkpoint = typer.Typer(no_args_is_help=True, help="Download certified checkpoints.")
-audit = typer.Typer(no_args_is_help=True, help="Read the audit ledger.")
-for name, group in {
-    "datasets": datasets,
-    "models": models,
-    "request": request,
-    "checkpoint": checkpoint,
-    "audit": audit,
-}.items():
+for name, group in GROUPS.items():
     app.add_typer(group, name=name)
-
-out = Console()
-err = Console(stderr=True)
-
-Url = Annotated[str, typer.Option(envvar="EXPUNGE_URL", help="The service's address.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def _version(wanted: bool) -> None:
@@ -55,11 +35,6 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
     pass
-
-
-def _fail(message: str, status: int = 1) -> typer.Exit:
-    err.print(f"[red]expunge:[/] {message}", highlight=False, soft_wrap=True)
-    return typer.Exit(status)
 
 
 def _log_to_stderr() -> None:
@@ -95,7 +70,7 @@ def up(
     try:
         raise typer.Exit(supervisor.run(settings, log_file=log_file))
     except supervisor.AlreadyRunning as error:
-        raise _fail(str(error), 2) from error
+        raise fail(str(error), 2) from error
 
 
 @app.command()
@@ -132,7 +107,7 @@ def _refuse_unless_loopback(host: str, in_container: bool) -> None:
 
     if host in LOOPBACK or (in_container and host == "0.0.0.0"):  # noqa: S104 — published on the host's loopback only
         return
-    raise _fail(
+    raise fail(
         f"will not listen on {host}: there are no API keys yet, so anyone who can reach the port could make a model forget. "
         "Listen on 127.0.0.1 and put a tunnel or an authenticating proxy in front.",
         2,
@@ -175,221 +150,6 @@ def migrate() -> None:
 
     migrations.upgrade()
     out.print(f"database is at revision {migrations.current()}")
-
-
-# ----------------------------------------------------------------------------------------------------------------- client
-
-
-@contextmanager
-def _client(url: str) -> Iterator[Any]:
-    from service.client import ApiError, Client, DownloadRefused, Unreachable
-
-    try:
-        with Client(url) as client:
-            yield client
-    except (ApiError, Unreachable, DownloadRefused) as error:
-        raise _fail(str(error)) from error
-
-
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*[_cell(row.get(column)) for column in columns])
-    out.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(str(v) for v in value)
-    return "" if value is None else str(value)
-
-
-def _show(value: Any) -> None:
-    out.print_json(json.dumps(value))
-
-
-@datasets.command("register")
-def datasets_register(
-    location: Annotated[str, typer.Argument(help="An .npz file or an image folder.")],
-    class_name: Annotated[list[str], typer.Option("--class", help="A class name, in index order; repeat.")],
-    name: Annotated[str | None, typer.Option()] = None,
-    held_out: Annotated[Path | None, typer.Option(help="JSON list of ids that only verification may see.")] = None,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Register images and labels; an .npz, or a folder that holds one, is taken for what it is."""
-    holds_npz = location.endswith(".npz") or any(Path(location).glob("*.npz"))
-    body: dict[str, Any] = {
-        "format": "npz" if holds_npz else "image_folder",
-        "location": str(Path(location).resolve()),
-        "class_names": class_name,
-    }
-    if name:
-        body["name"] = name
-    if held_out:
-        body["held_out_ids"] = json.loads(held_out.read_text())
-    with _client(url) as client:
-        _show(client.post("/datasets", body))
-
-
-@datasets.command("list")
-def datasets_list(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List datasets."""
-    with _client(url) as client:
-        rows = list(client.pages("/datasets"))
-    _show(rows) if as_json else _table(rows, ["id", "name", "format", "class_names", "digest"])
-
-
-@models.command("register")
-def models_register(
-    location: Annotated[Path, typer.Argument(help="A folder with safetensors weights.")],
-    dataset: Annotated[str, typer.Option(help="Id of the dataset it was trained on.")],
-    family: Annotated[str, typer.Option()] = "ddpm",
-    class_name: Annotated[list[str] | None, typer.Option("--class", help="Default: the dataset's.")] = None,
-    name: Annotated[str | None, typer.Option()] = None,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Register a model; its files are hashed now and checked again before every run."""
-    with _client(url) as client:
-        classes = class_name or client.get(f"/datasets/{dataset}")["class_names"]
-        body: dict[str, Any] = {
-            "family": family,
-            "location": str(location.resolve()),
-            "dataset_id": dataset,
-            "class_names": classes,
-        }
-        if name:
-            body["name"] = name
-        _show(client.post("/models", body))
-
-
-@models.command("list")
-def models_list(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List models."""
-    with _client(url) as client:
-        rows = list(client.pages("/models"))
-    _show(rows) if as_json else _table(rows, ["id", "name", "family", "current_version", "class_names"])
-
-
-@request.command("create")
-def request_create(
-    model: Annotated[str, typer.Argument(help="Model id.")],
-    forget: Annotated[list[str], typer.Option("--forget", help="Class name or index; repeat.")],
-    method: Annotated[str | None, typer.Option()] = None,
-    params: Annotated[str | None, typer.Option(help="JSON object of method parameters.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    ranks: Annotated[int | None, typer.Option()] = None,
-    reason: Annotated[str | None, typer.Option()] = None,
-    external_id: Annotated[str | None, typer.Option()] = None,
-    on_conflict: Annotated[str | None, typer.Option(help="queue_after, reject or use_existing.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option()] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Ask a model to forget classes."""
-    body: dict[str, Any] = {"model_id": model, "forget": {"classes": forget}}
-    optional = {"method": method, "seed": seed, "reason": reason, "external_id": external_id, "on_conflict": on_conflict}
-    body.update({k: v for k, v in optional.items() if v is not None})
-    if params is not None:
-        try:
-            body["params"] = json.loads(params)
-        except ValueError as error:
-            raise _fail("--params is not valid JSON", 3) from error
-    if ranks is not None:
-        body["resources"] = {"ranks": ranks}
-    with _client(url) as client:
-        created = client.post("/unlearn-requests", body, idempotency_key=idempotency_key)
-        _show(created)
-        if watch:
-            _follow(client, created["id"])
-
-
-@request.command("list")
-def request_list(
-    status: Annotated[list[str] | None, typer.Option()] = None,
-    model: Annotated[str | None, typer.Option()] = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List unlearn requests, newest first."""
-    with _client(url) as client:
-        rows = list(client.pages("/unlearn-requests", status=status, model_id=model))
-    if as_json:
-        _show(rows)
-        return
-    for row in rows:
-        row["forget"] = row["forget"]["class_names"]
-    _table(rows, ["id", "status", "phase", "model_id", "forget", "checkpoint_id", "created_at"])
-
-
-@request.command("show")
-def request_show(request_id: str, url: Url = DEFAULT_URL) -> None:
-    """Show one request with its attempts and findings."""
-    with _client(url) as client:
-        _show(client.get(f"/unlearn-requests/{request_id}"))
-
-
-@request.command("watch")
-def request_watch(request_id: str, url: Url = DEFAULT_URL) -> None:
-    """Follow a request; exit status 0 only if it succeeds."""
-    with _client(url) as client:
-        _follow(client, request_id)
-
-
-def _follow(client: Any, request_id: str) -> None:
-    from service.demo import follow
-
-    final = follow(client, request_id, out)
-    if final["status"] != "succeeded":
-        raise _fail(f"the request ended as {final['status']}: {(final.get('error') or {}).get('message', '')}")
-    out.print(f"checkpoint {final['checkpoint_id']}")
-
-
-@request.command("cancel")
-def request_cancel(request_id: str, url: Url = DEFAULT_URL) -> None:
-    """Cancel a request that has not ended."""
-    with _client(url) as client:
-        _show(client.post(f"/unlearn-requests/{request_id}/cancel"))
-
-
-@checkpoint.command("download")
-def checkpoint_download(checkpoint_id: str, directory: Path, url: Url = DEFAULT_URL) -> None:
-    """Download a certified checkpoint and its certificate; every file is checked against the manifest."""
-    with _client(url) as client:
-        manifest = client.download_checkpoint(checkpoint_id, directory)
-    out.print(f"{len(manifest['files'])} files in {directory}", soft_wrap=True)
-
-
-@audit.command("list")
-def audit_list(
-    model: Annotated[str | None, typer.Option()] = None,
-    request_id: Annotated[str | None, typer.Option("--request")] = None,
-    action: Annotated[list[str] | None, typer.Option()] = None,
-    url: Url = DEFAULT_URL,
-    as_json: AsJson = False,
-) -> None:
-    """List audit entries."""
-    with _client(url) as client:
-        rows = list(client.pages("/audit/entries", model_id=model, request_id=request_id, action=action))
-    _show(rows) if as_json else _table(rows, ["seq", "at", "action", "outcome", "actor", "request_id", "model_id"])
-
-
-@audit.command("export")
-def audit_export(
-    target: Annotated[Path | None, typer.Argument(help="Default: standard output.")] = None, url: Url = DEFAULT_URL
-) -> None:
-    """Export the whole ledger as JSON lines."""
-    with _client(url) as client:
-        if target is None:
-            for line in client.stream_lines("/audit/export"):
-                print(line)
-            return
-        part = target.with_name(target.name + ".part")
-        with part.open("w") as file:
-            for line in client.stream_lines("/audit/export"):
-                file.write(line + "\n")
-        part.replace(target)
 
 
 # ---------------------------------------------------------------------------------------------------------------- neither

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -29,20 +30,25 @@ class Settings(BaseSettings):
     tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
 
     host: str = Field(default="127.0.0.1", description="address of the API; only loopback until API keys exist")
-    port: int = Field(default=8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535, description="port of the API")
     bind_in_container: bool = Field(
         default=False,
         description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
     )
-    max_body_bytes: int = Field(default=1_048_576, ge=1024, description="larger request bodies get 413")
+    max_body_bytes: int = Field(
+        default=8_388_608, ge=1024, description="larger request bodies get 413; 100,000 sample ids of 80 bytes fit"
+    )
 
-    policy_file: Path | None = Field(default=None, description="verification policy; unset: the packaged basic-v1")
+    policy_file: Path | None = Field(
+        default=None, description="verification policy of every request; unset: the packaged one that fits model and wish"
+    )
     ranks: int = Field(default=0, ge=0, description="most ranks of one run on this worker; 0: all GPUs, or 1 without")
     max_attempts: int = Field(default=3, ge=1, description="attempts that may die before a request fails")
     lease_seconds: float = Field(default=60.0, gt=0, description="a worker silent for so long has lost its request")
-    renew_seconds: float = Field(default=5.0, gt=0)
+    renew_seconds: float = Field(default=5.0, gt=0, description="between two signs of life; at most half of lease_seconds")
     sweep_seconds: float = Field(default=1.0, gt=0, description="pause between two looks at the queue")
     stall_seconds: float = Field(default=900.0, gt=0, description="alive but without progress for so long: killed")
+    fisher_cache_mb: int = Field(default=4096, ge=0, description="MiB of Fisher information kept between runs; 0: none")
     stop_grace_seconds: float = Field(default=10.0, gt=0, description="between asking an engine to stop and killing it")
 
     signer_socket: str = Field(default="", description="the signer's local socket; empty: data_dir/signer.sock")
@@ -80,6 +86,10 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "judges"
 
     @property
+    def fishers_dir(self) -> Path:
+        return self.data_dir.resolve() / "fishers"
+
+    @property
     def key_file(self) -> Path:
         return self.signing_key or self.data_dir.resolve() / "keys" / "signing.pem"
 
@@ -101,3 +111,51 @@ class Settings(BaseSettings):
 def get_settings() -> Settings:
     """The process's settings, read once."""
     return Settings()
+
+
+OTHERS = {
+    "EXPUNGE_URL": "where the client commands find the service; default `http://127.0.0.1:8000`",
+    "EXPUNGE_SUPERVISOR_PID": "set by `expunge up` for its children: the process that they must not outlive",
+    "EXPUNGE_JOB": "set by a worker for its engine: the request that a process works for",
+    "EXPUNGE_FENCE": "set by a worker for its engine: the claim that a process works under",
+}
+"""Environment variables of ours that are no settings."""
+
+
+def reference() -> str:
+    """The configuration reference, as `docs/reference/configuration.md` holds it."""
+    rows = [
+        f"| `EXPUNGE_{name.upper()}` | {_default(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    others = [f"| `{name}` | {text} |" for name, text in OTHERS.items()]
+    return "\n".join(
+        [
+            "# Configuration",
+            "",
+            "<!-- printed by `python -m service.config`; do not edit -->",
+            "",
+            "Every setting of the API, the worker and the signer is an environment variable; all processes of one installation",
+            "want the same ones. A value that is not valid stops a process at its start, in one sentence.",
+            "",
+            "| setting | default | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "Not settings, but of the same family:",
+            "",
+            "| variable | meaning |",
+            "|---|---|",
+            *others,
+            "",
+        ]
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    return "unset" if value in (None, "") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -19,16 +19,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from service.client import ApiError, Client, Unreachable
 from service.processes import PARENT
+from service.show import before_after_table, follow, scores
 from service.verifier.certificate import Outcome, verify_directory
 
 START_SECONDS = 60.0
@@ -104,27 +102,7 @@ class Demo:
 
     def _story(self, client: Client, home: Path, result: Json) -> None:
         say = self.console.print
-        example = export_example(home / "example")
-        dataset = client.post(
-            "/datasets",
-            {
-                "name": "handwritten digits",
-                "format": "npz",
-                "location": example["dataset"],
-                "class_names": example["class_names"],
-                "held_out_ids": example["held_out_ids"],
-            },
-        )
-        model = client.post(
-            "/models",
-            {
-                "name": "digits-ddpm",
-                "family": example["family"],
-                "location": example["model"],
-                "dataset_id": dataset["id"],
-                "class_names": example["class_names"],
-            },
-        )
+        model = register_example(client, export_example(home / "example"))
         say(f"registered model  [bold]{model['id']}[/] (a class-conditional DDPM trained on real scans)")
         body: Json = {"model_id": model["id"], "forget": {"classes": [self.forget_class]}, "seed": self.seed}
         if self.ranks:
@@ -244,65 +222,31 @@ def export_example(folder: Path) -> Json:
     return example
 
 
-# ---------------------------------------------------------------------------------------------------------- what is shown
-
-
-def follow(client: Client, request_id: str, console: Console) -> Json:
-    """A progress bar with phase and time left until the request ends; returns its last reading."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=34),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
-        TimeElapsedColumn(),
-        TextColumn("[cyan]{task.fields[eta]}"),
+def register_example(client: Client, example: Json) -> Json:
+    """Register the dataset and the model that `export_example` wrote; returns the model. Raises: ApiError, Unreachable."""
+    dataset = client.post(
+        "/datasets",
+        {
+            "name": "handwritten digits",
+            "format": "npz",
+            "location": example["dataset"],
+            "class_names": example["class_names"],
+            "held_out_ids": example["held_out_ids"],
+        },
     )
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("queued", total=1, unit="", eta="")
-
-        def show(request: Json) -> None:
-            progress = request.get("progress") or {}
-            left = progress.get("estimated_remaining_seconds")
-            bars.update(
-                bar,
-                description=request["phase"] or request["status"],
-                completed=progress.get("completed") or 0,
-                total=progress.get("total") or 1,
-                unit=f"{progress['unit']}s" if progress.get("unit") else "",
-                eta="" if left is None else f"{left:.0f} s left",
-            )
-
-        final = client.watch(request_id, show)
-        if final["status"] == "succeeded":
-            bars.update(bar, description="succeeded", completed=1, total=1, unit="", eta="")
-    return final
+    return client.post(
+        "/models",
+        {
+            "name": "digits-ddpm",
+            "family": example["family"],
+            "location": example["model"],
+            "dataset_id": dataset["id"],
+            "class_names": example["class_names"],
+        },
+    )
 
 
-def pick(report: Mapping[str, Any], check: str, metric: str, subject: str, *, overall: bool = False) -> list[Json]:
-    """The findings of one metric about one subject; `overall` leaves out the per-class ones."""
-    return [
-        f
-        for f in report["findings"]
-        if f["check"] == check
-        and f["metric"] == metric
-        and f["subject"] == subject
-        and not (overall and f["class_index"] is not None)
-    ]
-
-
-def scores(report: Mapping[str, Any]) -> Json:
-    """The demo's figures out of a report; null where the report has none."""
-    forgot = pick(report, "forget_rate", "unlearning_accuracy", "candidate")
-    controls = [f for f in report["findings"] if f["control"]]
-    before = pick(report, "retain_accuracy", "retain_accuracy", "parent", overall=True)
-    after = pick(report, "retain_accuracy", "retain_accuracy", "candidate", overall=True)
-    return {
-        "unlearning_accuracy": min((f["value"] for f in forgot), default=None),
-        "unlearning_accuracy_lower95": min((f["lower95"] for f in forgot), default=None),
-        "retain_accuracy_before": before[0]["value"] if before else None,
-        "retain_accuracy_after": after[0]["value"] if after else None,
-        "original_fails_gate": bool(controls) and all(f["passed"] is False for f in controls),
-        "seconds_verify": round(report["seconds_verify"], 2),
-    }
+# ------------------------------------------------------------------------------------------------------------- the result
 
 
 def run_seconds(checkpoint: Path) -> float:
@@ -310,45 +254,6 @@ def run_seconds(checkpoint: Path) -> float:
     envelope = json.loads((checkpoint / "UNLEARNING" / "certificate.dsse.json").read_text())
     run = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["run"]
     return round(float(run["secondsPrepare"]) + float(run["secondsUnlearn"]), 2)
-
-
-def before_after_table(report: Mapping[str, Any]) -> Table:
-    """Every gating finding, with what the original or parent scored beside it."""
-    table = Table(title=f"Verdict: {report['verdict']}", title_justify="left")
-    table.add_column("finding")
-    for heading in ("before", "after", "bound", "needs"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for check, group in groupby((f for f in report["findings"] if f["gating"]), key=lambda f: f["check"]):
-        findings = list(group)
-        if all(f["comparator"] == "eq" for f in findings):  # counts that must be zero: one line says it for all of them
-            wrong = [f["metric"].replace("_", " ") for f in findings if f["passed"] is not True]
-            table.add_row(f"{check} ({len(findings)} checks)", "", ", ".join(wrong), "", "", _mark(not wrong))
-            continue
-        for finding in findings:
-            table.add_row(*_row(report, finding))
-    return table
-
-
-def _mark(passed: bool) -> str:
-    return "[green]pass[/]" if passed else "[red]FAIL[/]"
-
-
-def _row(report: Mapping[str, Any], finding: Mapping[str, Any]) -> tuple[str, ...]:
-    sign = {"ge": "≥", "le": "≤", "eq": "="}.get(finding["comparator"] or "", "")
-    bound = finding["lower95"] if finding["comparator"] == "ge" else finding["upper95"]
-    label = finding["metric"].replace("_", " ") + (f" ({finding['class_name']})" if finding["class_name"] else "")
-    numbers = ("" if v is None else f"{v:.3f}" for v in (finding["value"], bound))
-    needs = "" if finding["threshold"] is None else f"{sign} {finding['threshold']:.3g}"
-    return (label, _before(report, finding), *numbers, needs, _mark(finding["passed"] is True))
-
-
-def _before(report: Mapping[str, Any], finding: Mapping[str, Any]) -> str:
-    for other in report["findings"]:
-        same = all(other[k] == finding[k] for k in ("check", "metric", "class_index"))
-        if same and other["subject"] != finding["subject"] and other["value"] is not None:
-            return f"{other['value']:.3f}"
-    return ""
 
 
 def shortcomings(result: Mapping[str, Any]) -> list[str]:

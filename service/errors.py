@@ -101,9 +101,9 @@ class Conflict(ServiceError):
 
 
 class DuplicateRequest(Conflict):
-    """A class is already pending on this model."""
+    """A class, or an item, is already pending on this model."""
 
-    code, title = "duplicate_request", "A class is already pending on this model"
+    code, title = "duplicate_request", "Already asked for by a pending request on this model"
 
 
 class LineageBusy(Conflict):
@@ -136,6 +136,36 @@ class UnknownClass(Unprocessable):
     code, title = "unknown_class", "The model has no such class"
 
 
+class UnknownSample(Unprocessable):
+    """An id that the dataset does not have."""
+
+    code, title = "unknown_sample", "The dataset has no such item"
+
+
+class HeldOutSample(Unprocessable):
+    """An item that nothing was trained on: there is nothing to forget, and verification needs it."""
+
+    code, title = "held_out_sample", "A held-out item was not trained on"
+
+
+class EmptiedClass(Unprocessable):
+    """Forgetting these items would leave a retained class without a training item."""
+
+    code, title = "emptied_class", "A retained class would be left without a training item"
+
+
+class SamplesUnverifiable(Unprocessable):
+    """No verifier can tell whether a model of this kind has forgotten single items."""
+
+    code, title = "samples_unverifiable", "Forgetting single samples cannot be verified for this kind of model"
+
+
+class PolicyUnfit(Unprocessable):
+    """The operator's verification policy has checks that this kind of model cannot be put to."""
+
+    code, title = "policy_unfit", "The verification policy does not fit this kind of model"
+
+
 class NothingToRetain(Unprocessable):
     """Forgetting every class leaves nothing to retain."""
 
@@ -143,9 +173,9 @@ class NothingToRetain(Unprocessable):
 
 
 class AlreadyForgotten(Unprocessable):
-    """The model's current version has already forgotten this class."""
+    """The model's current version has already forgotten this class, or this item."""
 
-    code, title = "already_forgotten", "The class is already forgotten"
+    code, title = "already_forgotten", "Already forgotten by the current version"
 
 
 class UnknownMethod(Unprocessable):
@@ -188,12 +218,6 @@ class InvalidCursor(Unprocessable):
     """The page cursor is not one of ours."""
 
     code, title = "invalid_cursor", "The page cursor is not valid"
-
-
-class PreconditionFailed(ServiceError):
-    """The thing has changed since the caller saw it."""
-
-    status, code, title = 412, "version_mismatch", "The resource has changed"
 
 
 class Unavailable(ServiceError):
@@ -261,7 +285,7 @@ PROBLEM_SCHEMA: dict[str, Any] = {
 }
 
 
-FREE_KEYED = frozenset({"metadata", "params"})
+FREE_KEYED = frozenset({"metadata", "params", "prompts"})
 """Objects whose keys the client chooses: a pointer into them would echo input."""
 
 

@@ -4,20 +4,20 @@ A pickle runs code when it is loaded, whatever it is called; so weights are acce
 they are known to be.
 
 Source: safetensors format, "Format" section of its README (8-byte little-endian header length N, N bytes of JSON, the tensors
-without holes); NumPy format specification, NEP 1 and `numpy.lib.format`.
+without holes).
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 import struct
 import zipfile
 from collections.abc import Sequence
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
+from service import npz
 from service.errors import BadLocation, PickleWeights
 from service.files import Found, Location
 
@@ -30,7 +30,8 @@ PICKLE_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 LONGEST_HEADER = 16 << 20
-LONGEST_NPY_HEADER = 65_536
+LARGEST_JSON = 32 << 20
+"""The largest that is known to be needed is a tokenizer of 17 MB; parsing takes several times as much memory."""
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -63,6 +64,32 @@ def check_model(location: Location) -> None:
         _refuse("expected at least one .safetensors file")
     for file in weights:
         check_safetensors(file)
+    for file in location.files:
+        if file.suffix == ".json":
+            check_json(file)
+
+
+def check_json(file: Found) -> None:
+    """Refuse a .json file that no loader could read: every one in a model folder is an object. Its content is not judged.
+
+    Raises:
+        BadLocation: too large, not UTF-8, not JSON, or not an object.
+    """
+    if file.size > LARGEST_JSON:
+        _refuse(f"expected .json files of at most {LARGEST_JSON >> 20} MiB in a model folder")
+    try:
+        with file.open() as stream:
+            value = json.loads(stream.read(LARGEST_JSON + 1).decode("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise BadLocation("a file of the location could not be read", pointer="/location") from error
+    except (ValueError, RecursionError):
+        _refuse("a .json file of the model folder is not JSON")
+    if not isinstance(value, dict):
+        _refuse("expected a JSON object in every .json file of a model folder")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def check_safetensors(file: Found) -> None:
@@ -139,7 +166,7 @@ def check_npz(location: Location) -> None:
         _refuse("expected exactly one .npz file and nothing else")
     try:
         with found[0].open() as stream, zipfile.ZipFile(stream) as archive:
-            headers = {info.filename: _npy_header(archive, info) for info in archive.infolist()}
+            headers = {info.filename: npz.header(archive, info) for info in archive.infolist()}
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise BadLocation("the .npz file is not a readable zip archive", pointer="/location") from error
     if not {"images.npy", "labels.npy"} <= set(headers) <= {"images.npy", "labels.npy", "ids.npy"}:
@@ -147,7 +174,7 @@ def check_npz(location: Location) -> None:
     _check_arrays(headers)
 
 
-def _check_arrays(headers: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+def _check_arrays(headers: dict[str, npz.Header]) -> None:
     dtype, shape = headers["images.npy"]
     if dtype != "|u1" or len(shape) not in (3, 4) or 0 in shape or (len(shape) == 4 and shape[3] not in (1, 3)):
         _refuse("expected images as uint8 (N,H,W), (N,H,W,1) or (N,H,W,3)")
@@ -158,38 +185,6 @@ def _check_arrays(headers: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     dtype, shape = headers.get("ids.npy", ("<U1", items))
     if not re.fullmatch(r"[<>|=](U\d{1,5}|[iu][1248])", dtype) or shape != items:
         _refuse("expected ids as text or integers (N,)")
-
-
-def _npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape of a member. Raises: BadLocation for anything but a plain array of the size it says."""
-    with archive.open(info) as member:
-        text, header_bytes = _npy_header_text(member)
-    try:
-        header = ast.literal_eval(text)
-        descr, shape = header["descr"], header["shape"]
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-        _refuse("an array of the .npz file has no valid header")
-    if not isinstance(descr, str) or not isinstance(shape, tuple) or not all(type(d) is int and d >= 0 for d in shape):
-        _refuse("expected plain arrays in the .npz file")
-    kind = re.fullmatch(r"[<>|=]([a-zA-Z])(\d{1,6})", descr)
-    if kind is None or kind[1] == "O":
-        _refuse("expected arrays of numbers or text in the .npz file: object arrays are pickles")
-    itemsize = int(kind[2]) * (4 if kind[1] == "U" else 1)
-    if info.file_size != header_bytes + itemsize * math.prod(shape):
-        _refuse("an array of the .npz file is not as long as its header says")
-    return descr, shape
-
-
-def _npy_header_text(member: IO[bytes]) -> tuple[str, int]:
-    start = member.read(8)
-    if start[:6] != b"\x93NUMPY" or start[6:7] not in (b"\x01", b"\x02", b"\x03"):
-        _refuse("expected .npy arrays in the .npz file")
-    wide = start[6] > 1
-    field = member.read(4 if wide else 2)
-    length = int.from_bytes(field, "little")
-    if length > LONGEST_NPY_HEADER:
-        _refuse("an array of the .npz file has no valid header")
-    return member.read(length).decode("latin-1"), 8 + len(field) + length
 
 
 def check_image_folder(location: Location, class_names: Sequence[str]) -> None:

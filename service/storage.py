@@ -92,43 +92,9 @@ class Store:
         except FileNotFoundError as error:
             raise Missing(digest) from error
 
-    def local_path(self, digest: str) -> Path | None:
-        """Where the object lies on this host; None when it lies elsewhere. Raises: Missing."""
-        if not self._is_local:
-            return None
-        path = Path(self._key(digest))
-        if not path.is_file():
-            raise Missing(digest)
-        return path
-
-    def fetch(self, digest: str, destination: Path) -> None:
-        """Copy an object to a file, verified before it gets its name.
-
-        Raises:
-            Missing: no object has this digest.
-            Corrupt: its bytes do not hash to it; nothing is left at the destination.
-        """
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        part = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.part")
-        try:
-            with self.open(digest) as source, part.open("wb") as target:
-                came, _ = _hash(source, copy_to=target)
-            if came != digest:
-                raise Corrupt(digest)
-            os.replace(part, destination)
-        finally:
-            part.unlink(missing_ok=True)
-
     def exists(self, digest: str) -> bool:
         """True when an object has this name; its bytes are not read."""
         return bool(self._files.exists(self._key(digest)))
-
-    def delete(self, digest: str) -> None:
-        """Forget an object. Deleting what is not there is no error."""
-        try:
-            self._files.rm_file(self._key(digest))
-        except FileNotFoundError:
-            return
 
     def _key(self, digest: str) -> str:
         if DIGEST.fullmatch(digest) is None:
@@ -162,13 +128,11 @@ class Store:
             os.close(folder)
 
 
-def _hash(source: IO[bytes], *, copy_to: IO[bytes] | None = None) -> tuple[str, int]:
+def _hash(source: IO[bytes]) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(CHUNK):
         digest.update(chunk)
         size += len(chunk)
-        if copy_to is not None:
-            copy_to.write(chunk)
     return digest.hexdigest(), size
 
 

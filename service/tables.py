@@ -1,5 +1,7 @@
 """Every row. The migrations are the schema's truth; a test compares the two.
 
+Lists of sample ids may be long, so they are loaded only where they are looked at.
+
 Ids are text: a type prefix and a UUIDv4 (`ureq_…`), which tells a reader what he holds and an outsider nothing.
 """
 
@@ -86,6 +88,7 @@ class Model(Row):
     family: Mapped[str] = mapped_column(String(64))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("dataset.id"))
     class_names: Mapped[list[Any]]
+    prompts: Mapped[list[Any] | None] = mapped_column(JSON(), comment="what a text-conditional model calls each class")
     current_version: Mapped[int]
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
@@ -106,6 +109,7 @@ class ModelVersion(Row):
     files: Mapped[list[Any]]
     digest: Mapped[str] = mapped_column(String(64))
     forgotten_classes: Mapped[list[Any]]
+    forgotten_samples: Mapped[list[Any]] = mapped_column(default=list, deferred=True)
     created_at: Mapped[datetime]
 
 
@@ -133,6 +137,7 @@ class UnlearnRequest(Row):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     forget_classes: Mapped[list[Any]]
+    forget_samples: Mapped[list[Any]] = mapped_column(default=list, deferred=True)
     method: Mapped[str] = mapped_column(String(64))
     params: Mapped[dict[str, Any]]
     seed: Mapped[int] = mapped_column(BigInteger)

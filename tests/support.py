@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from safetensors.numpy import save_file
+from sqlalchemy import select
 
 from service import db
 from service.files import FileEntry, tree_digest
@@ -23,7 +24,12 @@ Json = dict[str, Any]
 DIGITS = ["zero", "one", "two", "three", "four"]
 
 CATALOGUE: Json = {
-    "families": {"ddpm": {"title": "DDPM"}, "stone": {"title": "A family that no method works on"}},
+    "families": {
+        "ddpm": {"title": "DDPM"},
+        "stone": {"title": "A family that no method works on"},
+        "resnet": {"title": "Classifier", "kind": "classifier"},
+        "wordy": {"title": "Text-conditional generator", "kind": "generator", "prompts": True},
+    },
     "methods": {
         "sfron": {
             "title": "SFR-on",
@@ -39,8 +45,39 @@ CATALOGUE: Json = {
             },
         },
         "aaa_baseline": {"title": "Baseline", "families": ["ddpm"], "params": {"type": "object", "properties": {}}},
+        "staged": {
+            "title": "A method with presets",
+            "families": ["ddpm", "resnet", "wordy"],
+            "params": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "preset": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+                    "iterations": {"type": "integer", "minimum": 1, "default": 50},
+                    "alpha": {"type": "number", "exclusiveMinimum": 0, "default": 1.0},
+                },
+            },
+            "presets": {
+                "gentle": {"families": ["ddpm"], "params": {"iterations": 10}, "source": "ours"},
+                "harsh": {"families": ["ddpm"], "params": {"iterations": 900, "alpha": 9.0}, "source": "a paper"},
+                "labels": {"families": ["resnet"], "params": {"alpha": 3.0}, "source": "another paper"},
+            },
+            "default_presets": {
+                "ddpm": {"class": "gentle", "sample": "harsh"},
+                "resnet": {"class": "labels"},
+                "wordy": {"class": None},
+            },
+        },
     },
-    "verifiers": {"integrity": {"title": "Integrity"}},
+    "verifiers": {
+        "integrity": {"title": "Integrity"},
+        "forget_rate": {"title": "Samples judged", "kinds": ["generator"]},
+        "retain_accuracy": {"title": "Samples judged", "kinds": ["generator"]},
+        "feature_distance": {"title": "Samples judged", "kinds": ["generator"]},
+        "forget_accuracy": {"title": "Test accuracy", "kinds": ["classifier"]},
+        "sample_membership": {"title": "Membership inference", "kinds": ["classifier"]},
+        "retain_test_accuracy": {"title": "Test accuracy", "kinds": ["classifier"]},
+    },
 }
 POLICY: Json = {"name": "test-v1", "checks": [{"verifier": "integrity", "params": {}}]}
 
@@ -93,6 +130,37 @@ def register(client: TestClient, folder: Path, class_names: list[str] | None = N
     return body
 
 
+def image_folder(path: Path, class_names: list[str], train: int = 3, test: int = 1) -> Path:
+    """A folder `train|test/<class>/<k>.png` that may be registered as a dataset; the pictures are none."""
+    for name in class_names:
+        for part, count in (("train", train), ("test", test)):
+            (path / part / name).mkdir(parents=True)
+            for k in range(count):
+                (path / part / name / f"{k}.png").write_bytes(b"a picture")
+    return path
+
+
+def register_classifier(client: TestClient, folder: Path, class_names: list[str] | None = None, **dataset: Any) -> Json:
+    """A classifier on an image folder (unless `dataset` says otherwise), registered through the API; returns the model."""
+    names = class_names or DIGITS
+    body = {"format": "image_folder", "class_names": names, **dataset}
+    if "location" not in body:
+        body["location"] = str(image_folder(folder / "pictures", names))
+    made = client.post("/datasets", json=body)
+    assert made.status_code == 201, made.text
+    weights = {"family": "resnet", "location": str(model_folder(folder / "classifier")), "class_names": names}
+    model = client.post("/models", json={**weights, "dataset_id": made.json()["id"]})
+    assert model.status_code == 201, model.text
+    answer: Json = model.json()
+    return answer
+
+
+def ask_samples(client: TestClient, model: Json, *ids: str, key: str | None = None, **more: Any) -> Any:
+    """POST /unlearn-requests for single training items."""
+    body = {"model_id": model["id"], "forget": {"samples": list(ids)}, **more}
+    return client.post("/unlearn-requests", json=body, headers={"Idempotency-Key": key} if key else {})
+
+
 def ask(client: TestClient, model: Json, *classes: int | str, key: str | None = None, **more: Any) -> Any:
     """POST /unlearn-requests."""
     body = {"model_id": model["id"], "forget": {"classes": list(classes)}, **more}
@@ -133,6 +201,8 @@ def publish(model: Json, request_id: str, files: dict[str, bytes], scratch: Path
     with db.transaction() as session:
         request = session.get_one(UnlearnRequest, request_id)
         lineage = session.get_one(Model, model["id"])
+        current = ModelVersion.model_id == lineage.id, ModelVersion.number == lineage.current_version
+        base = session.scalars(select(ModelVersion).where(*current)).one()
         session.add(
             Checkpoint(
                 id=checkpoint_id,
@@ -154,7 +224,8 @@ def publish(model: Json, request_id: str, files: dict[str, bytes], scratch: Path
                 checkpoint_id=checkpoint_id,
                 files=[e.row() for e in entries],
                 digest=tree_digest(entries),
-                forgotten_classes=list(request.forget_classes),
+                forgotten_classes=sorted({*base.forgotten_classes, *request.forget_classes}),
+                forgotten_samples=sorted({*base.forgotten_samples, *request.forget_samples}),
                 created_at=at,
             )
         )

@@ -3,13 +3,15 @@
 A leaf is the RFC 8785 form of a JSON object with ASCII keys, no floats (decimals are strings), integers below 2^53 and UTC
 microseconds; at most 65,535 bytes (the entry limit of C2SP tlog-tiles). Entries can never be erased, so nothing about a
 person enters one: classes are indices, never names; `reason`, `external_id` and `metadata` appear only as an HMAC under a
-random salt that can be destroyed.
+random salt that can be destroyed. Ids of single samples may be personal data too (a file is easily named after a person), and
+there may be 100,000 of them: an entry holds how many, and a digest that whoever has the list can hold it against.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +36,28 @@ class Fact(BaseModel):
     outcome: ClassVar[Outcome] = "succeeded"
 
 
+class SampleDigest(BaseModel):
+    """Which samples, to whoever has the list; how many, to everybody else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int
+    sha256: Sha256
+
+
+def sample_digest(request_id: str, ids: Iterable[str]) -> SampleDigest:
+    """SHA-256 of the RFC 8785 JSON `[request id, [ids in ascending order]]`.
+
+    The request's id is part of it, so that two requests for the same samples cannot be told to be that from their entries. It
+    is no secret: somebody who guesses the whole list can confirm the guess.
+
+    Args:
+        ids: in any order, each once. Ascending means by Unicode code points.
+    """
+    ordered = sorted(ids)
+    return SampleDigest(count=len(ordered), sha256=hashlib.sha256(canonical([request_id, ordered])).hexdigest())
+
+
 class DatasetRegistered(Fact):
     """A dataset may now be named by models."""
 
@@ -56,10 +80,11 @@ class ModelRegistered(Fact):
 
 
 class RequestReceived(Fact):
-    """Somebody asked a model to forget classes."""
+    """Somebody asked a model to forget classes, or samples: one of the two is empty."""
 
     action = "unlearning.request.received"
     classes: tuple[int, ...]
+    samples: SampleDigest | None = None
     method: str
     params_sha256: Sha256
     seed: int
@@ -170,10 +195,7 @@ class ModelPublished(Fact):
     number: int
     digest: Sha256
     forgotten_classes: tuple[int, ...]
-
-
-FACTS: dict[str, type[Fact]] = {kind.action: kind for kind in Fact.__subclasses__()}
-"""Every event type by its name."""
+    forgotten_samples: SampleDigest | None = None
 
 
 class Actor(BaseModel):
@@ -255,7 +277,7 @@ def leaf(
         else {"id": request[0], "ordinal": request[1], "prev": request[2].hex() if request[2] else None},
         "model": model_id,
         "subjectCommitment": subject_commitment,
-        "public": fact.model_dump(mode="json", by_alias=True),
+        "public": fact.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
     data = canonical(body)
     if len(data) > MAX_LEAF_BYTES:

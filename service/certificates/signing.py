@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -92,17 +91,6 @@ def seal(statement: Statement, key: ec.EllipticCurvePrivateKey) -> Envelope:
 def payload_of(envelope: Envelope) -> bytes:
     """The bytes that were signed."""
     return base64.b64decode(envelope["payload"], validate=True)
-
-
-def is_signed_by(envelope: Envelope, public_key: ec.EllipticCurvePublicKey) -> bool:
-    """True when the envelope's one signature is this key's."""
-    (signature,) = envelope["signatures"]
-    message = pre_authentication_encoding(envelope["payloadType"], payload_of(envelope))
-    try:
-        public_key.verify(base64.b64decode(signature["sig"]), message, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------------------ keys

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from service.audit.leaves import sample_digest
+
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:expunge:attestation:unlearning:v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -21,7 +23,7 @@ GUARANTEES = {
         "influence of the forgotten data remains."
     ),
     "exact-retrain": (
-        "The weights were trained from scratch by the named code on the named data without the forgotten classes. The "
+        "The weights were trained from scratch by the named code on the named data without what is forgotten. The "
         "operator's statement of what data was used is taken on trust."
     ),
 }
@@ -98,11 +100,7 @@ def build(
         "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
         "parent": dict(parent),
         "original": dict(original),
-        "forgetSet": {
-            "unit": "class",
-            "classes": list(spec["forget_classes"]),
-            "forgottenEarlier": list(spec["forgotten_classes"]),
-        },
+        "forgetSet": _forget_set(request["id"], spec),
         "dataset": dict(dataset),
         "algorithm": {
             "name": spec["method"],
@@ -135,6 +133,22 @@ def build(
         "predicateType": PREDICATE_TYPE,
         "predicate": decimals(predicate),
     }
+
+
+def _forget_set(request_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What was forgotten: classes by index; samples by number and digest, for their ids may be personal data.
+
+    The digest is `audit.leaves.sample_digest` under this request's id, so it is the one of the ledger's entry too.
+    """
+    forget_set: dict[str, Any] = {
+        "unit": "sample" if spec["forget_samples"] else "class",
+        "classes": list(spec["forget_classes"]),
+        "forgottenEarlier": list(spec["forgotten_classes"]),
+    }
+    for field, key in (("samples", "forget_samples"), ("samplesForgottenEarlier", "forgotten_samples")):
+        if spec[key]:
+            forget_set[field] = sample_digest(request_id, spec[key]).model_dump()
+    return forget_set
 
 
 def _name(subject: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
-from service.audit.leaves import CertificateIssued, ModelPublished, RequestClosed
+from service.audit.leaves import CertificateIssued, ModelPublished, RequestClosed, sample_digest
 from service.certificates.signing import Envelope, payload_of
 from service.db import now
 from service.files import FileEntry
@@ -113,6 +113,7 @@ def _new_version(session: OrmSession, request: UnlearnRequest, result: Result) -
         files=[file.row() for file in result.files],
         digest=result.digest,
         forgotten_classes=sorted({*base.forgotten_classes, *request.forget_classes}),
+        forgotten_samples=sorted({*base.forgotten_samples, *request.forget_samples}),
         created_at=now(session),
     )
     session.add(version)
@@ -132,6 +133,7 @@ def _record(session: OrmSession, lease: Lease, model_id: str, result: Result, ve
             number=version.number,
             digest=result.digest,
             forgotten_classes=tuple(version.forgotten_classes),
+            forgotten_samples=sample_digest(lease.request_id, gone) if (gone := version.forgotten_samples) else None,
         ),
         RequestClosed(status="succeeded"),
     )

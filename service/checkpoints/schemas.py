@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from service.models.schemas import ClassSet, File
+from service.models.schemas import File, ForgetSet
 
 
 class CheckpointRead(BaseModel):
@@ -20,6 +20,6 @@ class CheckpointRead(BaseModel):
     version: int
     digest: str
     files: list[File]
-    forgotten: ClassSet
+    forgotten: ForgetSet
     certificate_url: str
     created_at: datetime

@@ -8,7 +8,7 @@ from service.checkpoints import repository
 from service.checkpoints.schemas import CheckpointRead
 from service.downloads import StoredFile
 from service.models import repository as models
-from service.models.schemas import ClassSet, File
+from service.models.schemas import File, ForgetSet
 
 
 def read(session: OrmSession, checkpoint_id: str) -> CheckpointRead:
@@ -23,7 +23,7 @@ def read(session: OrmSession, checkpoint_id: str) -> CheckpointRead:
         version=version.number,
         digest=row.digest,
         files=[File(path=f.path, size=f.size, sha256=f.sha256) for f in repository.files(session, row.id)],
-        forgotten=ClassSet.of(list(version.forgotten_classes), class_names),
+        forgotten=ForgetSet.of_both(version.forgotten_classes, class_names, len(version.forgotten_samples)),
         certificate_url=f"/checkpoints/{row.id}/certificate",
         created_at=row.created_at,
     )

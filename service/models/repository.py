@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import Session as OrmSession
 
 from service.errors import ModelNotFound
+from service.requests.wishes import Gone
 from service.tables import Model, ModelVersion
 from service.values import is_id
 
@@ -42,18 +43,34 @@ def versions(session: OrmSession, model_id: str) -> list[ModelVersion]:
     return list(session.scalars(query))
 
 
-def forgotten(session: OrmSession, models: Iterable[Model]) -> dict[str, list[int]]:
-    """What each model's current version has forgotten, by model id."""
+def forgotten(session: OrmSession, models: Iterable[Model]) -> dict[str, tuple[list[int], int]]:
+    """What each model's current version has forgotten, by model id: its classes, and how many single samples."""
     current = [(m.id, m.current_version) for m in models]
-    query = select(ModelVersion.model_id, ModelVersion.forgotten_classes).where(
+    query = select(ModelVersion.model_id, ModelVersion.forgotten_classes, _SAMPLES).where(
         tuple_(ModelVersion.model_id, ModelVersion.number).in_(current)
     )
-    return {row[0]: list(row[1]) for row in session.execute(query)} if current else {}
+    return {row[0]: (list(row[1]), row[2]) for row in session.execute(query)} if current else {}
 
 
-def forgotten_by(session: OrmSession, model: Model) -> list[int]:
+def forgotten_by(session: OrmSession, model: Model) -> Gone:
     """What a model's current version has forgotten."""
-    query = select(ModelVersion.forgotten_classes).where(
+    query = select(ModelVersion.forgotten_classes, ModelVersion.forgotten_samples).where(
         ModelVersion.model_id == model.id, ModelVersion.number == model.current_version
     )
-    return list(session.scalars(query).one())
+    classes, samples = session.execute(query).one()
+    return Gone(frozenset(classes), frozenset(samples))
+
+
+def forgotten_in(version: ModelVersion) -> Gone:
+    """What a version has forgotten."""
+    return Gone(frozenset(version.forgotten_classes), frozenset(version.forgotten_samples))
+
+
+def sample_counts(session: OrmSession, model_id: str) -> dict[str, int]:
+    """How many single samples each version of a model has forgotten, by version id."""
+    query = select(ModelVersion.id, _SAMPLES).where(ModelVersion.model_id == model_id)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+_SAMPLES = func.json_array_length(ModelVersion.forgotten_samples)
+"""Counted by the database: the list itself may be long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -14,6 +15,9 @@ Key = Annotated[Text, Field(min_length=1, max_length=64)]
 """An id or an API name."""
 
 
+Prompt = Annotated[Text, Field(min_length=1, max_length=1000)]
+
+
 class ClassSet(BaseModel):
     """Classes of a model: by index, and by name in the same order."""
 
@@ -24,6 +28,22 @@ class ClassSet(BaseModel):
     def of(cls, indices: list[int], class_names: list[str]) -> Self:
         ordered = sorted(indices)
         return cls(classes=ordered, class_names=[class_names[k] for k in ordered])
+
+
+class SampleCount(BaseModel):
+    """How many single training items."""
+
+    count: int
+
+
+class ForgetSet(ClassSet):
+    """Classes by index and name, and how many single training items besides."""
+
+    samples: SampleCount
+
+    @classmethod
+    def of_both(cls, indices: Iterable[int], class_names: list[str], samples: int) -> Self:
+        return cls(**ClassSet.of(list(indices), class_names).model_dump(), samples=SampleCount(count=samples))
 
 
 class File(BaseModel):
@@ -44,6 +64,11 @@ class ModelCreate(BaseModel):
     location: Place = Field(description="absolute path, file:// or s3:// URL of the folder")
     dataset_id: Key = Field(description="what it was trained on")
     class_names: ClassNames = Field(description="in the model's index order; the dataset's, exactly")
+    prompts: dict[Name, Prompt] | None = Field(
+        default=None,
+        min_length=1,
+        description="by class name, what a text-conditional model is told to draw it; for all classes or for none",
+    )
 
 
 class VersionRead(BaseModel):
@@ -55,7 +80,7 @@ class VersionRead(BaseModel):
     checkpoint_id: str | None
     digest: str
     files: list[File]
-    forgotten: ClassSet
+    forgotten: ForgetSet
     created_at: datetime
 
 
@@ -68,8 +93,9 @@ class ModelSummary(BaseModel):
     family: str
     dataset_id: str
     class_names: list[str]
+    prompts: dict[str, str] | None
     current_version: int
-    forgotten: ClassSet = Field(description="by the current version")
+    forgotten: ForgetSet = Field(description="by the current version")
     created_at: datetime
     created_by: str
 

@@ -12,7 +12,7 @@ from service.db import now, reading
 from service.edge import writing
 from service.errors import Unprocessable
 from service.models import repository
-from service.models.schemas import ClassSet, File, ModelCreate, ModelRead, ModelSummary, VersionRead
+from service.models.schemas import File, ForgetSet, ModelCreate, ModelRead, ModelSummary, VersionRead
 from service.tables import Model, ModelVersion, new_id
 
 
@@ -21,10 +21,10 @@ def register(wanted: ModelCreate) -> ModelRead:
 
     Raises:
         UnknownFamily, DatasetNotFound: nothing has this name.
-        Unprocessable: the class names are not the dataset's.
+        Unprocessable: the class names are not the dataset's; the family takes no prompts, or some class has none.
         PickleWeights, BadLocation: the folder holds what it must not, or not what it must.
     """
-    catalogue.require_family(wanted.family)
+    _require_prompts(wanted, catalogue.require_family(wanted.family))
     with reading() as session:
         if datasets.get(session, wanted.dataset_id).class_names != wanted.class_names:
             raise Unprocessable("class names must be the dataset's, in the same order", pointer="/class_names")
@@ -35,6 +35,15 @@ def register(wanted: ModelCreate) -> ModelRead:
         return read(session, _record(session, wanted, location, entries))
 
 
+def _require_prompts(wanted: ModelCreate, family: catalogue.FamilyEntry) -> None:
+    if wanted.prompts is None:
+        return
+    if not family.prompts:
+        raise Unprocessable("this family takes no prompts: its models are told a class by its number", pointer="/prompts")
+    if set(wanted.prompts) != set(wanted.class_names):
+        raise Unprocessable("expected a prompt for every class and for nothing else", pointer="/prompts")
+
+
 def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, entries: tuple[files.FileEntry, ...]) -> Model:
     at = now(session)
     model = Model(
@@ -43,6 +52,7 @@ def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, 
         family=wanted.family,
         dataset_id=wanted.dataset_id,
         class_names=wanted.class_names,
+        prompts=[wanted.prompts[name] for name in wanted.class_names] if wanted.prompts else None,
         current_version=1,
         created_at=at,
         created_by=str(LOCAL),
@@ -55,6 +65,7 @@ def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, 
         files=[e.row() for e in entries],
         digest=files.tree_digest(entries),
         forgotten_classes=[],
+        forgotten_samples=[],
         created_at=at,
     )
     session.add(model)
@@ -65,16 +76,21 @@ def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, 
     return model
 
 
-def summary(model: Model, forgotten: list[int]) -> ModelSummary:
-    """The model in short, as clients see it."""
+def summary(model: Model, forgotten: tuple[list[int], int]) -> ModelSummary:
+    """The model in short, as clients see it.
+
+    Args:
+        forgotten: by its current version: class indices, and the number of single samples.
+    """
     return ModelSummary(
         id=model.id,
         name=model.name,
         family=model.family,
         dataset_id=model.dataset_id,
         class_names=model.class_names,
+        prompts=dict(zip(model.class_names, model.prompts, strict=True)) if model.prompts else None,
         current_version=model.current_version,
-        forgotten=ClassSet.of(forgotten, model.class_names),
+        forgotten=ForgetSet.of_both(forgotten[0], model.class_names, forgotten[1]),
         created_at=model.created_at,
         created_by=model.created_by,
     )
@@ -83,12 +99,13 @@ def summary(model: Model, forgotten: list[int]) -> ModelSummary:
 def read(session: OrmSession, model: Model) -> ModelRead:
     """The model with its lineage, as clients see it."""
     versions = repository.versions(session, model.id)
+    samples = repository.sample_counts(session, model.id)
     current = next(v for v in versions if v.number == model.current_version)
-    short = summary(model, list(current.forgotten_classes))
-    return ModelRead(**short.model_dump(), versions=[_version(v, model.class_names) for v in versions])
+    short = summary(model, (list(current.forgotten_classes), samples[current.id]))
+    return ModelRead(**short.model_dump(), versions=[_version(v, model.class_names, samples[v.id]) for v in versions])
 
 
-def _version(row: ModelVersion, class_names: list[str]) -> VersionRead:
+def _version(row: ModelVersion, class_names: list[str], samples: int) -> VersionRead:
     return VersionRead(
         id=row.id,
         number=row.number,
@@ -96,6 +113,6 @@ def _version(row: ModelVersion, class_names: list[str]) -> VersionRead:
         checkpoint_id=row.checkpoint_id,
         digest=row.digest,
         files=[File(**f) for f in row.files],
-        forgotten=ClassSet.of(list(row.forgotten_classes), class_names),
+        forgotten=ForgetSet.of_both(row.forgotten_classes, class_names, samples),
         created_at=row.created_at,
     )

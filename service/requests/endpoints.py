@@ -7,14 +7,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.datasets import items
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
 from service.edge import writing
 from service.errors import (
     AlreadyForgotten,
+    BadLocation,
     BadRequest,
     DuplicateRequest,
+    EmptiedClass,
     FileNotFound,
+    HeldOutSample,
     IdempotencyKeyReused,
     InvalidCursor,
     InvalidParams,
@@ -22,9 +26,12 @@ from service.errors import (
     LineageBusy,
     ModelNotFound,
     NothingToRetain,
+    PolicyUnfit,
     RequestNotFound,
+    SamplesUnverifiable,
     UnknownClass,
     UnknownMethod,
+    UnknownSample,
     Unprocessable,
     problems,
 )
@@ -59,10 +66,11 @@ class ReportNotFound(RequestNotFound):
     "",
     status_code=202,
     response_model=UnlearnRequestRead,
-    summary="Ask a model to forget classes",
+    summary="Ask a model to forget classes, or single samples",
     responses=problems(
-        BadRequest, ModelNotFound, DuplicateRequest, LineageBusy, UnknownClass, NothingToRetain, AlreadyForgotten,
-        UnknownMethod, InvalidParams, IdempotencyKeyReused, Unprocessable,
+        BadRequest, ModelNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
+        NothingToRetain, EmptiedClass, AlreadyForgotten, UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit,
+        BadLocation, IdempotencyKeyReused, Unprocessable,
     ),
 )  # fmt: skip
 def create_unlearn_request(
@@ -72,8 +80,12 @@ def create_unlearn_request(
 
     Safe to repeat with an `Idempotency-Key`.
     """
+    settings = request.app.state.settings
+    with reading() as session:
+        where = service.items_for(session, settings, wanted, idempotency_key)
+    known = None if where is None else items.read(where)
     with writing() as session:
-        row, replayed = service.create(session, request.app.state.settings, wanted, idempotency_key)
+        row, replayed = service.create(session, settings, wanted, idempotency_key, known)
         shown = views.read(session, row)
     response = _answer(row, shown, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"

@@ -36,11 +36,6 @@ HOLDS_LINEAGE: frozenset[Status] = frozenset({"running", "cancelling"})
 """A worker may be at work: no other request of the model may be claimed."""
 
 
-def may_move(start: Status, end: Status) -> bool:
-    """True when the move is legal. Staying is not a move."""
-    return end in MOVES[start]
-
-
 def after_cancel(status: Status) -> Status | None:
     """Where a cancellation takes a request; None when it has already ended otherwise.
 

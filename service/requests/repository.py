@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.errors import RequestNotFound
 from service.requests.lifecycle import PENDING
 from service.requests.schemas import RequestQuery
+from service.requests.wishes import Gone
 from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestEvent, UnlearnRequest
 from service.values import is_id
 
@@ -48,20 +50,34 @@ class Waiting:
     """As much of a pending request as the next one needs to know."""
 
     id: str
-    classes: frozenset[int]
+    gone: Gone
     status: str
     created_at: datetime
 
 
 def pending(session: OrmSession, model_id: str) -> list[Waiting]:
     """Requests of a model that have not ended, oldest first."""
-    columns = (UnlearnRequest.id, UnlearnRequest.forget_classes, UnlearnRequest.status, UnlearnRequest.created_at)
     query = (
-        select(*columns)
+        select(
+            UnlearnRequest.id,
+            UnlearnRequest.forget_classes,
+            UnlearnRequest.forget_samples,
+            UnlearnRequest.status,
+            UnlearnRequest.created_at,
+        )
         .where(UnlearnRequest.model_id == model_id, UnlearnRequest.status.in_(sorted(PENDING)))
         .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
     )
-    return [Waiting(row[0], frozenset(row[1]), row[2], row[3]) for row in session.execute(query)]
+    return [
+        Waiting(request_id, Gone(frozenset(classes), frozenset(samples)), status, at)
+        for request_id, classes, samples, status, at in session.execute(query)
+    ]
+
+
+def sample_counts(session: OrmSession, ids: Iterable[str]) -> dict[str, int]:
+    """How many single samples each of these requests asks for, counted by the database."""
+    counted = select(UnlearnRequest.id, func.json_array_length(UnlearnRequest.forget_samples))
+    return {row[0]: row[1] for row in session.execute(counted.where(UnlearnRequest.id.in_(list(ids))))}
 
 
 def idempotency_key(session: OrmSession, tenant: str, key: str) -> IdempotencyKey | None:

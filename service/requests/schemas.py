@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, StrictStr, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    model_validator,
+)
 
-from service.models.schemas import ClassSet, Key
+from service.datasets.schemas import ItemId
+from service.models.schemas import ClassSet, ForgetSet, Key, SampleCount
 from service.paging import Moment, Order, PageQuery
 from service.requests.lifecycle import Phase, Status
 from service.values import LARGEST_INT, Text, small_json
@@ -15,18 +26,35 @@ from service.values import LARGEST_INT, Text, small_json
 OnConflict = Literal["queue_after", "reject", "use_existing"]
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,255}$"
 
+MOST_WANTED = 100_000
+
 ClassRef = Annotated[StrictInt | Annotated[StrictStr, Field(max_length=200)], Field(union_mode="left_to_right")]
 """An index or a name. JSON's true is neither, though Python takes it for 1."""
 
 
 class Forget(BaseModel):
-    """What to forget."""
+    """What to forget: whole classes, or single training items."""
 
     model_config = ConfigDict(extra="forbid")
 
-    classes: list[ClassRef] = Field(
-        min_length=1, max_length=100_000, description="names or indices; a name wins over an index written as text"
+    classes: list[ClassRef] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_WANTED,
+        description="names or indices; a name wins over an index written as text",
     )
+    samples: list[ItemId] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_WANTED,
+        description="ids of training items: an image folder's paths below the folder, an npz's `ids`, or positions without",
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> Self:
+        if (self.classes is None) == (self.samples is None):
+            raise ValueError("expected either classes or samples")
+        return self
 
 
 class Resources(BaseModel):
@@ -38,7 +66,7 @@ class Resources(BaseModel):
 
 
 class UnlearnRequestCreate(BaseModel):
-    """Ask a model to forget classes."""
+    """Ask a model to forget classes, or single samples."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +84,7 @@ class UnlearnRequestCreate(BaseModel):
     on_conflict: OnConflict = Field(
         default="queue_after",
         description="when other requests are pending on the model: run after them, be refused, or be given the pending "
-        "request that covers these classes",
+        "request that covers this one",
     )
 
 
@@ -89,6 +117,18 @@ class Policy(BaseModel):
     sha256: str
 
 
+class SampleSet(SampleCount):
+    """Single training items by id."""
+
+    ids: list[str] = Field(description="in ascending order")
+
+
+class ForgetRead(ClassSet):
+    """What to forget, in full."""
+
+    samples: SampleSet
+
+
 class UnlearnRequestSummary(BaseModel):
     """An unlearn request, in short."""
 
@@ -98,7 +138,7 @@ class UnlearnRequestSummary(BaseModel):
     status: Status
     phase: Phase | None
     model_id: str
-    forget: ClassSet
+    forget: ForgetSet
     method: str
     params: dict[str, Any]
     seed: int
@@ -122,7 +162,8 @@ class UnlearnRequestSummary(BaseModel):
 class UnlearnRequestRead(UnlearnRequestSummary):
     """An unlearn request with its attempts and what verification found."""
 
-    cumulative_forget: ClassSet = Field(description="these classes and all forgotten before on this lineage")
+    forget: ForgetRead  # type: ignore[assignment]  # the same shape, with the ids
+    cumulative_forget: ForgetSet = Field(description="this and all that was forgotten before on this lineage")
     base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
     attempts: list[AttemptRead]
     verdict: str | None

@@ -12,8 +12,10 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import catalogue
 from service.audit import ledger
-from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn
+from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn, sample_digest
 from service.config import Settings
+from service.datasets import items
+from service.datasets.items import Items, Source
 from service.db import now
 from service.errors import DuplicateRequest, IdempotencyKeyReused, InvalidTransition, LineageBusy
 from service.models import repository as models
@@ -22,7 +24,7 @@ from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.repository import Waiting
 from service.requests.schemas import UnlearnRequestCreate
-from service.requests.wishes import POINTER, require_forgettable, resolve_classes
+from service.requests.wishes import Wish, require_forgettable, require_samples_forgettable, resolve_classes, resolve_samples
 from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
 from service.values import sorted_json
 
@@ -34,18 +36,35 @@ def sha256_of(document: Any) -> str:
     return hashlib.sha256(sorted_json(document)).hexdigest()
 
 
+def items_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Source | None:
+    """Where to read the items that a wish for single samples is about; None for any other, and for one that is a repetition.
+
+    Read them before the transaction of `create` begins: it holds the model's row.
+
+    Raises:
+        ModelNotFound.
+    """
+    if wanted.forget.samples is None or (key is not None and repository.idempotency_key(session, settings.tenant, key)):
+        return None
+    return items.source(session, models.get(session, wanted.model_id).dataset_id)
+
+
 def create(
-    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None
+    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None, known: Items | None = None
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
     The model's row is locked first: two requests on one lineage are judged one after the other.
 
+    Args:
+        known: the dataset's items, where `items_for` names any.
+
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
 
     Raises:
-        ModelNotFound, UnknownClass, AlreadyForgotten, NothingToRetain, UnknownMethod, InvalidParams: it cannot be meant.
+        ModelNotFound, UnknownClass, UnknownSample, HeldOutSample, AlreadyForgotten, NothingToRetain, EmptiedClass,
+            UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit: it cannot be meant.
         DuplicateRequest, LineageBusy: another request stands in the way.
         IdempotencyKeyReused: the key was used with another body.
     """
@@ -53,14 +72,12 @@ def create(
     model = models.get(session, wanted.model_id, lock=True)
     if key is not None and (first := _replay(session, settings, key, body_sha256)):
         return first, True
-    classes = resolve_classes(wanted.forget.classes, model.class_names)
+    wish = _wish(wanted, model, known)
     waiting = repository.pending(session, model.id)
-    existing = _judge_conflicts(session, wanted, classes, waiting)
+    existing = _judge_conflicts(session, wanted, wish, waiting)
     if existing is None:
-        forgotten = models.forgotten_by(session, model)
-        held = {k for other in waiting for k in other.classes}
-        require_forgettable(classes, forgotten=forgotten, pending=held, class_names=model.class_names)
-    request = existing or _row(session, settings, wanted, model, classes, waiting)
+        _require_forgettable(session, model, wish, waiting, known)
+    request = existing or _row(session, settings, wanted, model, wish, waiting)
     if key is not None:
         first = _insert_with_key(session, settings, request, key, body_sha256)
         if first is not None:
@@ -70,6 +87,26 @@ def create(
         session.flush()  # the event refers to it
         _record(session, request)
     return request, False
+
+
+def _wish(wanted: UnlearnRequestCreate, model: Model, known: Items | None) -> Wish:
+    if wanted.forget.classes is not None:
+        return Wish(classes=frozenset(resolve_classes(wanted.forget.classes, model.class_names)))
+    assert wanted.forget.samples is not None, "the schema lets one of the two be missing"
+    assert known is not None, "the caller reads the items first, unless the request is a repetition"
+    return Wish(samples=resolve_samples(wanted.forget.samples, known.class_of, known.held_out))
+
+
+def _require_forgettable(session: OrmSession, model: Model, wish: Wish, waiting: list[Waiting], known: Items | None) -> None:
+    forgotten = models.forgotten_by(session, model)
+    if wish.samples and known is not None:
+        pending = [other.gone for other in waiting]
+        require_samples_forgettable(
+            wish, forgotten=forgotten, pending=pending, class_of=known.class_of, class_names=model.class_names
+        )
+        return
+    held = {k for other in waiting for k in other.gone.classes}
+    require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
 
 
 def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str) -> UnlearnRequest | None:
@@ -82,16 +119,17 @@ def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str)
 
 
 def _judge_conflicts(
-    session: OrmSession, wanted: UnlearnRequestCreate, classes: list[int], waiting: list[Waiting]
+    session: OrmSession, wanted: UnlearnRequestCreate, wish: Wish, waiting: list[Waiting]
 ) -> UnlearnRequest | None:
     """The pending request that answers this one, if the caller is content with it."""
     if wanted.on_conflict == "use_existing":
-        covering = next((w for w in waiting if w.classes.issuperset(classes) and w.status != "cancelling"), None)
+        covering = next((w for w in waiting if w.gone.covers(wish) and w.status != "cancelling"), None)
         if covering is not None:
             return repository.get(session, covering.id)
     for other in waiting:
-        if not other.classes.isdisjoint(classes):
-            raise DuplicateRequest("a class is asked for by a pending request", pointer=POINTER, request_id=other.id)
+        if other.gone.overlaps(wish):
+            what = "a sample" if wish.samples else "a class"
+            raise DuplicateRequest(f"{what} is asked for by a pending request", pointer=wish.pointer, request_id=other.id)
     if waiting and wanted.on_conflict == "reject":
         raise LineageBusy(request_id=waiting[0].id)
     return None
@@ -102,23 +140,25 @@ def _row(
     settings: Settings,
     wanted: UnlearnRequestCreate,
     model: Model,
-    classes: list[int],
+    wish: Wish,
     waiting: list[Waiting],
 ) -> UnlearnRequest:
     method = catalogue.choose_method(model.family, wanted.method)
+    unit: catalogue.Unit = "sample" if wish.samples else "class"
     at = now(session)
     # requests of one model run in this order, and SQLite's clock ticks in milliseconds
     created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
     return UnlearnRequest(
         id=new_id("ureq"),
         model_id=model.id,
-        forget_classes=classes,
+        forget_classes=sorted(wish.classes),
+        forget_samples=sorted(wish.samples),
         method=method,
-        params=catalogue.effective_params(method, wanted.params),
+        params=catalogue.effective_params(method, model.family, wanted.params, unit=unit),
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
         on_conflict=wanted.on_conflict,
-        policy=catalogue.current_policy(settings),
+        policy=catalogue.current_policy(settings, model.family, unit),
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,
@@ -159,6 +199,7 @@ def _record(session: OrmSession, request: UnlearnRequest) -> None:
     announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
+        samples=sample_digest(request.id, request.forget_samples) if request.forget_samples else None,
         method=request.method,
         params_sha256=sha256_of(request.params),
         seed=request.seed,

@@ -8,13 +8,15 @@ from typing import Any
 from sqlalchemy.orm import Session as OrmSession
 
 from service.models import repository as models
-from service.models.schemas import ClassSet
+from service.models.schemas import ClassSet, ForgetSet
 from service.requests import repository
 from service.requests.schemas import (
     AttemptRead,
+    ForgetRead,
     Policy,
     Progress,
     Resources,
+    SampleSet,
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
@@ -29,14 +31,14 @@ def etag(request: UnlearnRequest) -> str:
     return f'"{request.version}-{int(request.progress_at.timestamp() * 1e6)}"'
 
 
-def _fields(row: UnlearnRequest, class_names: Sequence[str]) -> dict[str, Any]:
+def _fields(row: UnlearnRequest) -> dict[str, Any]:
+    """All but `forget`, which a page of requests shows in short."""
     return {
         "id": row.id,
         "version": row.version,
         "status": row.status,
         "phase": row.phase,
         "model_id": row.model_id,
-        "forget": ClassSet.of(list(row.forget_classes), list(class_names)),
         "method": row.method,
         "params": row.params,
         "seed": row.seed,
@@ -67,19 +69,32 @@ def _fields(row: UnlearnRequest, class_names: Sequence[str]) -> dict[str, Any]:
 def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, UnlearnRequestSummary]:
     """A page of requests by id; their models are read together."""
     found = models.by_id(session, (row.model_id for row in rows))
-    return {row.id: UnlearnRequestSummary(**_fields(row, found[row.model_id].class_names)) for row in rows}
+    samples = repository.sample_counts(session, (row.id for row in rows))
+    return {
+        row.id: UnlearnRequestSummary(
+            **_fields(row), forget=ForgetSet.of_both(row.forget_classes, found[row.model_id].class_names, samples[row.id])
+        )
+        for row in rows
+    }
 
 
 def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
     """One request with its attempts and findings."""
     model = session.get_one(Model, row.model_id)
     base = repository.base_version(session, row)
-    before = list(base.forgotten_classes) if base else models.forgotten_by(session, model)
+    before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
+    wanted = list(row.forget_samples)
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
-        **_fields(row, model.class_names),
-        cumulative_forget=ClassSet.of(list({*before, *row.forget_classes}), model.class_names),
+        **_fields(row),
+        forget=ForgetRead(
+            **ClassSet.of(row.forget_classes, model.class_names).model_dump(),
+            samples=SampleSet(count=len(wanted), ids=wanted),
+        ),
+        cumulative_forget=ForgetSet.of_both(
+            before.classes.union(row.forget_classes), model.class_names, len(before.samples.union(wanted))
+        ),
         base_version=base.number if base else None,
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
         verdict=report["verdict"] if report else None,

@@ -34,7 +34,8 @@ def sentence(outcome: Outcome) -> str:
     if not outcome.valid:
         return f"NOT VALID: {outcome.reason}"
     facts = outcome.facts
-    names = ", ".join(facts["forgotten_class_names"])
+    samples = [f"{facts['forgotten_samples']} samples"] if facts["forgotten_samples"] else []
+    names = ", ".join([*facts["forgotten_class_names"], *samples])
     return "\n".join(
         [
             f"VALID: {outcome.files} files, {outcome.reason}",

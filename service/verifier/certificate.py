@@ -28,6 +28,8 @@ EVIDENCE_FOLDER = "UNLEARNING"
 CERTIFICATE = f"{EVIDENCE_FOLDER}/certificate.dsse.json"
 MAX_CERTIFICATE_BYTES = 16 * 1024 * 1024
 CHUNK = 1 << 20
+NEEDS_CONTROL = frozenset({"forget_rate", "forget_accuracy", "sample_membership"})
+"""Checks whose word counts only beside an original that fails them."""
 
 GOOD, TAMPERED, UNDECIDED, USAGE = 0, 1, 2, 3
 
@@ -178,10 +180,12 @@ def _check_claim(statement: Mapping[str, Any]) -> None:
         findings = verification["findings"]
         gating = [f for f in findings if f["gating"]]
         passed = verification["verdict"] == "PASS" and gating and all(f["passed"] is True for f in gating)
-        blind = any(f["passed"] is not False for f in findings if f["control"])
+        controls = [f for f in findings if f["control"]]
+        blind = any(f["passed"] is not False for f in controls)
+        uncontrolled = {f["check"] for f in gating} & NEEDS_CONTROL - {f["check"] for f in controls}
     except (KeyError, TypeError) as error:
         raise Tampered("the certificate's findings are not readable") from error
-    if not passed or blind:
+    if not passed or blind or uncontrolled:
         raise Tampered("the certificate's own findings do not pass the gate")
 
 
@@ -239,7 +243,9 @@ def _facts(statement: Mapping[str, Any]) -> dict[str, Any]:
 
 def _claims(predicate: Mapping[str, Any]) -> dict[str, Any]:
     names = predicate["model"]["classNames"]
-    gone = [*predicate["forgetSet"]["classes"], *predicate["forgetSet"]["forgottenEarlier"]]
+    forget_set = predicate["forgetSet"]
+    gone = [*forget_set["classes"], *forget_set["forgottenEarlier"]]
+    samples = [forget_set[k]["count"] for k in ("samples", "samplesForgottenEarlier") if k in forget_set]
     return {
         "checkpoint_id": predicate["certificate"]["id"],
         "issued_at": predicate["certificate"]["issuedAt"],
@@ -247,6 +253,7 @@ def _claims(predicate: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint_digest": predicate["model"]["digest"],
         "forgotten_classes": sorted(gone),
         "forgotten_class_names": [names[k] for k in sorted(gone)],
+        "forgotten_samples": sum(samples),
         "method": predicate["algorithm"]["name"],
         "guarantee": predicate["claim"]["guarantee"],
         "statement": predicate["claim"]["statement"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,18 @@ def test_the_checked_in_openapi_document_is_what_the_app_says() -> None:
     """`python -m service.app > service/openapi.json` after a change; the diff is the review."""
     checked_in = Path(application.__file__).with_name("openapi.json").read_text()
     assert openapi_text(create_app(Settings())) == checked_in
+
+
+def test_the_documentation_page_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    """Every script, style and picture that it names is served by the service itself."""
+    page = client.get("/docs")
+    assert page.status_code == 200
+    named = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page.text)
+    assert len(named) >= 3  # script, style, icon
+    assert "://" not in page.text
+    for address in named:
+        assert client.get(address).status_code == 200, address
+    assert client.get("/redoc").status_code == 404
 
 
 def test_every_error_in_the_openapi_document_is_a_problem() -> None:
@@ -104,15 +117,15 @@ def test_another_content_type_is_422(client: TestClient, content_type: str) -> N
 
 
 def test_a_body_over_the_limit_is_413_before_it_is_read(client: TestClient) -> None:
-    body = b'{"reason": "' + b"x" * (1 << 20) + b'"}'
+    body = b'{"reason": "' + b"x" * (8 << 20) + b'"}'
     response = client.post("/unlearn-requests", content=body, headers=JSON)
     assert (response.status_code, code_of(response)) == (413, "body_too_large")
 
 
 def test_a_body_that_does_not_say_its_length_is_counted(client: TestClient) -> None:
     def chunks() -> Iterator[bytes]:
-        for _ in range(20):
-            yield b"x" * 65_536  # 1.3 MB in all, over the limit of 1 MiB
+        for _ in range(140):
+            yield b"x" * 65_536  # 9.2 MB in all, over the limit of 8 MiB
 
     response = client.post("/unlearn-requests", content=chunks(), headers=JSON)
     assert (response.status_code, code_of(response)) == (413, "body_too_large")

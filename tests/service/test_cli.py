@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import pytest
 from typer.testing import CliRunner
@@ -161,3 +163,70 @@ def test_a_data_directory_too_deep_for_a_socket_gets_a_short_one(tmp_path: Path)
     assert len(short) <= 100
     assert short == Settings(data_dir=deep).socket_path
     assert short != Settings(data_dir=tmp_path / ("e" * 120)).socket_path
+
+
+class Recorded:
+    """A client that remembers what was posted, in place of the real one."""
+
+    posts: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def __init__(self, _url: str) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def get(self, _path: str) -> dict[str, Any]:
+        return {"class_names": ["a", "b"]}
+
+    def pages(self, _path: str, **_query: Any) -> Iterator[dict[str, Any]]:
+        common = {"id": "r", "status": "queued", "phase": None, "model_id": "m", "checkpoint_id": None, "created_at": "t"}
+        yield {**common, "forget": {"class_names": ["a"], "samples": {"count": 0}}}
+        yield {**common, "forget": {"class_names": [], "samples": {"count": 3}}}
+
+    def post(self, path: str, body: dict[str, Any], **_more: Any) -> dict[str, Any]:
+        self.posts.append((path, body))
+        return {"id": "x"}
+
+
+@pytest.fixture
+def posts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    monkeypatch.setattr("service.client.Client", Recorded)
+    monkeypatch.setattr(Recorded, "posts", [])
+    return Recorded.posts
+
+
+def test_samples_are_asked_for_by_option_by_list_and_by_lines(tmp_path: Path, posts: list[tuple[str, dict[str, Any]]]) -> None:
+    (tmp_path / "lines").write_text("train/a/1.png\n\ntrain/a/2 b.png\n")
+    (tmp_path / "list").write_text('["train/a/1.png", 7]')
+    for arguments, wanted in (
+        (["--forget", "3", "--forget", "x"], {"classes": ["3", "x"]}),
+        (["--sample", "p", "--sample", "q"], {"samples": ["p", "q"]}),
+        (["--sample", "p", "--samples-file", str(tmp_path / "lines")], {"samples": ["p", "train/a/1.png", "train/a/2 b.png"]}),
+        (["--samples-file", str(tmp_path / "list")], {"samples": ["train/a/1.png", "7"]}),
+    ):
+        done = runner.invoke(app, ["request", "create", "mdl_1", *arguments])
+        assert done.exit_code == 0, done.output
+        assert posts.pop() == ("/unlearn-requests", {"model_id": "mdl_1", "forget": wanted})
+
+
+@pytest.mark.parametrize("arguments", [[], ["--forget", "3", "--sample", "p"]])
+def test_a_wish_for_nothing_or_for_both_is_a_mistake(posts: list[tuple[str, dict[str, Any]]], arguments: list[str]) -> None:
+    assert runner.invoke(app, ["request", "create", "mdl_1", *arguments]).exit_code == 3
+    assert posts == []
+
+
+def test_prompts_are_read_from_a_file(tmp_path: Path, posts: list[tuple[str, dict[str, Any]]]) -> None:
+    (tmp_path / "prompts.json").write_text('{"a": "a photo of a", "b": "a photo of b"}')
+    arguments = ["models", "register", str(tmp_path), "--dataset", "dset_1", "--prompts", str(tmp_path / "prompts.json")]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert posts[0][1]["prompts"] == {"a": "a photo of a", "b": "a photo of b"}
+
+
+def test_a_list_of_requests_says_how_many_samples(posts: list[tuple[str, dict[str, Any]]]) -> None:
+    lines = runner.invoke(app, ["request", "list"]).output.splitlines()
+    assert "3 samples" in lines[2]
+    assert "samples" not in lines[1]

@@ -53,18 +53,6 @@ def test_putting_twice_and_at_once_ends_in_one_object(store: Store, source: Path
     assert _names(store) == [DIGEST]
 
 
-def test_a_fetch_is_verified_before_it_gets_its_name(store: Store, source: Path, tmp_path: Path) -> None:
-    store.put(source)
-    target = tmp_path / "deep" / "target.bin"
-    store.fetch(DIGEST, target)
-    assert target.read_bytes() == CONTENT
-    _damage(store, CONTENT[:-1] + b"x")
-    other = tmp_path / "other.bin"
-    with pytest.raises(Corrupt):
-        store.fetch(DIGEST, other)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["source.bin"]  # no target, no part
-
-
 def test_putting_again_heals_an_object_that_has_rotted(store: Store, source: Path) -> None:
     store.put(source)
     _damage(store, b"rot")
@@ -84,26 +72,7 @@ def test_a_write_that_does_not_read_back_gets_no_name(store: Store, source: Path
 def test_what_is_not_there_is_missing(store: Store, tmp_path: Path) -> None:
     for missing in (DIGEST, "../../etc/passwd", "A" * 64, ""):
         with pytest.raises(Missing):
-            store.fetch(missing, tmp_path / "x")
+            store.open(missing)
         with pytest.raises(Missing):
             store.size(missing)
     assert store.exists(DIGEST) is False
-    store.delete(DIGEST)  # deleting what is not there is no error
-
-
-def test_a_deleted_object_is_gone(store: Store, source: Path) -> None:
-    store.put(source)
-    store.delete(DIGEST)
-    assert not store.exists(DIGEST)
-
-
-def test_only_a_local_store_has_paths(tmp_path: Path, source: Path) -> None:
-    local, remote = Store(tmp_path.joinpath("s p").as_uri()), Store(f"memory://{tmp_path}/m")
-    local.put(source)
-    remote.put(source)
-    path = local.local_path(DIGEST)
-    assert path == tmp_path / "s p" / "sha256" / DIGEST[:2] / DIGEST
-    assert remote.local_path(DIGEST) is None
-    local.delete(DIGEST)
-    with pytest.raises(Missing):
-        local.local_path(DIGEST)

@@ -7,6 +7,7 @@ it may not be trusted.
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,10 +46,22 @@ def require_success(ended: Ended, job: JobDirectory, answer: Path) -> None:
         raise Drained  # whatever it wrote while it fell: a failure that is real will come again
     if job.failure.exists():
         raise _failure(job)
-    if ended.returncode != 0 or not answer.exists():
-        came = "no answer" if ended.returncode == 0 else f"exit status {ended.returncode}"
-        message = f"expected {answer.name} from the engine, got {came}"
+    if ended.returncode != 0:
+        message = f"expected {answer.name} from the engine, its process died with {died_of(ended.returncode)}"
+        raise Died(problem("rank_lost", message, log_tail=launch.log_tail(job)))
+    if not answer.exists():
+        message = f"expected {answer.name} from the engine, it ended without one"
         raise Died(problem("engine_died", message, log_tail=launch.log_tail(job)))
+
+
+def died_of(returncode: int | None) -> str:
+    """A return code as Python's subprocess gives it, in words: negative is the signal that ended the process."""
+    if returncode is None or returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"signal {-returncode} ({signal.Signals(-returncode).name})"
+    except ValueError:
+        return f"signal {-returncode}"
 
 
 def _failure(job: JobDirectory) -> Failed | Died:
@@ -56,7 +69,8 @@ def _failure(job: JobDirectory) -> Failed | Died:
     message = failure.message.replace(str(job.root), "<job>")
     said = problem(failure.code, message, log_tail=launch.log_tail(job), step=failure.step, loss=failure.loss)
     # "internal" names no cause; it may be a peer that the kernel killed for memory, so it has its tries like any crash
-    return Died(said) if failure.retryable or failure.code == "internal" else Failed(said)
+    again = failure.retryable or failure.code in ("internal", "rank_lost")
+    return Died(said) if again else Failed(said)
 
 
 def read(kind: type[D], path: Path, job: JobDirectory) -> D:

@@ -18,6 +18,7 @@ CATEGORIES = {
     "verification_error": "verification",
     "bad_answer": "engine",
     "engine_died": "engine",
+    "rank_lost": "engine",
     "stalled": "engine",
     "signing_refused": "certificate",
     "signer_unavailable": "certificate",

@@ -17,6 +17,7 @@ import rfc8785
 
 from service import db
 from service.audit.leaves import PlanCommitted, RunFinished, rfc3339
+from service.catalogue import get_catalogue
 from service.certificates import statement as certificate
 from service.certificates.signing import Envelope, Signer, SignerUnavailable, SigningRefused, Statement, payload_of
 from service.checkpoints.publish import BaseMoved, Result, publish
@@ -27,7 +28,7 @@ from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import TERMINAL
 from service.storage import Store
 from service.tables import new_id
-from worker.conductor import launch, planning, workspace
+from worker.conductor import caches, launch, planning, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
 from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, problem
@@ -113,7 +114,7 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
     secret = planning.load_or_create_secret(settings.data_dir.resolve() / "keys" / "verification.secret")
     ranks = launch.ranks_for(heart.write(lambda session: planning.wanted_ranks(session, lease)), settings)
     plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret))
-    workspace.stage(job, plan, room.store, settings.judges_dir, heart.check)
+    workspace.stage(job, plan, room.store, settings, heart.check)
     fact = PlanCommitted(
         fence=lease.fence,
         spec_sha256=plan.spec_sha256,
@@ -132,6 +133,7 @@ def _unlearn(room: Room, heart: Heart, job: JobDirectory, plan: Plan) -> Manifes
     heart.check()
     require_success(ended, job, job.manifest)
     manifest = read_manifest(job, plan)
+    caches.fishers(room.settings).keep(job.fishers)
     fact = RunFinished(
         fence=heart.lease.fence,
         candidate_digest=tree_digest(manifest.files),
@@ -148,7 +150,7 @@ def _verify(room: Room, heart: Heart, job: JobDirectory, plan: Plan, manifest: M
     heart.check()
     require_success(ended, job, job.report)
     report = read_report(job, plan, manifest)
-    workspace.keep_judges(job, room.settings.judges_dir)
+    caches.judges(room.settings).keep(job.judges)
     pictures = [{**document_json(e), "sha256": room.store.put(job.evidence / e.path).sha256} for e in report.evidence]
     heart.write(
         lambda session: leases.keep_report(
@@ -194,6 +196,7 @@ def _certify(room: Room, heart: Heart, plan: Plan, manifest: Manifest, report: R
         manifest=document_json(manifest),
         report=document_json(report),
         report_sha256=document_digest(report),
+        guarantee=get_catalogue().methods[plan.spec.method].guarantee,
     )
     return Result(checkpoint_id, digest, files, _sign(room, heart, statement))
 

@@ -82,8 +82,11 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Pla
             verification_seed=verification_seed(secret, request.id),
             ranks=ranks,
             class_names=tuple(model.class_names),
+            prompts=tuple(model.prompts or ()),
             forget_classes=tuple(sorted(request.forget_classes)),
+            forget_samples=tuple(sorted(request.forget_samples)),
             forgotten_classes=tuple(sorted(base.forgotten_classes)),
+            forgotten_samples=tuple(sorted(base.forgotten_samples)),
             base_digest=base.digest,
             original_digest=root.digest,
             # of the files alone: the engine proves it from `data/`, and the split is beside it in this very document

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from service.files import open_file
 from service.requests.leases import Lease
 from service.requests.lifecycle import TERMINAL
 from service.storage import Missing, Store
+from worker.conductor import caches
 from worker.conductor.outcomes import Failed, problem
 from worker.conductor.planning import Plan, Source
 from worker.contract import FileEntry, JobDirectory
@@ -26,8 +26,6 @@ from worker.contract import FileEntry, JobDirectory
 log = logging.getLogger("expunge.workspace")
 
 CHUNK = 1 << 20
-MOST_JUDGES = 32
-"""Cached judges brought along: the newest ones. The engine picks by key and believes none that it has not checked."""
 Check = Callable[[], None]
 
 
@@ -50,7 +48,7 @@ def open_job(settings: Settings, lease: Lease) -> JobDirectory:
     return job
 
 
-def stage(job: JobDirectory, plan: Plan, store: Store, judges: Path, check: Check) -> None:
+def stage(job: JobDirectory, plan: Plan, store: Store, settings: Settings, check: Check) -> None:
     """Bring everything the engine needs, each file hashed while it is copied, and the spec last.
 
     Args:
@@ -65,9 +63,7 @@ def stage(job: JobDirectory, plan: Plan, store: Store, judges: Path, check: Chec
     else:
         bring(plan.original, job.original, store, check)
     bring(plan.dataset, job.data, store, check)
-    job.judges.mkdir()
-    for folder in _newest(judges):
-        shutil.copytree(folder, job.judges / folder.name)
+    caches.bring_all(job, settings)
     part = job.root / ".spec.json"
     part.write_text(plan.spec.model_dump_json(indent=1))
     part.replace(job.spec)
@@ -108,34 +104,6 @@ def _copy(stream: IO[bytes], copy: IO[bytes], expected: int, check: Check) -> tu
 
 def _changed(source: Source, folder: Path, entry: FileEntry, how: str) -> Failed:
     return Failed(problem("integrity", f"a file of {source.id} changed since registration: {folder.name}/{entry.path} {how}"))
-
-
-# -------------------------------------------------------------------------------------------------------------- judges
-
-
-def keep_judges(job: JobDirectory, judges: Path) -> None:
-    """Keep the judges that this run trained, for the next one on the same data."""
-    if not job.judges.is_dir():
-        return
-    judges.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for folder in job.judges.iterdir():
-        kept = judges / folder.name
-        if folder.is_symlink() or not folder.is_dir() or folder.name.startswith(".") or kept.exists():
-            continue
-        part = judges / f".{folder.name}.{os.getpid()}"
-        _remove(part)
-        shutil.copytree(folder, part, symlinks=True)
-        try:
-            part.rename(kept)
-        except OSError:  # another worker kept it meanwhile
-            _remove(part)
-
-
-def _newest(judges: Path) -> list[Path]:
-    if not judges.is_dir():
-        return []
-    folders = [p for p in judges.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)[:MOST_JUDGES]
 
 
 # ------------------------------------------------------------------------------------------------------------- the end

@@ -22,8 +22,8 @@ from service.audit import ledger
 from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed, leaf_hash
 from service.audit.ledger import LockOrderViolation
 from service.config import get_settings
-from service.tables import Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate
-from tests.support import ask, code_of, publish, register
+from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate
+from tests.support import ask, attempt, code_of, publish, register
 
 FACT = ModelRegistered(family="ddpm", dataset_id="d", version_id="v", digest="0" * 64)
 
@@ -81,6 +81,19 @@ def test_the_database_refuses_to_change_what_is_recorded(client: TestClient, tmp
             session.execute(text(sql))
 
 
+def test_an_attempt_is_kept_and_may_still_say_how_it_ended(client: TestClient, tmp_path: Path) -> None:
+    request = ask(client, register(client, tmp_path), 1).json()
+    attempt(request["id"], fence=1)
+    verbs = ["DELETE FROM attempt"] + ["TRUNCATE attempt"] * (db.get_engine().dialect.name == "postgresql")
+    for statement in verbs:
+        with pytest.raises(DBAPIError, match=r"attempts are kept|append-only"), db.transaction() as session:
+            session.execute(text(statement))
+    with db.transaction() as session:
+        session.execute(text("UPDATE attempt SET outcome = 'lost'"))
+    with db.reading() as session:
+        assert session.scalars(select(Attempt.outcome)).all() == ["lost"]
+
+
 def test_the_head_only_moves_forward_by_one(database: str) -> None:
     _append(2)
     # the last one is a step forward without the entry that would belong to it
@@ -106,11 +119,13 @@ def test_entries_cannot_be_slipped_in(database: str) -> None:
 def test_replace_does_not_pass_the_guards_on_a_connection_that_never_heard_of_us(client: TestClient, tmp_path: Path) -> None:
     """SQLite fires no DELETE trigger for REPLACE unless the connection asks for recursive triggers."""
     model = register(client, tmp_path)
-    publish(model, ask(client, model, 1).json()["id"], {"w.safetensors": b"x"}, tmp_path)
+    request = ask(client, model, 1).json()
+    attempt(request["id"], fence=1)
+    publish(model, request["id"], {"w.safetensors": b"x"}, tmp_path)
     path = make_url(get_settings().database).database
     assert path
     with contextlib.closing(sqlite3.connect(path)) as stranger:
-        for table in ("ledger_head", "ledger_entry", "checkpoint", "checkpoint_file", "unlearn_request"):
+        for table in ("ledger_head", "ledger_entry", "checkpoint", "checkpoint_file", "unlearn_request", "attempt"):
             with pytest.raises(sqlite3.IntegrityError):
                 stranger.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table} LIMIT 1")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service.certificates import statement
+from service.certificates import signing, statement
 
 FILES = {"unet/weights.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "README.md": b"a model"}
 
@@ -31,7 +33,8 @@ def finding(**changes: Any) -> dict[str, Any]:
     return {**base, "passed": True, "value": 1.0, "lower95": 0.985, "threshold": 0.95, "class_index": 3, **changes}
 
 
-def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] | None = None, **wish: Any) -> dict[str, Any]:
+    """A sound statement; `wish` replaces fields of its spec, which forgets class 3."""
     control = finding(subject="original", gating=False, control=True, passed=False, value=0.01, lower95=0.001)
     return statement.build(
         checkpoint_id="ckpt_1",
@@ -46,12 +49,15 @@ def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] 
             "family": "ddpm",
             "class_names": [str(k) for k in range(10)],
             "forget_classes": [3],
+            "forget_samples": [],
             "forgotten_classes": [],
+            "forgotten_samples": [],
             "method": "sfron",
             "seed": 0,
             "ranks": 1,
             "policy": {"name": "test", "checks": [{"verifier": "forget_rate", "params": {"max_rate": 0.05}}]},
             "verification_seed": 7,
+            **wish,
         },
         spec_sha256="11" * 32,
         manifest={
@@ -72,6 +78,17 @@ def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] 
         },
         report_sha256="33" * 32,
     )
+
+
+def is_signed_by(envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> bool:
+    """True when the envelope's one signature is this key's."""
+    (signature,) = envelope["signatures"]
+    message = signing.pre_authentication_encoding(envelope["payloadType"], signing.payload_of(envelope))
+    try:
+        public_key.verify(base64.b64decode(signature["sig"]), message, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def publish(folder: Path, envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> Path:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.certificates import signing
-from tests.service.certificates.doubles import FILES, MemoryStore, a_statement
+from tests.service.certificates.doubles import FILES, MemoryStore, a_statement, is_signed_by
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_pre_authentication_encoding_is_the_one_of_the_specification() -> None:
 
 def test_the_envelope_verifies_with_the_key_and_with_no_other(key: ec.EllipticCurvePrivateKey) -> None:
     envelope = signing.FileKeySigner(key, MemoryStore()).sign(a_statement())
-    assert signing.is_signed_by(envelope, key.public_key())
-    assert not signing.is_signed_by(envelope, ec.generate_private_key(ec.SECP256R1()).public_key())
+    assert is_signed_by(envelope, key.public_key())
+    assert not is_signed_by(envelope, ec.generate_private_key(ec.SECP256R1()).public_key())
     assert json.loads(signing.payload_of(envelope)) == a_statement()
 
 
@@ -105,7 +105,7 @@ def socket_path(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> Iterator[str
 
 def test_the_socket_signs_and_refuses_like_the_signer_behind_it(socket_path: str, key: ec.EllipticCurvePrivateKey) -> None:
     client = signing.SocketSigner(socket_path)
-    assert signing.is_signed_by(client.sign(a_statement()), key.public_key())
+    assert is_signed_by(client.sign(a_statement()), key.public_key())
     with pytest.raises(signing.SigningRefused, match="cannot be read"):
         client.sign(a_statement({**FILES, "more.json": b"more"}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -63,3 +64,21 @@ def test_a_file_named_twice_is_an_objection() -> None:
     statement = a_statement()
     statement["subject"].append(statement["subject"][0])
     assert objections(statement) == ["it names a file twice"]
+
+
+def test_forgotten_samples_are_a_number_and_a_digest_never_ids() -> None:
+    """The digest is the one of the request's audit entry: SHA-256 of RFC 8785 [request id, sorted ids]."""
+    wish = {"forget_classes": [], "forget_samples": ["b/jane.png", "a/joe.png"], "forgotten_samples": ["c/x.png"]}
+    statement = a_statement(**wish)
+    mine = hashlib.sha256(b'["ureq_1",["a/joe.png","b/jane.png"]]').hexdigest()
+    earlier = hashlib.sha256(b'["ureq_1",["c/x.png"]]').hexdigest()
+    assert statement["predicate"]["forgetSet"] == {
+        "unit": "sample", "classes": [], "forgottenEarlier": [], "samples": {"count": 2, "sha256": mine},
+        "samplesForgottenEarlier": {"count": 1, "sha256": earlier},
+    }  # fmt: skip
+    assert b".png" not in rfc8785.dumps(statement)
+    assert objections(statement) == []
+
+
+def test_forgotten_classes_are_said_as_they_always_were() -> None:
+    assert a_statement()["predicate"]["forgetSet"] == {"unit": "class", "classes": [3], "forgottenEarlier": []}

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from fastapi.testclient import TestClient
 
-from service.storage import get_store
+from service.config import get_settings
 from tests.support import ask, code_of, one_database, publish, register
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
@@ -36,7 +36,7 @@ def address(checkpoint: dict[str, Any]) -> str:
 def test_the_manifest_names_every_file(checkpoint: dict[str, Any]) -> None:
     assert [f["path"] for f in checkpoint["files"]] == ["config.json", "unet/weights.safetensors"]
     assert checkpoint["files"][1] == {"path": "unet/weights.safetensors", "size": 10_240, "sha256": DIGEST}
-    assert checkpoint["forgotten"] == {"classes": [1, 3], "class_names": ["one", "three"]}
+    assert checkpoint["forgotten"] == {"classes": [1, 3], "class_names": ["one", "three"], "samples": {"count": 0}}
     assert checkpoint["version"] == 2
 
 
@@ -167,8 +167,7 @@ def test_another_checkpoints_file_is_404(client: TestClient, checkpoint: dict[st
 
 @pytest.mark.one_database
 def test_a_damaged_store_is_an_error_and_not_a_download(client: TestClient, address: str) -> None:
-    path = get_store().local_path(DIGEST)
-    assert path is not None
+    path = get_settings().data_dir / "store" / "sha256" / DIGEST[:2] / DIGEST
     path.write_bytes(CONTENT[:-1])
     response = client.get(address)
     assert (response.status_code, code_of(response)) == (500, "stored_file_damaged")

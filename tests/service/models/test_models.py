@@ -68,7 +68,106 @@ def test_class_names_must_differ_once_normalised(client: TestClient, dataset: st
     assert code_of(_post(client, dataset, model_folder(tmp_path / "m"), class_names=names)) == "validation_failed"
 
 
+@pytest.mark.one_database
+def test_a_model_without_class_names_is_refused(client: TestClient, dataset: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    without = {"family": "ddpm", "location": str(folder), "dataset_id": dataset}
+    assert code_of(client.post("/models", json=without)) == "validation_failed"
+    assert code_of(client.post("/models", json={**without, "class_names": []})) == "validation_failed"
+
+
+# --------------------------------------------------------------------------------------------------------------- prompts
+
+PROMPTS = {name: f"a handwritten {name}" for name in DIGITS}
+
+
+def test_prompts_are_kept_and_shown(client: TestClient, dataset: str, tmp_path: Path) -> None:
+    shuffled = dict(sorted(PROMPTS.items()))
+    made = _post(client, dataset, model_folder(tmp_path / "m"), family="wordy", prompts=shuffled)
+    assert made.status_code == 201, made.text
+    assert made.json()["prompts"] == PROMPTS
+    assert client.get(made.headers["location"]).json()["prompts"] == PROMPTS
+    assert [m["prompts"] for m in client.get("/models").json()["data"]] == [PROMPTS]
+    with db.reading() as session:
+        assert session.scalars(select(Model.prompts)).one() == list(PROMPTS.values())  # in class order, as the Spec has them
+
+
+def test_a_model_may_do_without_prompts(client: TestClient, dataset: str, tmp_path: Path) -> None:
+    assert _post(client, dataset, model_folder(tmp_path / "m"), family="wordy").json()["prompts"] is None
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize(
+    "prompts",
+    [{}, {"zero": "a zero"}, {**PROMPTS, "five": "a five"}, {**PROMPTS, "zero": ""}, {**PROMPTS, "zero": "x" * 1001},
+     {**PROMPTS, "zero": 0}, list(PROMPTS)],
+)  # fmt: skip
+def test_prompts_are_for_all_classes_or_for_none(client: TestClient, dataset: str, tmp_path: Path, prompts: Any) -> None:
+    response = _post(client, dataset, model_folder(tmp_path / "m"), family="wordy", prompts=prompts)
+    assert (response.status_code, code_of(response)) == (422, "validation_failed")
+    assert all(e["pointer"] == "/prompts" for e in response.json()["errors"])  # the names in it are input
+
+
+@pytest.mark.one_database
+def test_a_family_that_takes_no_prompts_refuses_them(client: TestClient, dataset: str, tmp_path: Path) -> None:
+    response = _post(client, dataset, model_folder(tmp_path / "m"), prompts=PROMPTS)
+    assert (response.status_code, code_of(response)) == (422, "validation_failed")
+
+
 # ------------------------------------------------------------------------------------------------- what a folder may hold
+
+
+PIPELINE = (
+    "model_index.json", "README.md", "unet/config.json", "vae/config.json", "text_encoder/config.json",
+    "transformer/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
+    "tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json",
+)  # fmt: skip
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors", "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.one_database
+def test_a_pipeline_of_several_folders_may_be_registered(client: TestClient, dataset: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    for name in PIPELINE + WEIGHTS:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes((folder / "weights.safetensors").read_bytes() if name in WEIGHTS else b"{}")
+    made = _post(client, dataset, folder)
+    assert made.status_code == 201, made.text
+    registered = {f["path"] for f in made.json()["versions"][0]["files"]}
+    assert registered == {*PIPELINE, *WEIGHTS, "config.json", "weights.safetensors"}
+    (folder / "unet" / "load.py").write_text("print('hello')")
+    assert code_of(_post(client, dataset, folder)) == "bad_location"
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("name", ["config.json", "model_index.json", "unet/config.json", "tokenizer/vocab.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'"config"', b"{'a': 1}", b"\xff{}", b'{"a": NaN}', b"[" * 100_000, b"{} {}"]
+)
+def test_configuration_that_no_loader_could_read_is_refused(
+    client: TestClient, dataset: str, tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    response = _post(client, dataset, folder)
+    assert (response.status_code, code_of(response)) == (422, "bad_location")
+
+
+@pytest.mark.one_database
+def test_configuration_too_large_to_be_any_is_refused_unread(
+    client: TestClient, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service import formats
+
+    folder = model_folder(tmp_path / "m")
+    monkeypatch.setattr(formats, "LARGEST_JSON", (folder / "config.json").stat().st_size)
+    assert _post(client, dataset, folder).status_code == 201  # exactly the limit
+    (folder / "config.json").write_text('{"_class_name": "UNet2DModel"} ')
+    assert code_of(_post(client, dataset, folder)) == "bad_location"
 
 
 @pytest.mark.one_database

@@ -28,7 +28,7 @@ def test_a_request_is_recorded_with_its_entry_and_its_event(client: TestClient, 
     assert response.headers["retry-after"].isdigit()
     assert response.headers["etag"] == '"1"'
     assert body["status"] == "queued"
-    assert body["forget"] == {"classes": [3], "class_names": ["three"]}
+    assert body["forget"] == {"classes": [3], "class_names": ["three"], "samples": {"count": 0, "ids": []}}
     assert body["method"] == "sfron"
     assert body["params"] == {"iterations": 50, "alpha": 1.0, "optimizer": "dual"}  # the defaults are made explicit
     assert 0 <= body["seed"] < 2**31
@@ -86,7 +86,7 @@ def test_a_class_already_forgotten_is_422(client: TestClient, tmp_path: Path) ->
     response = ask(client, model, 0, 1)
     assert (response.status_code, code_of(response)) == (422, "already_forgotten")
     after = ask(client, model, 0).json()
-    assert after["cumulative_forget"] == {"classes": [0, 1], "class_names": ["zero", "one"]}
+    assert after["cumulative_forget"] == {"classes": [0, 1], "class_names": ["zero", "one"], "samples": {"count": 0}}
 
 
 def test_a_class_already_pending_is_409_and_names_the_request(client: TestClient, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from service.certificates import signing, statement
 from service.verifier import certificate
+from service.verifier.__main__ import sentence
 from service.verifier.certificate import GOOD, TAMPERED, UNDECIDED, verify_directory
 from tests.service.certificates.doubles import FILES, MemoryStore, a_statement, publish
 
@@ -57,7 +58,21 @@ def test_the_verifier_and_the_issuer_speak_of_the_same_types() -> None:
 def test_a_checkpoint_as_published_is_good(published: Published) -> None:
     outcome = verify_directory(published.folder, published.key_file)
     assert (outcome.status, outcome.files) == (GOOD, len(FILES))
-    assert outcome.facts["forgotten_class_names"] == ["3"]
+    assert (outcome.facts["forgotten_class_names"], outcome.facts["forgotten_samples"]) == (["3"], 0)
+
+
+def test_a_certificate_about_samples_says_how_many(published: Published) -> None:
+    wish = {
+        "forget_classes": [],
+        "forget_samples": ["a.png", "b.png"],
+        "forgotten_classes": [5],
+        "forgotten_samples": ["c.png"],
+    }
+    published.resign(a_statement(**wish))
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.status == GOOD
+    assert (outcome.facts["forgotten_class_names"], outcome.facts["forgotten_samples"]) == (["5"], 3)
+    assert "forgotten   5, 3 samples" in sentence(outcome)
 
 
 def test_a_changed_file_is_named(published: Published) -> None:
@@ -121,6 +136,14 @@ def test_a_changed_certificate_is_refused(published: Published) -> None:
 def test_another_predicate_signed_by_the_same_key_is_refused(published: Published) -> None:
     published.resign({**a_statement(), "predicateType": "https://slsa.dev/provenance/v1"})
     assert "not an unlearning certificate" in verify_directory(published.folder, published.key_file).reason
+
+
+def test_a_signed_certificate_without_a_control_is_refused(published: Published) -> None:
+    bad = a_statement()
+    verification = bad["predicate"]["verification"]
+    verification["findings"] = [f for f in verification["findings"] if not f["control"]]
+    published.resign(bad)
+    assert "do not pass the gate" in verify_directory(published.folder, published.key_file).reason
 
 
 def test_a_signed_certificate_whose_findings_fail_is_refused(published: Published) -> None:

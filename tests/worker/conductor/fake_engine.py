@@ -79,13 +79,19 @@ def work(job: JobDirectory, spec: Spec, mode: str) -> int:
             return EXIT_FAILED
         case "diverged":
             return fail(job, code="diverged", message="the loss is not finite", step=7, loss="nan")
+        case "rank_lost":
+            return fail(job, code="rank_lost", message="rank 1 does not answer")
         case "oom":
             return fail(job, code="out_of_memory", message="too little memory", retryable=True)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             time.sleep(60)
     for i in range(ITERATIONS + 1):
         tell(job, "unlearning", i, ITERATIONS, "iteration")
         time.sleep(float(spec.params.get("seconds", 0)) / ITERATIONS)
+    if "fisher_bytes" in spec.params:
+        leave_fisher(job, spec)
     shutil.copytree(job.base, job.out)
     with (job.out / "model.safetensors").open("ab") as file:
         file.write(f"forgot {spec.all_forgotten}".encode())
@@ -107,6 +113,15 @@ def work(job: JobDirectory, spec: Spec, mode: str) -> int:
         (job.out / "optimizer.bin").write_bytes(b"state")
     job.manifest.write_text(manifest.model_dump_json())
     return EXIT_DONE
+
+
+def leave_fisher(job: JobDirectory, spec: Spec) -> None:
+    """As large as `fisher_bytes` says, under a key of the request's own."""
+    folder = job.fishers / hashlib.sha256(spec.request_id.encode()).hexdigest()
+    folder.mkdir()
+    (folder / "fisher.safetensors").write_bytes(b"F" * int(str(spec.params["fisher_bytes"])))
+    if spec.params.get("fisher_link"):
+        (folder / "link").symlink_to("/etc/passwd")
 
 
 def leave_step(job: JobDirectory) -> None:
@@ -180,6 +195,7 @@ def main() -> int:
         shutil.copy(job.spec, Path(saved) / f"spec-{os.environ['EXPUNGE_FENCE']}.json")
         (Path(saved) / f"environment-{stage}.json").write_text(json.dumps(dict(os.environ)))
         (Path(saved) / f"tree-{stage}.json").write_text(json.dumps(sorted(p.name for p in job.root.iterdir())))
+        (Path(saved) / "fishers.json").write_text(json.dumps(sorted(p.name for p in job.fishers.iterdir())))
     return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
 
 

@@ -84,16 +84,16 @@ def furnish(folder: Path) -> House:
     return house
 
 
-def ask(house: House, *classes: int, **params: Any) -> str:
-    """A queued request; `params` steer the fake engine."""
+def ask(house: House, *classes: int, samples: tuple[str, ...] = (), **params: Any) -> str:
+    """A queued request, for class 3 unless it says otherwise; `params` steer the fake engine."""
     request_id = new_id("ureq")
     with db.transaction() as session:
         at = db.now(session)
         session.add(
             UnlearnRequest(
-                id=request_id, model_id=house.model_id, forget_classes=list(classes or (3,)), method="sfron", params=params,
-                seed=7, on_conflict="queue_after", policy=POLICY, client_metadata={}, status="queued", not_before=at,
-                created_at=at, created_by="user:local",
+                id=request_id, model_id=house.model_id, method="sfron", params=params, seed=7, on_conflict="queue_after",
+                forget_classes=list(classes or (() if samples else (3,))), forget_samples=list(samples), policy=POLICY,
+                client_metadata={}, status="queued", not_before=at, created_at=at, created_by="user:local",
             )
         )  # fmt: skip
     time.sleep(0.002)  # created_at of the next one is later: SQLite's clock has milliseconds

@@ -99,6 +99,28 @@ def test_the_second_request_starts_from_the_first_ones_result_and_keeps_what_it_
     assert (spec["base_digest"], spec["original_digest"]) == (versions[1].digest, versions[0].digest)
 
 
+def test_samples_and_prompts_reach_the_spec_and_add_up_along_the_lineage(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    with db.transaction() as session:
+        session.get_one(Model, house.model_id).prompts = [f"the digit {k}" for k in range(10)]
+    first, second = h.ask(house, samples=("9", "8")), h.ask(house, samples=("7",))
+    assert [pipeline.run(r, room) for r in (first, second)] == ["succeeded", "succeeded"]
+    spec = json.loads((kept / "spec-1.json").read_text())  # of the second: each request counts its own fences
+    assert (spec["forget_samples"], spec["forgotten_samples"]) == (["7"], ["8", "9"])
+    assert (spec["forget_classes"], spec["forgotten_classes"]) == ([], [])
+    assert spec["prompts"] == [f"the digit {k}" for k in range(10)]
+    with db.reading() as session:
+        versions = session.execute(select(ModelVersion).order_by(ModelVersion.number)).scalars().all()
+        assert [v.forgotten_samples for v in versions] == [[], ["8", "9"], ["7", "8", "9"]]
+        certificate = session.get_one(Checkpoint, versions[2].checkpoint_id).certificate
+    forget_set = json.loads(payload_of(certificate))["predicate"]["forgetSet"]
+    assert (forget_set["unit"], forget_set["samples"]["count"], forget_set["samplesForgottenEarlier"]["count"]) == (
+        "sample",
+        1,
+        2,
+    )
+
+
 @one_database
 def test_the_engine_sees_no_secret_of_ours(house: h.House, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPUNGE_SIGNING_KEY", "/secret")
@@ -166,10 +188,12 @@ def test_a_result_that_does_not_hold_fails_the_request_and_nothing_is_published(
 
 RETRIED = {
     "exit 0 without a manifest": ({"unlearn": "silent"}, "engine_died"),
-    "a crash": ({"unlearn": "crash"}, "engine_died"),
+    "a crash": ({"unlearn": "crash"}, "rank_lost"),
+    "a kill": ({"unlearn": "killed"}, "rank_lost"),
+    "a rank that the engine itself missed": ({"unlearn": "rank_lost"}, "rank_lost"),
     "a loop that did not run to its end": ({"unlearn": "incomplete"}, "engine_died"),
     "out of memory": ({"unlearn": "oom"}, "out_of_memory"),
-    "a crash while verifying": ({"verify": "crash"}, "engine_died"),
+    "a crash while verifying": ({"verify": "crash"}, "rank_lost"),
 }
 
 
@@ -198,6 +222,18 @@ def test_an_attempt_that_died_is_tried_again_after_a_rest_until_the_attempts_are
     assert pipeline.run(request_id, room) == "failed"
     assert [a.outcome for a in h.attempts(request_id)] == ["failed", "failed"]
     assert h.actions(request_id)[-2:] == ["run.failed", "unlearning.request.closed"]
+
+
+@one_database
+@pytest.mark.parametrize(("mode", "said"), [("killed", "signal 9 (SIGKILL)"), ("crash", "exit status 1")])
+def test_a_lost_rank_is_named_with_what_it_died_of_and_tried_again(house: h.House, mode: str, said: str) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, unlearn=mode)
+    assert pipeline.run(request_id, room) == "queued"
+    detail = h.attempts(request_id)[0].detail
+    assert detail is not None
+    assert (detail["code"], detail["category"]) == ("rank_lost", "engine")
+    assert said in detail["message"]
 
 
 @one_database
@@ -404,7 +440,7 @@ def test_a_killed_agent_is_a_dead_attempt_and_its_ranks_go_too(house: h.House, b
     h.until(lambda: outcome)
     assert outcome == ["queued"]
     assert not h.is_running(rank)
-    assert h.attempts(request_id)[0].detail["code"] == "engine_died"
+    assert h.attempts(request_id)[0].detail["code"] == "rank_lost"
 
 
 def test_a_lost_lease_stops_the_work_and_writes_nothing(house: h.House, background: list[threading.Thread]) -> None:

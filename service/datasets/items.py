@@ -1,0 +1,95 @@
+"""The single items of a registered dataset: which there are, which class each is of, and which are held out.
+
+They are not in the database: an image folder's are its registered files, an npz names them itself. What is read here decides
+only whether a wish makes sense; the worker hashes every file again before it believes one.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session as OrmSession
+
+from service import files, npz
+from service.datasets import repository
+from service.errors import BadLocation
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset's items are named, taken out of its row so that no transaction waits while they are read."""
+
+    format: str
+    location: str
+    paths: tuple[str, ...]
+    class_names: tuple[str, ...]
+    held_out_ids: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items that a model may have been trained on, each with the index of its class; and those that it was not."""
+
+    class_of: Mapping[str, int]
+    held_out: frozenset[str]
+
+
+def source(session: OrmSession, dataset_id: str) -> Source:
+    """What is needed to read a dataset's items. Raises: DatasetNotFound."""
+    row = repository.get(session, dataset_id)
+    return Source(
+        format=row.format,
+        location=row.location,
+        paths=tuple(f["path"] for f in row.files),
+        class_names=tuple(row.class_names),
+        held_out_ids=frozenset(row.held_out_ids),
+    )
+
+
+def read(where: Source) -> Items:
+    """Every item by its id: the path below the folder, or what the npz calls it (its position, where it has no names).
+
+    Raises:
+        BadLocation: the npz is no longer there, or its labels are not the model's classes.
+    """
+    rows = _of_npz(where) if where.format == "npz" else _of_folder(where.paths, where.class_names)
+    class_of: dict[str, int] = {}
+    held_out: set[str] = set()
+    for name, index, apart in rows:
+        if apart or name in where.held_out_ids:
+            held_out.add(name)
+        else:
+            class_of[name] = index
+    return Items(class_of, frozenset(held_out))
+
+
+Row = tuple[str, int, bool]
+"""Id, class index, and whether it lies apart from the training items."""
+
+
+def _of_folder(paths: Sequence[str], class_names: Sequence[str]) -> Iterable[Row]:
+    """`<class>/<image>`, or `train|test/<class>/<image>` where `test/` is held out; registration saw to the form."""
+    index_of = {name: k for k, name in enumerate(class_names)}
+    for path in paths:
+        parts = path.split("/")
+        yield path, index_of[parts[-2]], len(parts) == 3 and parts[0] == "test"
+
+
+def _of_npz(where: Source) -> Iterable[Row]:
+    (path,) = where.paths
+    try:
+        with files.open_file(where.location, path) as stream, zipfile.ZipFile(stream) as archive:
+            labels, ids = npz.column(archive, "labels"), npz.column(archive, "ids")
+    except (OSError, zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
+        raise BadLocation("the dataset's .npz file can no longer be read", pointer="/model_id") from error
+    known = [k for k in labels or () if isinstance(k, int) and 0 <= k < len(where.class_names)]
+    if labels is None or len(known) != len(labels):
+        raise BadLocation(f"expected labels 0 to {len(where.class_names) - 1} in the dataset's .npz file", pointer="/model_id")
+    names = range(len(known)) if ids is None else ids
+    if len(names) != len(known):
+        raise BadLocation("expected one id for each label in the dataset's .npz file", pointer="/model_id")
+    return [(str(name), label, False) for name, label in zip(names, known, strict=True)]
