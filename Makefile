@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Test processes side by side, each on one thread: two small networks on two cores beat one network on both.
+JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types catalogue openapi train-example constraints bench-post bench-demo clean
+.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -22,7 +24,7 @@ demo: $(STAMP)   ## Watch a real image generator forget a digit, end to end.
 	$(BIN)/expunge demo $(ARGS)
 
 test: $(STAMP)   ## Run the whole default suite.
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m 'not slow and not gpu' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu' $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -36,6 +38,9 @@ format: $(STAMP) ## Format the code.
 catalogue: $(STAMP) ## Print the engine's catalogue into the service.
 	$(BIN)/python -m worker.engine catalogue > service/catalogue.json
 
+configuration: $(STAMP) ## Print the reference of all settings.
+	$(BIN)/python -m service.config > docs/reference/configuration.md
+
 openapi: $(STAMP) ## Print the API's description into the service.
 	$(BIN)/python -m service.app > service/openapi.json
 
@@ -47,6 +52,18 @@ bench-post: $(STAMP) ## Latency of POST /unlearn-requests under load.
 
 bench-demo: $(STAMP) ## Time and memory of the demo's run, import time of the service.
 	$(BIN)/python tests/benchmarks/bench_demo.py
+
+bench-digits: $(STAMP) ## Every digit forgotten in turn: forget rate, retained accuracy, feature distance (QUICK=1: three digits).
+	$(BIN)/python -m tests.benchmarks.bench_sfron --only digits $(if $(QUICK),--quick) $(ARGS)
+
+bench-sfron: $(STAMP) ## SFR-on: speed, quality, ranks; 90 minutes (QUICK=1: 10). CIFAR-10 needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_sfron $(if $(QUICK),--quick) $(ARGS)
+
+bench-sfron-gpu: $(STAMP) ## The same on one NVIDIA H200, and a CIFAR-10 DDPM of its own; 25 minutes. Needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_sfron_gpu $(if $(QUICK),--quick) $(ARGS)
+
+bench-sfron-random: $(STAMP) ## A random 10 % forgotten by every method, beside retraining; 3 hours (QUICK=1: less). Needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_sfron_random $(if $(QUICK),--quick) $(ARGS)
 
 constraints: $(STAMP) ## Pin what is installed now.
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt

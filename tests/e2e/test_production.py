@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from service.client import Client
-from service.demo import export_example, free_port, wait_until_ready
+from service.demo import export_example, free_port, register_example, wait_until_ready
 from service.processes import PARENT
 from service.verifier.certificate import verify_directory
 
@@ -114,29 +114,6 @@ def small_policy(folder: Path) -> Path:
     return path
 
 
-def register(client: Client, folder: Path) -> str:
-    example = export_example(folder)
-    dataset = client.post(
-        "/datasets",
-        {
-            "format": "npz",
-            "location": example["dataset"],
-            "class_names": example["class_names"],
-            "held_out_ids": example["held_out_ids"],
-        },
-    )
-    model = client.post(
-        "/models",
-        {
-            "family": example["family"],
-            "location": example["model"],
-            "dataset_id": dataset["id"],
-            "class_names": example["class_names"],
-        },
-    )
-    return str(model["id"])
-
-
 def wait_for(client: Client, request_id: str, reached: Any, *, seconds: float = 120) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -151,18 +128,19 @@ def unlearning(request: dict[str, Any]) -> bool:
     return request["phase"] == "unlearning" and ((request["progress"] or {}).get("completed") or 0) >= 5
 
 
-def engines() -> list[psutil.Process]:
-    """Every engine process of this user, whoever its parent is."""
+def engines(home: Path) -> list[psutil.Process]:
+    """Every engine process at work below a folder, whoever its parent is."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if "worker.engine" in (process.info["cmdline"] or []):
+        command = process.info["cmdline"] or []
+        if "worker.engine" in command and any(word.startswith(str(home)) for word in command):
             found.append(process)
     return found
 
 
 def test_a_killed_worker_loses_nothing_and_the_lineage_forgets_both_classes(stack: Stack, tmp_path: Path) -> None:
     client = stack.client
-    model = register(client, tmp_path / "example")
+    model = str(register_example(client, export_example(tmp_path / "example"))["id"])
     first = client.post("/unlearn-requests", {"model_id": model, "forget": {"classes": ["3"]}, "seed": 0})
     behind = client.post("/unlearn-requests", {"model_id": model, "forget": {"classes": ["7"]}, "seed": 0})
 
@@ -172,9 +150,9 @@ def test_a_killed_worker_loses_nothing_and_the_lineage_forgets_both_classes(stac
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     deadline = time.monotonic() + 5
-    while engines() and time.monotonic() < deadline:
+    while engines(stack.home) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert engines() == []  # nothing trains without a worker
+    assert engines(stack.home) == []  # nothing trains without a worker
 
     stack.start("worker-2", "worker")
     done = wait_for(client, first["id"], lambda r: False, seconds=200)
