@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +38,35 @@ PUBLISHED = {
 }  # fmt: skip
 """Average gap, ResNet-18 on CIFAR-10, 10 % forgotten: theirs."""
 METHODS: dict[str, dict[str, Any]] = {
-    name: {"preset": preset}
-    for name, preset in (
-        ("sfron", "classifier-samples"),
-        ("finetune", "classifier"),
-        ("gradient_ascent", "classifier"),
-        ("random_label", "classifier"),
-        ("salun", "classifier"),
-        ("bad_teacher", "classifier"),
-        ("scrub", "classifier"),
-    )
+    "sfron": {"preset": "classifier-samples"},
+    "finetune": {"preset": "classifier"},
+    "gradient_ascent": {"algorithm": "sgd", "learning_rate": 1e-4, "augment": "crop_flip"},
+    "random_label": {"preset": "classifier"},
+    "salun": {"preset": "classifier"},
+    "bad_teacher": {"preset": "classifier"},
+    "scrub": {"preset": "classifier"},
 }
 
 
-def trained(root: Path, data: cifar.Cifar, keep: torch.Tensor, *, epochs: int, seed: int) -> ImageClassifier:
-    """A ResNet-20 from fresh weights, by the one recipe, on the training images that `keep` marks."""
-    cifar.write_resnet20(root)
-    model = classes.load(root)
+def trained(root: Path, data: cifar.Cifar, keep: torch.Tensor, *, epochs: int, seed: int) -> tuple[ImageClassifier, float]:
+    """A ResNet-20 from fresh weights, by the one recipe, on the training images that `keep` marks, and the seconds it took.
+
+    Saved as `root/model`; one that an earlier run with the same settings left there is loaded.
+    """
+    made, facts = root / "model", {"epochs": epochs, "seed": seed, "rate": RATE, "images": int(keep.sum())}
+    record = root / "trained.json"
+    if record.is_file() and (kept := json.loads(record.read_text()))["recipe"] == facts:
+        return classes.load(made), kept["seconds"]
+    cifar.write_resnet20(root / "layout")
+    model = classes.load(root / "layout")
     model.module.load_state_dict(model.fresh(seed).state_dict())
-    rows = (keep | torch.from_numpy(data.held_out)).numpy()
+    rows, began = (keep | torch.from_numpy(data.held_out)).numpy(), time.monotonic()
     classes.train(model, cifar.Cifar(data.images[rows], data.labels[rows], data.ids[rows]), epochs=epochs, rate=RATE, seed=seed)
-    return model
+    seconds = time.monotonic() - began
+    shutil.rmtree(made, ignore_errors=True)
+    model.save(made, root / "layout")
+    record.write_text(json.dumps({"recipe": facts, "seconds": seconds}))
+    return model, seconds
 
 
 def answers(model: ImageClassifier, data: cifar.Cifar, forgotten: torch.Tensor) -> membership.Answers:
@@ -69,34 +79,41 @@ def answers(model: ImageClassifier, data: cifar.Cifar, forgotten: torch.Tensor) 
     return membership.Answers(forget=of(forgotten), retain=of(~forgotten & ~held_N), test=of(held_N))
 
 
-def one_seed(root: Path, data: cifar.Cifar, seed: int, epochs: int, methods: list[str]) -> dict[str, dict[str, float]]:
+def one_seed(
+    root: Path, data: cifar.Cifar, seed: int, epochs: int, methods: list[str], params: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
     """Scores of the original, the retrained model and every method for one forget set."""
     _, _, held_N = classes.tensors(data)
     train_N = torch.nonzero(~held_N).squeeze(1)
     order_N = train_N[torch.randperm(len(train_N), generator=torch.Generator().manual_seed(seed))]
     forgotten = torch.zeros(len(held_N), dtype=torch.bool)
     forgotten[order_N[: int(SHARE * len(train_N))]] = True
-    before = trained(root / "fresh", data, ~held_N, epochs=epochs, seed=seed)
-    before.save(root / "model", root / "fresh")
-    began = time.monotonic()
-    retrained = trained(root / "again", data, ~held_N & ~forgotten, epochs=epochs, seed=seed + 1_000)
-    reference, seconds = answers(retrained, data, forgotten), {"retrain": time.monotonic() - began}
+    before, original_seconds = trained(root / "original", data, ~held_N, epochs=epochs, seed=seed)
+    retrained, retrain_seconds = trained(root / "retrained", data, ~held_N & ~forgotten, epochs=epochs, seed=seed + 1_000)
+    reference = answers(retrained, data, forgotten)
+    seconds = {"original": original_seconds, "retrain": retrain_seconds}
     rows = {
         "original": membership.scores(answers(before, data, forgotten), reference),
         "retrain": membership.scores(reference, reference),
     }
     save_npz(root / "data", data.images, data.labels, data.ids)
     subject = Subject(
-        "classifier", root / "model", root / "data", cifar.CLASSES, tuple(data.ids[data.held_out].tolist()), root / "shared"
+        "classifier",
+        root / "original" / "model",
+        root / "data",
+        cifar.CLASSES,
+        tuple(data.ids[data.held_out].tolist()),
+        root / "shared",
     )
     ids = tuple(sorted(data.ids[forgotten.numpy()].tolist()))
     for name in methods:
-        job = make_job(root / name, subject, name, METHODS[name], seed=seed, forget_samples=ids)
+        shutil.rmtree(root / name, ignore_errors=True)
+        job = make_job(root / name, subject, name, params[name], seed=seed, forget_samples=ids)
         manifest = run_unlearning(job, device())
         seconds[name] = manifest.seconds_prepare + manifest.seconds_unlearn
         rows[name] = membership.scores(answers(classes.load(job.out), data, forgotten), reference)
     for name, row in rows.items():
-        row["seconds"] = seconds.get(name, 0.0)
+        row["seconds"] = seconds[name]
         shown = "  ".join(f"{key} {value:.2f}" for key, value in row.items())
         print(f"seed {seed}  {name:<16} {shown}", flush=True)
     return rows
@@ -106,7 +123,9 @@ def main() -> int:
     """Measure; exit status 1 when another approximate method has a smaller gap than sfron."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=None, help="default: 3, or 1 with --quick")
+    parser.add_argument("--seeds", type=int, nargs="*", help="default: 0 1 2, or 0 with --quick")
+    parser.add_argument("--params", type=json.loads, default={}, help='to try: {"sfron": {"gamma": 1}}')
+    parser.add_argument("--keep", type=Path, help="folder in which the trained models outlive this run, to be used by the next")
     parser.add_argument("--methods", nargs="*", choices=sorted(METHODS), default=sorted(METHODS))
     asked = parser.parse_args()
     began = time.monotonic()
@@ -116,12 +135,13 @@ def main() -> int:
         print(f"not measured: {missing}")
         return 1
     data = data.part(1000) if asked.quick else data
-    seeds = list(range(asked.seeds or (1 if asked.quick else 3)))
+    seeds = list(range(1 if asked.quick else 3)) if asked.seeds is None else asked.seeds
     runs = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            epochs = QUICK_EPOCHS if asked.quick else EPOCHS
-            runs.append(one_seed(Path(folder), data, seed, epochs, asked.methods))
+    epochs = QUICK_EPOCHS if asked.quick else EPOCHS
+    params = {name: {**given, **asked.params.get(name, {})} for name, given in METHODS.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in seeds:
+            runs.append(one_seed((asked.keep or Path(scratch)) / f"seed-{seed}", data, seed, epochs, asked.methods, params))
     gaps = {name: statistics.mean(r[name]["average_gap"] for r in runs) for name in runs[0]}
     for name, gap in sorted(gaps.items(), key=lambda item: item[1]):
         print(f"{name:<16} average gap {gap:6.2f}   published (ResNet-18, theirs) {PUBLISHED.get(name, '-')}")
