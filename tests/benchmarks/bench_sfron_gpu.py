@@ -203,7 +203,8 @@ def main() -> int:
     name = torch.cuda.get_device_name(on) if on.type == "cuda" else "cpu"
     figures |= {"seconds": round(time.monotonic() - began), "device": name, **bench_sfron.machine()}
     targets = {name: (None if asked.smoke else target, kind) for name, (target, kind) in TARGETS.items()}
-    return 1 if bench_sfron.concluded(figures, targets) else 0
+    complete = asked.only is None and not asked.smoke
+    return 1 if bench_sfron.concluded(figures, targets, complete=complete) else 0
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Diagonal Fisher information of what is forgotten and of what is retained, from a table that serves every request.
 
 Empirical: the mean, over batches, of the squared gradient of a batch's mean loss, at the weights as they came. Taken over
-batches of one class it is additive: with N_k training images of class k,
+batches of one class (`class_batch`) it is additive: with N_k training images of class k,
 
     F_retained = Σ_{k retained} N_k F_k / Σ_{k retained} N_k
 
 so one pass over a part of every class answers for any set of classes, now and for later requests on the same weights and
-data. `per_sample` takes batches of one image, which is the textbook's empirical Fisher; `batch` is the reference
-protocol: forget and remain batches as they come, nothing additive, so nothing is kept.
+data; single items' share, from batches of one class too, is subtracted from the whole. `per_sample` takes batches of one image,
+which is the textbook's empirical Fisher; `batch` is the reference protocol: forget and remain batches as they come, nothing
+additive, so nothing is kept.
 
 Letters: F (P,) information, one number a trainable parameter, flat, float32; K classes; N items.
 Source: Huang et al. 2024 (SFR-on), arXiv:2409.19732, for the use; the additive table is ours.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,12 +29,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine import sharding
+from worker.engine.environment import code_version
 from worker.engine.files import sha256_of, sync_directory, write_atomically
 from worker.engine.run import Batch, Run
 from worker.engine.streams import Stream, generator
-
-RECIPE = "fisher/1"
-"""Part of the cache key. Change it whenever a line below changes a number in the table."""
 
 SEED = 90_210
 """The table's own: it must not depend on the request that happens to make it."""
@@ -80,7 +79,7 @@ class Table:
 def forget_and_retain(run: Run, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
     """Information of the forget set and of the retained set, shaped like `run.parameters`, on the device."""
     if settings.kind == "batch":
-        tasks = [_Task(run, stream, settings, settings.samples) for stream in (run.forget, run.retain)]
+        tasks = [_Task(run, stream, settings) for stream in (run.forget, run.retain)]
         forget_P, retain_P = _measure(run, tasks, settings)
     else:
         forget_P, retain_P = _from_table(run, settings)
@@ -106,7 +105,7 @@ def _from_table(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
     forgotten = [k for k in run.spec.all_forgotten if len(groups) > 1]
     if forgotten and not run.spec.all_forgotten_samples:
         return table.of(forgotten), table.of([k for k in classes if k not in forgotten])
-    (forget_P,) = _measure(run, [_Task(run, run.forget, settings, settings.samples * len(classes))], settings)
+    (forget_P,) = _measure(run, [_Task(run, run.forget, settings)], settings)
     n, n_f = sum(table.counts_G), len(run.forget.indices_N)
     # F_all is the mix of both; where sampling noise makes the rest negative, the forget set alone moves that weight.
     retain_P = (n * table.of(range(len(groups))) - n_f * forget_P) / (n - n_f)
@@ -122,7 +121,7 @@ def _obtain(run: Run, settings: Settings, groups: list[list[int]]) -> Table:
     table = _load(run.cache / key, len(groups))
     if run.ranks.any(table is None):
         counts = tuple(len(run.dataset.train_of(group)) for group in groups)
-        tasks = [_Task(run, _everything(run, group), settings, settings.samples * len(group)) for group in groups]
+        tasks = [_Task(run, _everything(run, group), settings) for group in groups]
         table = Table(counts, torch.stack(_measure(run, tasks, settings)))
         if run.ranks.first:
             _save(run.cache / key, table)
@@ -137,7 +136,7 @@ def cache_key(run: Run, settings: Settings, groups: int) -> str:
     """SHA-256 of everything that decides the table: weights, data and who is held out, family, settings, precision."""
     spec = run.spec
     ingredients = {
-        "recipe": RECIPE,
+        "code": code_version(),
         "weights": spec.base_digest,
         "dataset": spec.dataset.digest,
         "held_out": sorted(spec.dataset.held_out_ids),
@@ -188,21 +187,51 @@ def _load(folder: Path, groups: int) -> Table | None:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """One gradient's items, its random numbers, and its share of the sum of squares."""
+
+    index_B: Tensor
+    source: torch.Generator
+    weight: float
+
+
+@dataclass(frozen=True)
 class _Task:
-    """Measure one stream's information on at most `most` of its items, as evenly over the classes as they allow."""
+    """Measure one stream's information: on at most `settings.samples` items, of each class or (`batch`) of all."""
 
     run: Run
     stream: Stream
     settings: Settings
-    most: int
 
-    def batches(self) -> Iterator[tuple[Tensor, torch.Generator]]:
-        """Item positions and a generator for each; a last batch that is not full is left out, unless it is the only one."""
-        chosen = self.stream.stratified(min(self.most, len(self.stream.indices_N)))
+    def batches(self) -> list[_Batch]:
+        """The plan. Weights sum to 1."""
+        return self._mixed() if self.settings.kind == "batch" else self._pure()
+
+    def _pure(self) -> list[_Batch]:
+        """Batches of one class each, a class weighing as many items as it has. One that is not full is left out, for its
+        gradient is noisier, unless the class has no other.
+        """
+        plan, total = [], len(self.stream.indices_N)
+        for k in self.stream.labels_N.unique().tolist():
+            of_class_N = self.stream.indices_N[self.stream.labels_N == k]
+            order_N = torch.randperm(len(of_class_N), generator=self.stream.generator("order", k))[: self.settings.samples]
+            size = min(self.settings.rows, len(order_N))
+            count = len(order_N) // size
+            weight = len(of_class_N) / (total * count)
+            for i in range(count):
+                rows_B = order_N[i * size : (i + 1) * size]
+                plan.append(_Batch(of_class_N[rows_B], generator(SEED, "fisher", self.stream.name, k, i), weight))
+        return plan
+
+    def _mixed(self) -> list[_Batch]:
+        """One shuffled pass, the last batch as large as it comes."""
+        n, most = len(self.stream.indices_N), self.settings.samples
+        chosen = self.stream if most >= n else self.stream.stratified(most)
         order_N = chosen.indices_N[torch.randperm(len(chosen.indices_N), generator=chosen.generator("order"))]
-        size = min(self.settings.rows, len(order_N))
-        for i in range(len(order_N) // size):
-            yield order_N[i * size : (i + 1) * size], generator(SEED, "fisher", self.stream.name, i)
+        pieces = order_N.split(self.settings.rows)
+        return [
+            _Batch(piece_B, generator(SEED, "fisher", self.stream.name, i), 1 / len(pieces)) for i, piece_B in enumerate(pieces)
+        ]
 
 
 def _measure(run: Run, tasks: Sequence[_Task], settings: Settings) -> list[Tensor]:
@@ -211,14 +240,14 @@ def _measure(run: Run, tasks: Sequence[_Task], settings: Settings) -> list[Tenso
     Whole batches are dealt out to the ranks, so that a batch's gradient is the same bits on any number of ranks. Of a sharded
     network no rank can ask alone: all take every batch together.
     """
-    plans = [list(task.batches()) for task in tasks]
+    plans = [task.batches() for task in tasks]
     total, done, answers = sum(map(len, plans)), 0, []
     for plan in plans:
         fisher = [torch.zeros_like(p) for p in run.parameters]
-        for i, (index_B, source) in enumerate(plan):
+        for i, batch in enumerate(plan):
             if run.sharded or i % run.ranks.world == run.ranks.rank:
-                gradients = _gradients(run, index_B, source, settings)
-                torch._foreach_addcmul_(sharding.local(fisher), gradients, gradients, value=1 / len(plan))
+                gradients = _gradients(run, batch.index_B, batch.source, settings)
+                torch._foreach_addcmul_(sharding.local(fisher), gradients, gradients, value=batch.weight)
             done += 1
             run.preparing(done, total)
         answers.append(_flat(run, fisher))

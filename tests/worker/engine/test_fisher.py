@@ -28,9 +28,8 @@ def obvious(run: Run, classes: list[int]) -> list[torch.Tensor]:
     count = 0
     for k in classes:
         stream = fisher._everything(run, [k])
-        task = fisher._Task(run, stream, Settings("per_sample", 16, EVERYTHING), EVERYTHING)
-        for index_B, source in task.batches():
-            batch = run.plain(index_B, source)
+        for planned in fisher._Task(run, stream, Settings("per_sample", 16, EVERYTHING)).batches():
+            batch = run.plain(planned.index_B, planned.source)
             loss = run.family.loss(batch.x_BCHW, batch.y_B, batch.draw)[0]
             for t, g in zip(total, torch.autograd.grad(loss, run.parameters), strict=True):
                 t += g**2
@@ -147,3 +146,53 @@ def test_a_table_too_large_for_a_row_a_class_has_one_row(tmp_path: Path, monkeyp
     forget, _ = forget_and_retain(run, Settings("per_sample", 4, EVERYTHING))
     assert all(bool(torch.isfinite(f).all()) and bool((f >= 0).all()) for f in forget)
     assert (run.cache / cache_key(run, Settings("per_sample", 4, EVERYTHING), 1)).is_dir()
+
+
+@pytest.mark.parametrize("kind", ["class_batch", "per_sample"])
+def test_one_row_for_all_says_what_a_row_a_class_says(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(kind, 4, 8)
+    run = made(tmp_path, forget_classes=(1,))
+    by_class = forget_and_retain(run, settings)
+    monkeypatch.setattr(fisher, "LARGEST_TABLE", 1)
+    in_one = forget_and_retain(run, settings)
+    # Other images and noise of the same classes: near, not the same. Mixed batches would be far: see the next test.
+    for a, b in zip(by_class, in_one, strict=True):
+        assert mass(a) == pytest.approx(mass(b), rel=0.35)
+
+
+def mass(tensors: list[torch.Tensor]) -> float:
+    return sum(float(t.sum()) for t in tensors)
+
+
+def test_what_is_retained_of_single_items_is_what_their_own_measure_says(tmp_path: Path) -> None:
+    """A third of every class is forgotten at random: both parts are alike, so their information must be alike."""
+    ids = tuple(str(12 * k + i) for k in range(4) for i in (1, 4, 7, 10))
+    run = made(tmp_path, forget_classes=(), forget_samples=ids)
+    settings = Settings("class_batch", 4, EVERYTHING)
+    _, retain = forget_and_retain(run, settings)
+    (direct,) = fisher._measure(run, [fisher._Task(run, run.retain, settings)], settings)
+    assert mass(retain) == pytest.approx(float(direct.sum()), rel=0.35)
+
+
+def test_batches_of_one_class_see_a_gradient_that_mixed_ones_do_not(tmp_path: Path) -> None:
+    run = made(tmp_path, forget_classes=(1, 2))
+    pure, _ = forget_and_retain(run, Settings("class_batch", 8, 8))
+    plan = fisher._Task(run, run.forget, Settings("class_batch", 8, 8)).batches()
+    assert [run.dataset.labels_N[p.index_B].unique().tolist() for p in plan] == [[1], [2]]
+    assert sum(p.weight for p in plan) == pytest.approx(1.0)
+    assert mass(pure) > 0
+
+
+def test_a_class_weighs_as_many_images_as_it_has(tmp_path: Path) -> None:
+    ids = ("1", "13", "14", "15")  # one image of class 0, three of class 1
+    run = made(tmp_path, forget_classes=(), forget_samples=ids)
+    plan = fisher._Task(run, run.forget, Settings("per_sample", 1, 2)).batches()
+    assert [p.weight for p in plan] == pytest.approx([1 / 4, 3 / 8, 3 / 8])  # two of the three are looked at
+
+
+def test_the_published_protocol_takes_all_images_in_mixed_batches(tmp_path: Path) -> None:
+    run = made(tmp_path, forget_classes=(1, 2))
+    plan = fisher._Task(run, run.retain, Settings("batch", 8, 1_000)).batches()
+    assert sorted(torch.cat([p.index_B for p in plan]).tolist()) == sorted(run.retain.indices_N.tolist())
+    assert [len(p.index_B) for p in plan] == [8, 8, 6]
+    assert [p.weight for p in plan] == pytest.approx([1 / 3] * 3)

@@ -27,7 +27,7 @@ from worker.engine.fisher import Kind, Settings, forget_and_retain
 from worker.engine.method import Decay, Descent, Params, Preset
 from worker.engine.optim import decayed
 from worker.engine.presets.sfron import PRESETS
-from worker.engine.relabel import following
+from worker.engine.relabel import following, next_others
 from worker.engine.run import Batch, Part, Run
 
 
@@ -118,7 +118,10 @@ class SFRon:
         dual = params.optimizer == "dual"  # whose forget step decays nothing: decay would reach past the mask
         self.forget_optimizer = self._optimizer(0.0) if dual else self.remain_optimizer
         self.mask: list[Tensor] = []
-        self.anchor_K = following(run.spec.retain_classes, len(run.spec.class_names)).to(run.ranks.device)
+        classes = len(run.spec.class_names)
+        if params.forget_loss == "relabel":
+            next_others(run.forget.labels_N, run.spec.retain_classes, classes)  # refuses an image that has no other class
+        self.anchor_K = following(run.spec.retain_classes, classes).to(run.ranks.device)
 
     @classmethod
     def begin(cls, params: SFRonParams, run: Run) -> Self:
@@ -159,7 +162,8 @@ class SFRon:
         else:
             optim.set_rate(self.forget_optimizer, self._rate(iteration))
             scale *= alpha
-        batch = self.run.batch(self.run.forget, iteration, p.batch_size, label_drop=p.forget_label_drop)
+        # By its own count: counted by iterations, the stream would skip batches, and many images would never be forgotten.
+        batch = self.run.batch(self.run.forget, iteration // p.forget_every, p.batch_size, label_drop=p.forget_label_drop)
         part = Part(batch, self.forget_rows, self._weigh, scale)
         self.run.descend([part], self.forget_optimizer, step=iteration, clip=p.forget_clip, mask=self.mask)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.worker.engine.unlearning_job import begin, make_job, params_of
+from worker.engine.errors import BadInput
 from worker.engine.methods.sfron import SFRon, adaptive_weights, saliency
 from worker.engine.optim import decayed
 
@@ -116,6 +117,24 @@ def test_a_forget_step_comes_before_every_kth_remain_step(tmp_path: Path) -> Non
     for i in range(4):
         method.step(i)
     assert seen == [("forget", 0), ("remain", 0), ("remain", 1), ("remain", 2), ("forget", 3), ("remain", 3)]
+
+
+def test_every_image_to_forget_is_seen_once_before_any_is_seen_twice(tmp_path: Path) -> None:
+    method = job_method(tmp_path, forget_every=3, batch_size=4)
+    seen: list[int] = []
+    method.remain_step = lambda i: None  # type: ignore[method-assign]
+    method.run.descend = lambda parts, *rest, **named: seen.extend(parts[0].batch.index_B.tolist())  # type: ignore[method-assign]
+    images = len(method.run.forget.indices_N)
+    for i in range(3 * (images // 4)):
+        method.step(i)
+    assert len(seen) == images // 4 * 4
+    assert len(set(seen)) == len(seen)
+
+
+def test_an_image_of_the_only_retained_class_cannot_be_pulled_to_another(tmp_path: Path) -> None:
+    job = make_job(tmp_path, forget_classes=(), forget_samples=("1",), forgotten_classes=(1, 2, 3))
+    with pytest.raises(BadInput, match="none"):
+        begin(job)
 
 
 def test_the_streams_hold_training_images_of_their_classes_only(tmp_path: Path) -> None:
