@@ -36,7 +36,7 @@ format: $(STAMP) ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 catalogue: $(STAMP) ## Print the engine's catalogue into the service.
-	$(BIN)/python -m worker.engine catalogue > service/catalogue.json
+	$(BIN)/python -m worker.engine catalogue > .catalogue.new && mv .catalogue.new service/catalogue.json
 
 configuration: $(STAMP) ## Print the reference of all settings.
 	$(BIN)/python -m service.config > docs/reference/configuration.md

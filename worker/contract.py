@@ -287,23 +287,70 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
 
+NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
+    "forget_rate": "all",
+    "retain_accuracy": "all",
+    "feature_distance": "all",
+    "forget_accuracy": "forgotten",
+    "sample_membership": "forgotten",
+    "retain_test_accuracy": "retained",
+}
+"""Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 
-def decide(findings: Iterable[Finding], policy: Policy) -> Verdict:
+
+def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
+    """What each check of the policy must leave a gating finding on, by verifier: class indices, or None for a finding on all.
+
+    One that measures forgetting owes it on everything that was ever forgotten on the lineage. A policy may serve classes and
+    single samples alike: a check of what nobody asked to forget has nothing to measure, and is not among them.
+    """
+    subjects = {c.verifier: _subjects(c.verifier, spec) for c in spec.policy.checks}
+    return {name: some for name, some in subjects.items() if some}
+
+
+def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
+    match MEASURES_FORGETTING.get(verifier):
+        case "classes":
+            return spec.all_forgotten
+        case "samples":
+            return (None,) if spec.all_forgotten_samples else ()
+        case None:
+            return (None,)
+
+
+def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
     """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
 
-    ERROR if a check of the policy left no gating finding; VOID if a control passed, or if a check that measures forgetting
-    left none; FAIL if any gating finding did not pass; else PASS.
+    ERROR if a check of the policy left no gating finding on something that it owes one on, or if no check measures whether what
+    is forgotten is forgotten, classes and samples each; VOID if a control passed, or if a check that measures forgetting left
+    none for something; FAIL if any gating finding did not pass; else PASS.
     """
     findings = tuple(findings)
+    due = owed(spec)
+    expected = {(name, k) for name, subjects in due.items() for k in subjects}
     gating = [f for f in findings if f.gating]
-    controls = [f for f in findings if f.control]
-    asked = {c.verifier for c in policy.checks}
-    if asked - {f.check for f in gating}:
+    if unmeasured_units(spec) or expected - set(map(_about, gating)):
         return "ERROR"
-    uncontrolled = (asked & MEASURES_FORGETTING.keys()) - {f.check for f in controls}
+    controls = [f for f in findings if f.control]
+    uncontrolled = {(name, k) for name, k in expected if name in MEASURES_FORGETTING} - set(map(_about, controls))
     if uncontrolled or any(f.passed is not False for f in controls):
         return "VOID"
     return "PASS" if all(f.passed is True for f in gating) else "FAIL"
+
+
+def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
+    """What was forgotten on the lineage and no check of the policy measures."""
+    gone: dict[Literal["classes", "samples"], bool] = {
+        "classes": bool(spec.all_forgotten),
+        "samples": bool(spec.all_forgotten_samples),
+    }
+    measured = {MEASURES_FORGETTING.get(c.verifier) for c in spec.policy.checks}
+    return [unit for unit, any_gone in gone.items() if any_gone and unit not in measured]
+
+
+def _about(finding: Finding) -> tuple[str, int | None]:
+    by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
+    return finding.check, finding.class_index if by_class else None
 
 
 # --------------------------------------------------------------------------------------------------- the job directory

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
@@ -62,26 +63,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     """One stage with its failure written down: the full traceback goes to stderr, one sentence to `failure.json`."""
-    from worker.engine.errors import Stopped, failure_of
-    from worker.engine.files import write_document
+    from worker.engine.errors import Stopped
 
     if os.environ.get("RANK", "0") == "0":
         job.failure.unlink(missing_ok=True)
-    try:
-        unlearn(job, options) if options.stage == "unlearn" else verify(job, options)
-    except Stopped:
-        return EXIT_STOPPED
-    except BaseException as error:
-        traceback.print_exc()
-        # The rank that knows the reason fails first; the others only see it vanish, and must not overwrite its words.
-        if not job.failure.exists():
-            write_document(job.failure, failure_of(error))
-        return EXIT_FAILED
+    # The group is left last: that is when the other ranks see this one vanish, and by then its reason must be written down.
+    with ExitStack() as last:
+        try:
+            unlearn(job, options, last) if options.stage == "unlearn" else verify(job, options, last)
+        except Stopped:
+            return EXIT_STOPPED
+        except BaseException as error:
+            traceback.print_exc()
+            leave_failure(job, error)
+            return EXIT_FAILED
     return EXIT_DONE
 
 
-def unlearn(job: JobDirectory, options: argparse.Namespace) -> None:
-    """The unlearning stage on this rank. SIGTERM asks: the loop answers between two iterations, on all ranks at the same."""
+def leave_failure(job: JobDirectory, error: BaseException) -> None:
+    """Write `failure.json`, on any rank: the first may be the one that died.
+
+    The rank that knows the reason fails first; the others only see it vanish, and must not overwrite its words. Ranks that
+    fail together each write a file of their own, whole, and the last to be renamed stays.
+    """
+    from worker.engine.errors import failure_of
+    from worker.engine.files import write_document
+
+    if job.failure.exists():
+        return
+    mine = job.failure.with_name(f".failure.{os.environ.get('RANK', '0')}.json")
+    write_document(mine, failure_of(error, world=int(os.environ.get("WORLD_SIZE", "1"))))
+    mine.replace(job.failure)
+
+
+def unlearn(job: JobDirectory, options: argparse.Namespace, last: ExitStack) -> None:
+    """The unlearning stage on this rank; `last` gets what is to be done after its failure, if any, is written down.
+
+    SIGTERM asks: the loop answers between two iterations, on all ranks at the same.
+    """
     stop = threading.Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -92,23 +111,19 @@ def unlearn(job: JobDirectory, options: argparse.Namespace) -> None:
     from worker.engine import unlearn as stage
 
     ranks = distributed.start(options.device)
-    try:
-        cadence = checkpoint.Cadence(options.checkpoint_iterations, options.checkpoint_seconds)
-        stage.run(job, ranks, cadence=cadence, stop_asked=stop.is_set)
-    finally:
-        distributed.close(ranks)
+    last.callback(distributed.close, ranks)
+    cadence = checkpoint.Cadence(options.checkpoint_iterations, options.checkpoint_seconds)
+    stage.run(job, ranks, cadence=cadence, stop_asked=stop.is_set)
 
 
-def verify(job: JobDirectory, options: argparse.Namespace) -> None:
-    """The verification stage on this rank. It has nothing to resume from, so SIGTERM simply ends it."""
+def verify(job: JobDirectory, options: argparse.Namespace, last: ExitStack) -> None:
+    """The verification stage on this rank; `last` as in `unlearn`. It has nothing to resume from: SIGTERM simply ends it."""
     from worker.engine import distributed
     from worker.engine import verify as stage
 
     ranks = distributed.start(options.device)
-    try:
-        stage.run(job, ranks)
-    finally:
-        distributed.close(ranks)
+    last.callback(distributed.close, ranks)
+    stage.run(job, ranks)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from worker.contract import MEASURES_FORGETTING, NEEDS_HELD_OUT, Policy
 from worker.engine import registry
 from worker.engine.intake import default_preset
 from worker.engine.method import Unit
@@ -24,6 +25,7 @@ def catalogue() -> dict[str, Any]:
                 "title": family.title,
                 "kind": family.kind,
                 "prompts": family.prompts,
+                "ignores": sorted(family.ignores),
                 "methods": sorted(m for m, method in methods.items() if name in method.families),
             }
             for name, family in sorted(families.items())
@@ -35,6 +37,10 @@ def catalogue() -> dict[str, Any]:
                 "guarantee": method.guarantee,
                 "families": fitting(method.families),
                 "params": method.Params.model_json_schema(),
+                "conditions": {
+                    key: {name: list(values) for name, values in needed.items()}
+                    for key, needed in method.Params.conditions.items()
+                },
                 "defaults": method.Params().model_dump(mode="json"),
                 "presets": {
                     preset: {"families": list(p.families), "params": dict(p.params), "source": p.source}
@@ -52,11 +58,14 @@ def catalogue() -> dict[str, Any]:
                 "title": verifier.title,
                 "tier": verifier.tier,
                 "kinds": list(verifier.kinds),
+                "measures": MEASURES_FORGETTING.get(name),
+                "held_out": NEEDS_HELD_OUT.get(name),
                 "params": verifier.Params.model_json_schema(),
                 "defaults": verifier.Params().model_dump(mode="json"),
             }
             for name, verifier in sorted(registry.verifiers().items())
         },
+        "policy": Policy.model_json_schema(),
     }
 
 

@@ -94,12 +94,18 @@ Read = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...], NDArray[np.b
 
 def _marked(ids: Sequence[str], held_out_ids: Sequence[str]) -> NDArray[np.bool_]:
     """True where an item's id is held out; ids must be unique and every held-out id must exist."""
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    # Counted and placed, never quoted: an id may name a person, and these sentences end up in answers and records.
+    repeated = {name for name, count in Counter(ids).items() if count > 1}
     if repeated:
-        raise BadInput(f"expected unique item ids, found {len(repeated)} repeated, the first is {repeated[0]!r}")
-    missing = sorted(set(held_out_ids) - set(ids))
+        first = next(i for i, name in enumerate(ids) if name in repeated)
+        raise BadInput(f"expected unique item ids, found {len(repeated)} repeated, the first at position {first}")
+    known = set(ids)
+    missing = [i for i, name in enumerate(held_out_ids) if name not in known]
     if missing:
-        raise BadInput(f"{len(missing)} held-out ids are not in the dataset, the first is {missing[0]!r}")
+        raise BadInput(
+            f"expected held-out ids of the dataset, found {len(missing)} that are not in the dataset, the first at position "
+            f"{missing[0]} of held_out_ids"
+        )
     held_out = set(held_out_ids)
     return np.fromiter((name in held_out for name in ids), dtype=np.bool_, count=len(ids))
 
@@ -166,10 +172,14 @@ def _read_image_folder(directory: Path, class_names: Sequence[str]) -> Read:
 def _labelled_files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, int]]:
     index_of = {name: k for k, name in enumerate(class_names)}
     rows = []
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        *folders, name = path.relative_to(root).parts
+    paths = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    for i, path in enumerate(paths):
+        *folders, _ = path.relative_to(root).parts
         if len(folders) != 1 or path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise BadInput(f"expected <class>/<image file>, found {'/'.join([*folders, name])!r}")
+            raise BadInput(
+                f"expected <class>/<image file>, found file {i} of {root.name}/, by path, {len(folders)} folders deep, of type "
+                f"{path.suffix.lower()!r}"
+            )
         if folders[0] not in index_of:
             raise BadInput(f"unknown label: the folder {folders[0]!r} is not one of the {len(class_names)} classes")
         rows.append((path, index_of[folders[0]]))
@@ -178,23 +188,26 @@ def _labelled_files(root: Path, class_names: Sequence[str]) -> list[tuple[Path, 
 
 def _decode(paths: Sequence[Path]) -> NDArray[np.uint8]:
     """(N, C, H, W): grey when every file is grey, else RGB. Sizes must agree: scaling is the owner's decision."""
-    pictures = [_open(path) for path in paths]
+    pictures = [_open(path, i) for i, path in enumerate(paths)]
     mode = "L" if all(p.mode in ("L", "1") for p in pictures) else "RGB"
     first = pictures[0].size
-    for path, picture in zip(paths, pictures, strict=True):
+    for i, picture in enumerate(pictures):
         if picture.size != first:
-            raise BadInput(f"expected every image to be {first[0]}x{first[1]}, {path.name!r} is {picture.size}")
+            found = f"{picture.size[0]}x{picture.size[1]}"
+            raise BadInput(f"expected every image to be {first[0]}x{first[1]}, the one at position {i} is {found}")
     stack = np.stack([np.asarray(p.convert(mode), dtype=np.uint8) for p in pictures])
     stack_NHWC = stack[..., None] if mode == "L" else stack
     return np.ascontiguousarray(stack_NHWC.transpose(0, 3, 1, 2))
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, i: int) -> Image.Image:
+    """Image i of the dataset. Its path is its id, and no more quoted than any other id."""
     try:
         with Image.open(path) as picture:
             picture.load()
             if picture.mode.startswith(("I", "F")):  # conversion would clip, not scale
-                raise BadInput(f"expected 8-bit images, {path.name!r} has mode {picture.mode}")
+                raise BadInput(f"expected 8-bit images, the one at position {i} has mode {picture.mode}")
             return picture.copy()
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise BadInput(f"{path.name!r} is not a readable image") from error
+        reason = type(error).__name__
+        raise BadInput(f"the image at position {i} is not a readable image: {reason}") from None  # Pillow's words hold the path

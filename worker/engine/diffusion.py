@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from worker.contract import Sampling
 from worker.engine.errors import BadInput, BadModel, Diverged
-from worker.engine.family import Augment, Draw
+from worker.engine.family import Augment, Draw, sent
 
 Sampler = DDIMScheduler | DPMSolverMultistepScheduler
 
@@ -202,12 +202,12 @@ class Denoiser:
         self._require_samplable(sampling)
         scheduler = _sampler(self.schedule, sampling)
         step_S = scheduler.timesteps.cpu()
-        taken_B = (step_S > drawn["t"].cpu()[:, None]).sum(1).clamp(max=len(step_S) - 1)
+        taken_B = (step_S > drawn.on_host("t")[:, None]).sum(1).clamp(max=len(step_S) - 1)
         x_BCHW = drawn["eps"].clone()
         for i in range(int(taken_B.max())):
-            row_R = torch.nonzero(taken_B > i).squeeze(1).to(self.device)
+            row_R = sent(torch.nonzero(taken_B > i).squeeze(1), self.device)
             x_BCHW[row_R] = self._stepped(scheduler, x_BCHW[row_R], y_B[row_R], step_S[i], sampling)
-        t_B = step_S[taken_B].to(self.device)
+        t_B = sent(step_S[taken_B], self.device)
         eps_BCHW = x_BCHW / (1 - self.abar_T[t_B]).sqrt().view(-1, 1, 1, 1)
         return torch.zeros_like(x_BCHW), Draw({**drawn.tensors, "t": t_B, "eps": eps_BCHW})
 

@@ -7,6 +7,7 @@ EngineError                 internal
   Diverged                  diverged        a loss or gradient stopped being a number; nothing was written
   OutOfMemory               out_of_memory   retryable on a larger device
   JudgeUnfit                judge_unfit     the judge is too poor for its word to count
+(a peer that died)          rank_lost       retryable; torch.distributed's own errors, seen by the ranks that are left
 Stopped                     (not an error: asked to stop, step checkpoint left behind)
 """
 
@@ -73,20 +74,50 @@ class Stopped(Exception):
     """The stage was asked to stop and left a step checkpoint; the process ends with `EXIT_STOPPED`."""
 
 
+_TORCH_WITHOUT_A_CLASS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUDA error: out of memory",
+)
+"""What torch says in a bare RuntimeError: on a CPU always, on a GPU where others leave no room for so much as a context."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did a device or this host run out of memory? A larger one may succeed, so nobody is to blame."""
+    # torch's own class goes by its name: whoever reads this file need not import torch.
+    if isinstance(error, (OutOfMemory, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WITHOUT_A_CLASS)
+
+
+_PEER_IS_GONE = ("connection closed by peer", "connection reset", "broken pipe", "timed out", "socket", "nccl")
+"""What gloo and NCCL say, in any case of letters, in a bare RuntimeError when a peer does not answer."""
+
+
+def is_rank_lost(error: BaseException) -> bool:
+    """Did a collective fail because a peer is gone? To be asked only where there are peers."""
+    if any(kind.__name__ == "DistError" and kind.__module__.startswith("torch") for kind in type(error).__mro__):
+        return True
+    return type(error) is RuntimeError and any(words in str(error).lower() for words in _PEER_IS_GONE)
+
+
 def _loss_as_json(loss: float) -> float | str:
     if math.isnan(loss):
         return "nan"
     return loss if math.isfinite(loss) else ("inf" if loss > 0 else "-inf")
 
 
-def failure_of(error: BaseException) -> Failure:
-    """The document that tells the conductor why a stage ended, without a traceback or a path in it."""
+def failure_of(error: BaseException, *, world: int = 1) -> Failure:
+    """The document that tells the conductor why a stage of `world` ranks ended, without a traceback or a path in it."""
     if isinstance(error, Diverged):
         return Failure(code="diverged", message=str(error), step=error.step, loss=_loss_as_json(error.loss))
     if isinstance(error, EngineError):
         return Failure(code=error.code, message=str(error), retryable=error.retryable)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+    if is_out_of_memory(error):
         return Failure(code="out_of_memory", message="the device ran out of memory", retryable=True)
+    if world > 1 and is_rank_lost(error):
+        message = f"expected {world} ranks to answer, one no longer does"
+        return Failure(code="rank_lost", message=message, retryable=True)
     return Failure(code="internal", message=f"unexpected {type(error).__name__}; the log has the details")
 
 

@@ -8,7 +8,7 @@ Shape suffixes: N items of the dataset, B images of a batch (this rank's part of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -31,17 +31,28 @@ class Draw:
     """
 
     tensors: dict[str, Tensor]
+    host: dict[str, Tensor] = field(default_factory=dict)
+    """The numbers before they were sent to an accelerator; empty if they were not."""
 
     def part(self, rows: slice) -> Draw:
         """The numbers of some rows."""
-        return Draw({name: t[rows] for name, t in self.tensors.items()})
+        return Draw({n: t[rows] for n, t in self.tensors.items()}, {n: t[rows] for n, t in self.host.items()})
 
     def to(self, device: torch.device) -> Draw:
         """The same numbers on `device`."""
-        return Draw({name: t.to(device, non_blocking=True) for name, t in self.tensors.items()})
+        return Draw({name: sent(t, device) for name, t in self.tensors.items()}, self.tensors if device.type == "cuda" else {})
+
+    def on_host(self, name: str) -> Tensor:
+        """One of the numbers on the CPU, where the host can decide on it without waiting for the device."""
+        return self.host[name] if name in self.host else self.tensors[name].cpu()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`. To a GPU through pinned memory: from any other the host would wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Family(Protocol):
@@ -53,6 +64,8 @@ class Family(Protocol):
     kind: ClassVar[Kind]
     prompts: ClassVar[bool]
     """Does a class have a prompt, which registration may give?"""
+    ignores: ClassVar[frozenset[str]]
+    """Parameters of methods that have no effect on any model of this family; a request that gives one is refused."""
     module: nn.Module
     """The trainable network, in float32 and eval mode: dropout would make the result depend on the number of ranks.
 

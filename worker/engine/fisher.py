@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine import sharding
-from worker.engine.environment import code_version
+from worker.engine.environment import environment
+from worker.engine.errors import Diverged
 from worker.engine.files import sha256_of, sync_directory, write_atomically
 from worker.engine.run import Batch, Run
 from worker.engine.streams import Stream, generator
@@ -77,7 +78,12 @@ class Table:
 
 
 def forget_and_retain(run: Run, settings: Settings) -> tuple[list[Tensor], list[Tensor]]:
-    """Information of the forget set and of the retained set, shaped like `run.parameters`, on the device."""
+    """Information of the forget set and of the retained set, shaped like `run.parameters`, on the device.
+
+    Raises:
+        Diverged: it is not finite; on every rank.
+        OutOfMemory: not even one row fits.
+    """
     if settings.kind == "batch":
         tasks = [_Task(run, stream, settings) for stream in (run.forget, run.retain)]
         forget_P, retain_P = _measure(run, tasks, settings)
@@ -87,7 +93,10 @@ def forget_and_retain(run: Run, settings: Settings) -> tuple[list[Tensor], list[
 
 
 def of_everything(run: Run, settings: Settings) -> list[Tensor]:
-    """Information of all training images, forgotten ones too, shaped like `run.parameters`; always from the table."""
+    """Information of all training images, forgotten ones too, shaped like `run.parameters`; always from the table.
+
+    Raises: as `forget_and_retain`.
+    """
     groups = _groups(run)
     return _shaped(run, _obtain(run, settings, groups).of(range(len(groups))))
 
@@ -95,8 +104,12 @@ def of_everything(run: Run, settings: Settings) -> list[Tensor]:
 def _groups(run: Run) -> list[list[int]]:
     """The classes of each row of the table."""
     classes = list(range(len(run.dataset.class_names)))
-    size = sum(p.numel() for p in run.parameters)
-    return [[k] for k in classes] if len(classes) * size * 4 <= LARGEST_TABLE else [classes]
+    return [[k] for k in classes] if len(classes) * _size(run) * 4 <= LARGEST_TABLE else [classes]
+
+
+def _size(run: Run) -> int:
+    """P: trainable weights, of the whole network where it is cut up."""
+    return sum(p.numel() for p in run.parameters)
 
 
 def _from_table(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -118,37 +131,36 @@ def _from_table(run: Run, settings: Settings) -> tuple[Tensor, Tensor]:
 def _obtain(run: Run, settings: Settings, groups: list[list[int]]) -> Table:
     """The cached table if it is whole, on every rank or on none; else measured now, and kept."""
     key = cache_key(run, settings, len(groups))
-    table = _load(run.cache / key, len(groups))
-    if run.ranks.any(table is None):
-        counts = tuple(len(run.dataset.train_of(group)) for group in groups)
+    fisher_GP = _load(run.cache / key, (len(groups), _size(run)))
+    absent = run.ranks.any(fisher_GP is None)
+    if fisher_GP is None or absent:
         tasks = [_Task(run, _everything(run, group), settings) for group in groups]
-        table = Table(counts, torch.stack(_measure(run, tasks, settings)))
+        fisher_GP = torch.stack(_measure(run, tasks, settings))
         if run.ranks.first:
-            _save(run.cache / key, table)
-        run.events.note({"fisher": "measured", "key": key[:12]})
-    else:
-        run.events.note({"fisher": "cached", "key": key[:12]})
-    assert table is not None
-    return table
+            _save(run.cache / key, fisher_GP)
+    run.events.note({"fisher": "measured" if absent else "cached", "key": key[:12]})
+    return Table(tuple(len(run.dataset.train_of(group)) for group in groups), fisher_GP)
 
 
 def cache_key(run: Run, settings: Settings, groups: int) -> str:
-    """SHA-256 of everything that decides the table: weights, data and who is held out, family, settings, precision."""
+    """SHA-256 of everything that decides the table's bits: the same request gives the same weights, cached or not.
+
+    Sums over another number of ranks or threads, or by another device's kernels, round otherwise, and that may tip a mask.
+    """
     spec = run.spec
     ingredients = {
-        "code": code_version(),
+        "environment": environment(run.ranks.device, run.ranks.world).model_dump(),
+        "sharded": run.sharded,
         "weights": spec.base_digest,
         "dataset": spec.dataset.digest,
         "held_out": sorted(spec.dataset.held_out_ids),
         "family": spec.family,
+        "class_names": list(spec.class_names),  # the order in which an image folder's classes are numbered
         "labels": list(spec.labels),
-        "settings": asdict(settings),
+        "settings": asdict(replace(settings, batch_size=settings.rows)),
         "groups": groups,
         "precision": run.precision,
-        "torch": str(torch.__version__),
     }
-    if run.sharded:  # a batch's gradient is summed over ranks, which rounds otherwise
-        ingredients["shards"] = run.ranks.world
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,29 +170,36 @@ def _everything(run: Run, classes: Sequence[int]) -> Stream:
     return Stream("fisher-" + "-".join(map(str, classes[:1])), SEED, indices_N, run.dataset.labels_N[indices_N])
 
 
-def _save(folder: Path, table: Table) -> None:
+def _save(folder: Path, fisher_GP: Tensor) -> None:
     """Numbers first, record last, each by rename: a table without a record is no table."""
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".fisher.part"
-    save_file({"fisher_GP": table.fisher_GP.contiguous()}, part)
+    save_file({"fisher_GP": fisher_GP.contiguous()}, part)
     digest = sha256_of(part)
     part.replace(folder / "fisher.safetensors")
-    record = {"sha256": digest, "counts": list(table.counts_G)}
-    write_atomically(folder / "fisher.json", json.dumps(record).encode())
+    write_atomically(folder / "fisher.json", json.dumps({"sha256": digest}).encode())
     sync_directory(folder)
 
 
-def _load(folder: Path, groups: int) -> Table | None:
-    """The table, if it is whole: a damaged or half-written one is measured again."""
+def _load(folder: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The table, if it is whole and can be one: a damaged or half-written one is measured again."""
     numbers = folder / "fisher.safetensors"
     try:
-        record = json.loads((folder / "fisher.json").read_bytes())
-        if sha256_of(numbers) != record["sha256"] or len(record["counts"]) != groups:
+        if sha256_of(numbers) != json.loads((folder / "fisher.json").read_bytes())["sha256"]:
             return None
         with safe_open(numbers, framework="pt") as source:
-            return Table(tuple(record["counts"]), source.get_tensor("fisher_GP"))
+            fisher_GP: Tensor = source.get_tensor("fisher_GP")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
+    # The digest lies beside the numbers: it tells of damage, not of who wrote both.
+    fits = fisher_GP.dtype == torch.float32 and tuple(fisher_GP.shape) == shape and _possible(fisher_GP)
+    return fisher_GP if fits else None
+
+
+def _possible(fisher: Tensor) -> bool:
+    """Can these be means of squares? Finite, and none below zero."""
+    least, most = fisher.aminmax()  # NaN if one is
+    return bool((least >= 0) & torch.isfinite(most))
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
@@ -251,6 +270,8 @@ def _measure(run: Run, tasks: Sequence[_Task], settings: Settings) -> list[Tenso
             done += 1
             run.preparing(done, total)
         answers.append(_flat(run, fisher))
+    if not all(map(_possible, answers)):
+        raise Diverged("the Fisher information of these weights is not finite; none was changed", step=0, loss=float("nan"))
     return answers
 
 
@@ -264,28 +285,22 @@ def _flat(run: Run, fisher: list[Tensor]) -> Tensor:
 def _gradients(run: Run, index_B: Tensor, source: torch.Generator, settings: Settings) -> list[Tensor]:
     """Of one batch's mean loss, clipped; of a sharded network this rank's parts."""
     batch = run.plain(index_B, source)
-    found = _together(run, batch, settings) if run.sharded else _alone(run, batch, settings)
-    gradients = sharding.local(torch.zeros_like(p) if g is None else g for p, g in zip(run.parameters, found, strict=True))
+    weight = settings.loss_scale / batch.total
+    gradients = sharding.local(_together(run, batch, weight)) if run.sharded else run.gradient(batch, weight=weight)
     if settings.clip is not None:
         torch._foreach_mul_(gradients, (settings.clip / (run.norm(gradients) + 1e-6)).clamp(max=1.0))
     return gradients
 
 
-def _alone(run: Run, batch: Batch, settings: Settings) -> Sequence[Tensor | None]:
-    with run.autocast():
-        mean = run.family.loss(batch.x_BCHW, batch.y_B, batch.draw).mean() * settings.loss_scale
-    return torch.autograd.grad(mean, run.parameters, allow_unused=True)
-
-
-def _together(run: Run, batch: Batch, settings: Settings) -> list[Tensor | None]:
+def _together(run: Run, batch: Batch, weight: float) -> list[Tensor]:
     """Each rank its rows; all of them where there are fewer rows than ranks, for every rank must ask the network."""
     shared = batch.total >= run.ranks.world
     part = batch.part(run.ranks.rows(batch.total)) if shared else batch
     with run.autocast():
         loss_B = run.family.loss(part.x_BCHW, part.y_B, part.draw)
     # The backward pass leaves the mean over ranks of what they descend.
-    (loss_B.sum() * (settings.loss_scale * (run.ranks.world if shared else 1) / batch.total)).backward()
-    gradients = [p.grad for p in run.parameters]
+    (loss_B.sum() * (weight * (run.ranks.world if shared else 1))).backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in run.parameters]
     run.family.module.zero_grad(set_to_none=True)
     return gradients
 

@@ -44,11 +44,10 @@ def effective(method: type[Method], family: str, given: Mapping[str, JsonValue],
     """The parameters of a run: the method's defaults, under those of a preset, under those that were given.
 
     The preset is the one that `given` names; without the key, the default of the family for what is forgotten. A given
-    `preset` of null
-    asks for none. Applied to what it returns, it changes nothing.
+    `preset` of null asks for none. Applied to what `recorded` says of its answer, it changes nothing.
 
     Raises:
-        BadInput: an unknown parameter or preset, or a value out of range.
+        BadInput: an unknown parameter or preset, a value out of range, or a parameter that was given and has no effect.
     """
     named: Any = given.get("preset", default_preset(method, family, unit))
     preset = method.presets.get(named) if isinstance(named, str) else None
@@ -57,9 +56,33 @@ def effective(method: type[Method], family: str, given: Mapping[str, JsonValue],
         raise BadInput(f"unknown preset {named!r} of {method.name} for {family}; known: {', '.join(known) or 'none'}")
     values = {**(preset.params if preset else {}), **given, "preset": named}
     try:
-        return method.Params.model_validate(values)
+        params = method.Params.model_validate(values)
     except ValidationError as error:
         raise BadInput(f"parameters of {method.name}: {in_words(error)}") from error
+    idle = without_effect(method, family, params)
+    if idle.keys() & given.keys():
+        raise BadInput(f"parameters of {method.name}: " + "; ".join(f"{k}: {idle[k]}" for k in sorted(idle) if k in given))
+    return params
+
+
+def without_effect(method: type[Method], family: str, params: Params) -> dict[str, str]:
+    """Parameters that decide nothing, for this family or beside these values of the others, each with the reason.
+
+    The API refuses them by the same rule, in `service.catalogue`.
+    """
+    chosen = registry.families()[family]
+    idle = dict.fromkeys(sorted(chosen.ignores & method.Params.model_fields.keys()), f"has no effect on family {family}")
+    facts = {**params.model_dump(mode="json"), "kind": chosen.kind}
+    for key, needed in method.Params.conditions.items():
+        for name, values in needed.items():
+            if facts[name] not in values:
+                idle.setdefault(key, f"has an effect only where {name} is {' or '.join(map(str, values))}")
+    return idle
+
+
+def recorded(method: type[Method], family: str, params: Params) -> dict[str, JsonValue]:
+    """The parameters as manifest and certificate hold them: all that have an effect, and no other."""
+    return params.model_dump(mode="json", exclude=set(without_effect(method, family, params)))
 
 
 def default_preset(method: type[Method], family: str, unit: Unit) -> str | None:

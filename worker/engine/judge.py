@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from worker.contract import JudgePolicy, JudgeRecord
 from worker.engine.data import Dataset
-from worker.engine.errors import JudgeUnfit
+from worker.engine.errors import JudgeUnfit, is_out_of_memory
 from worker.engine.files import write_atomically, write_document
 
 RECIPE = "judge-cnn/1"
@@ -250,6 +250,8 @@ def _load(
         network.load_state_dict(safetensors.torch.load(weights))
         measured, n = accuracy(network, dataset, device)
     except (SafetensorError, RuntimeError, JudgeUnfit) as unusable:
+        if is_out_of_memory(unusable):
+            raise
         raise _Refused("the cached weights do not load into a judge of finite answers") from unusable
     if n != record.held_out_n or measured < record.held_out_accuracy - ACCURACY_SLACK:
         raise _Refused(f"the cached judge is right on {measured:.1%}, its record says {record.held_out_accuracy:.1%}")

@@ -23,6 +23,7 @@ def mean_gradient(run: Run, stream: Stream, *, batch_size: int, samples: int) ->
 
     Raises:
         Diverged: it is not finite; on every rank.
+        OutOfMemory: not even one row fits.
     """
     chosen = stream.stratified(min(samples, len(stream.indices_N)))
     order_N = chosen.indices_N[torch.randperm(len(chosen.indices_N), generator=chosen.generator("order"))]
@@ -31,10 +32,7 @@ def mean_gradient(run: Run, stream: Stream, *, batch_size: int, samples: int) ->
     for i, index_B in enumerate(batches):
         if i % run.ranks.world == run.ranks.rank:
             batch = run.plain(index_B, chosen.generator("saliency", i))
-            with run.autocast():
-                share = run.family.loss(batch.x_BCHW, batch.y_B, batch.draw).sum() / len(order_N)
-            found = torch.autograd.grad(share, run.parameters, allow_unused=True)
-            torch._foreach_add_(total, [torch.zeros_like(t) if g is None else g for t, g in zip(total, found, strict=True)])
+            torch._foreach_add_(total, run.gradient(batch, weight=1 / len(order_N)))
         run.preparing(i + 1, len(batches))
     for gradient in total:
         run.ranks.sum_(gradient)

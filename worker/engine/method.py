@@ -22,6 +22,12 @@ Unit = Literal["class", "sample"]
 
 Decay = Literal["constant", "linear", "cosine"]
 
+Conditions = Mapping[str, Mapping[str, tuple[JsonValue, ...]]]
+"""Parameter -> what it takes for it to have an effect: another parameter, or the family's `kind`, with one of some values.
+
+Of modes alone: a weight of 0 switches something off as well, and is yet one end of a range that is searched.
+"""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -39,6 +45,9 @@ class Params(BaseModel):
     """Base of a method's parameters: unknown names are refused, and ranges become the API's JSON schema."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    conditions: ClassVar[Conditions] = {}
+    """Of parameters that not every mode reads. Given where they have no effect, they are refused; see `intake.effective`."""
 
     preset: str | None = Field(default=None, max_length=100, description="named values that the others started from")
     iterations: int = Field(default=50, ge=1, le=1_000_000, description="updates of the loop")

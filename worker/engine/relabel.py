@@ -76,7 +76,10 @@ class Relabelling:
         self.anchor_N = self._anchors()
 
     def _anchors(self) -> Tensor:
-        """(N,) the class that each item to forget is pulled towards, drawn once from (seed, item); -1 elsewhere. On the CPU."""
+        """(N,) the class that each item to forget is pulled towards, drawn once from (seed, item); -1 elsewhere.
+
+        On the device: a batch looks its anchors up there.
+        """
         run, index_M = self.run, self.run.forget.indices_N
         labels_M, retained = run.dataset.labels_N[index_M], run.spec.retain_classes
         if self.params.relabel == "random":
@@ -86,7 +89,7 @@ class Relabelling:
             others_M = next_others(labels_M, retained, len(run.spec.class_names))
         anchor_N = torch.full((len(run.dataset.labels_N),), -1)
         anchor_N[index_M] = others_M
-        return anchor_N
+        return anchor_N.to(run.ranks.device)
 
     def parts(self, iteration: int) -> list[Part]:
         """Forgotten and retained images of an iteration, for one update together."""
@@ -100,6 +103,6 @@ class Relabelling:
 
     def forget_rows(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
         """(B,) the distance to what the anchors' labels ask for, and (B,) the native loss; see `Family.contrast`."""
-        anchor_B = self.anchor_N[batch.index_B].to(batch.y_B.device)
+        anchor_B = self.anchor_N[batch.index_B]
         loss_B, distance_B = self.run.family.contrast(batch.x_BCHW, batch.y_B, anchor_B, batch.draw, module=module)
         return distance_B, loss_B

@@ -20,9 +20,9 @@ from worker.contract import Spec
 from worker.engine import sharding
 from worker.engine.data import Dataset
 from worker.engine.distributed import Ranks
-from worker.engine.errors import BadInput, Diverged, OutOfMemory
+from worker.engine.errors import BadInput, Diverged, OutOfMemory, is_out_of_memory
 from worker.engine.events import Events
-from worker.engine.family import Draw, Family
+from worker.engine.family import Draw, Family, sent
 from worker.engine.method import Params
 from worker.engine.precision import resolve
 from worker.engine.streams import Stream
@@ -36,7 +36,7 @@ class Batch:
     y_B: Tensor
     draw: Draw
     index_B: Tensor
-    """int64 positions in the dataset, on the CPU."""
+    """int64 positions in the dataset, on the device."""
     total: int
 
     def part(self, rows: slice) -> Batch:
@@ -83,11 +83,13 @@ class Run:
     cache: Path
     """Folder of tables that later runs on the same weights and data may use."""
     micro: int | None = None
-    """Rows of a micro-batch once a whole batch did not fit, else None."""
+    """Rows of a micro-batch of an update once a whole batch did not fit, else None. The same on every rank."""
     _spoiled: Tensor = field(init=False)
     _spoiled_at: Tensor = field(init=False)
     _spoiled_by: Tensor = field(init=False)
     _rehearsed: set[tuple[int, ...]] = field(init=False, default_factory=set)
+    _micro_alone: int | None = field(init=False, default=None)
+    """The same for `gradient`, of this rank alone."""
 
     def __post_init__(self) -> None:
         device = self.ranks.device
@@ -96,7 +98,7 @@ class Run:
         self._spoiled_by = torch.zeros((), device=device)
         self.precision = resolve(self.params.precision, device)
         self.sharded = sharding.is_sharded(self.family.module)
-        if self.params.batch_norm == "train" and self.ranks.world > 1 and self.batch_norms:
+        if self.moves_statistics and self.ranks.world > 1:
             raise BadInput(
                 f"batch_norm 'train' would give each of the {self.ranks.world} ranks statistics of its own; "
                 "expected 'frozen', or one rank"
@@ -111,6 +113,11 @@ class Run:
     def batch_norms(self) -> list[nn.Module]:
         """The layers that keep running statistics."""
         return [m for m in self.family.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    @property
+    def moves_statistics(self) -> bool:
+        """Does an update move running statistics? Then an image's loss depends on the others of its batch."""
+        return self.params.batch_norm == "train" and bool(self.batch_norms)
 
     def preparing(self, completed: int, total: int) -> None:
         """Tell how far `prepare` is."""
@@ -140,9 +147,51 @@ class Run:
         return self._made(index_B, draw, len(index_B))
 
     def _made(self, index_B: Tensor, draw: Draw, total: int) -> Batch:
-        there_B = index_B.to(self.ranks.device, non_blocking=True)
-        draw = draw.to(self.ranks.device)
-        return Batch(self.family.prepare(self.held_N[there_B], draw), self.labels_N[there_B], draw, index_B, total)
+        index_B, draw = sent(index_B, self.ranks.device), draw.to(self.ranks.device)
+        return Batch(self.family.prepare(self.held_N[index_B], draw), self.labels_N[index_B], draw, index_B, total)
+
+    # ---------------------------------------------------------------------------------------- gradients that move no weight
+
+    def gradient(self, batch: Batch, *, weight: float) -> list[Tensor]:
+        """Of weight · Σ_i loss_i over this rank's rows, shaped like `parameters`; the other ranks are not asked.
+
+        A batch that does not fit is halved until it does: the gradients of its pieces add up to the whole one's.
+
+        Raises:
+            OutOfMemory: not even one row fits.
+        """
+        while True:
+            try:
+                return self._added_up(batch, weight)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not in the clause: until its end the error holds the frames, and they the activations.
+            count = len(batch.y_B)
+            self._micro_alone = self._half(min(self._micro_alone or count, count))
+            self.events.note({"saliency_micro_batch": self._micro_alone})
+
+    def _added_up(self, batch: Batch, weight: float) -> list[Tensor]:
+        total: list[Tensor] = []
+        for rows in _pieces(len(batch.y_B), self._micro_alone):
+            piece = batch.part(rows)
+            with self.autocast():
+                share = self.family.loss(piece.x_BCHW, piece.y_B, piece.draw).sum() * weight
+            found = torch.autograd.grad(share, self.parameters, allow_unused=True)
+            gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
+            if total:
+                torch._foreach_add_(total, gradients)
+            else:
+                total = gradients
+        return total
+
+    def _half(self, rows: int) -> int:
+        """Rows to try after so many did not fit. Raises: OutOfMemory when it was one."""
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if rows <= 1:
+            raise OutOfMemory("the device ran out of memory on a single image; expected at least one to fit")
+        return (rows + 1) // 2
 
     # ------------------------------------------------------------------------------------------------------------ updates
 
@@ -166,7 +215,8 @@ class Run:
         Raises:
             Diverged: on every rank, when any rank's loss or gradient is not finite: at once on a CPU, at the next
                 `check` on an accelerator. No weight has moved by it.
-            OutOfMemory: not even one row fits, or one of several ranks ran out.
+            OutOfMemory: not even one row fits, or one of several ranks ran out, or the batch may not be halved because
+                statistics of BatchNorm are taken of it.
         """
         optimizer.zero_grad(set_to_none=True)
         objective = self._backward(parts, optimizer)
@@ -175,6 +225,7 @@ class Run:
             edit(gradients)
         gradients = sharding.local(gradients)
         if mask is not None:
+            # Bool against float is a launch a tensor; a mask in the gradients' dtype, one launch, would take 4 bytes a weight.
             torch._foreach_mul_(gradients, sharding.local(mask))
         norm = self.norm(gradients)
         # NaN times a False mask is still NaN, so a masked-out NaN is seen here too.
@@ -222,13 +273,15 @@ class Run:
                 if self.ranks.world > 1:
                     self._rehearse(parts, optimizer)
                 return self._accumulate(parts)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.ranks.world > 1:  # the others wait in a collective for gradients that will not come
                     raise OutOfMemory(
                         f"one of {self.ranks.world} ranks ran out of memory in the middle of an update; expected what fitted "
                         "before to fit again"
                     ) from error
-                self._halve(parts, optimizer)
+            self._halve(parts, optimizer)
 
     def _rehearse(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
         """Find, once for every shape of update, the micro-batch that fits on every one of several ranks.
@@ -247,7 +300,9 @@ class Run:
             try:
                 self._accumulate(parts, alone=True)
                 short = False
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 short = True
             optimizer.zero_grad(set_to_none=True)
             if not self.ranks.any(short):
@@ -275,14 +330,14 @@ class Run:
 
     def _halve(self, parts: Sequence[Part], optimizer: torch.optim.Optimizer) -> None:
         largest = max(len(p.batch.y_B) for p in parts)
-        rows = min(self.micro or largest, largest)
-        if rows <= 1:
-            raise OutOfMemory("the device ran out of memory on a single image; expected at least one to fit")
-        self.micro = (rows + 1) // 2
-        self.events.note({"micro_batch": self.micro})
+        if self.moves_statistics:  # of pieces they are others, and the try that failed has moved them already
+            raise OutOfMemory(
+                f"the device ran out of memory on a batch of {largest} images, and batch_norm 'train' needs the whole batch at "
+                "once; expected a smaller batch_size, or batch_norm 'frozen'"
+            )
         optimizer.zero_grad(set_to_none=True)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.micro = self._half(min(self.micro or largest, largest))
+        self.events.note({"micro_batch": self.micro})
 
     def _accumulate(self, parts: Sequence[Part], *, alone: bool = False) -> Tensor:
         """Backward passes of all parts. Several ranks' gradients meet in the wrapper, or here where batches are cut."""
@@ -313,9 +368,8 @@ class Run:
     def _cut(self, batch: Batch) -> list[slice]:
         """Micro-batches. Of a sharded network equally many on every rank, for each is a collective."""
         count = len(batch.y_B)
-        size = min(self.micro or count, count)
         if not self.sharded or self.micro is None:
-            return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+            return _pieces(count, self.micro)
         pieces = -(-self._most_rows(batch) // self.micro)
         if pieces > batch.total // self.ranks.world:
             raise OutOfMemory(f"{pieces} micro-batches are more than a rank's rows; expected a batch that the ranks divide")
@@ -344,6 +398,12 @@ class Run:
         finally:
             for layer in layers:
                 layer.eval()
+
+
+def _pieces(count: int, most: int | None) -> list[slice]:
+    """Slices that together are `count` rows, of at most `most` each; None: one."""
+    size = min(most or count, count)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _weights(part: Part, measure_B: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from worker.contract import Sampling
 from worker.engine.distributed import Ranks
-from worker.engine.errors import EngineError, OutOfMemory
+from worker.engine.errors import EngineError, OutOfMemory, is_out_of_memory
 from worker.engine.family import Family, Generator, Kind
 
 PATIENCE = timedelta(hours=24)
@@ -151,11 +151,11 @@ class Studio:
         try:
             label_B = torch.tensor(labels[rows], dtype=torch.int64)
             images_BCHW = cast(Generator, self.load(subject)).sample(label_B, seeds[rows], sampling=self._sampling)
-        except (torch.OutOfMemoryError, MemoryError):
-            return OutOfMemory(f"the device ran out of memory while drawing {len(labels[rows])} images of {subject}")
         except EngineError as error:
             return SamplingFailed(f"no samples of the {subject}: {error}")
         except Exception as error:
+            if is_out_of_memory(error):
+                return OutOfMemory(f"the device ran out of memory while drawing {len(labels[rows])} images of {subject}")
             traceback.print_exc()
             return SamplingFailed(f"no samples of the {subject}: unexpected {type(error).__name__}; the log has the details")
         if len(images_BCHW) != len(label_B):

@@ -20,7 +20,7 @@ from worker.engine.errors import BadInput
 from worker.engine.events import Events
 from worker.engine.family import Family
 from worker.engine.files import entries, require_digest, sync_directory, write_document
-from worker.engine.intake import effective, method_of, read_spec
+from worker.engine.intake import effective, method_of, read_spec, recorded
 from worker.engine.method import Method, Params
 from worker.engine.run import Run
 from worker.engine.streams import Stream
@@ -163,7 +163,7 @@ def describe(job: JobDirectory, work: Work, ranks: Ranks, outcome: loop.Outcome)
     return Manifest(
         spec_digest=document_digest(work.spec),
         files=entries(job.out),
-        effective_params=work.params.model_dump(mode="json"),
+        effective_params=recorded(work.method, work.spec.family, work.params),
         iterations_completed=outcome.iterations_completed,
         iterations_total=work.params.iterations,
         resumed_from_iteration=outcome.resumed_from,

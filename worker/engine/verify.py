@@ -16,7 +16,6 @@ from types import ModuleType
 from pydantic import ValidationError
 
 from worker.contract import (
-    MEASURES_FORGETTING,
     Check,
     Finding,
     JobDirectory,
@@ -26,13 +25,15 @@ from worker.contract import (
     Verdict,
     decide,
     document_digest,
+    owed,
     tree_digest,
+    unmeasured_units,
 )
 from worker.engine import distributed, evidence, evidence_of_answers, registry
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
-from worker.engine.errors import EngineError, Integrity, OutOfMemory, in_words
+from worker.engine.errors import EngineError, Integrity, OutOfMemory, in_words, is_out_of_memory
 from worker.engine.events import Events
 from worker.engine.family import Kind
 from worker.engine.files import entries, require_digest, write_document
@@ -144,7 +145,8 @@ def read_manifest(job: JobDirectory, spec: Spec) -> Manifest:
 
 def measure(env: Env, ranks: Ranks, began: float) -> Report:
     """Run every check, draw the evidence, and sum up. First rank only."""
-    plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks]
+    due = owed(env.spec)
+    plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks if check.verifier in due]
     env.announce([need for p in plans for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
     findings: list[Finding] = []
     seconds: dict[str, float] = {}
@@ -154,7 +156,7 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         name = planned.check.verifier
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
     findings += draw_evidence(env, findings)
-    verdict = decide(findings, env.spec.policy)
+    verdict = decide(findings, env.spec)
     return Report(
         spec_digest=document_digest(env.spec),
         policy_digest=document_digest(env.spec.policy),
@@ -203,7 +205,7 @@ def run_check(planned: Planned, env: Env) -> tuple[Finding, ...]:
     except EngineError as error:
         return (unmeasured(planned.check, str(error), error.code),)
     except Exception as error:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             raise
         traceback.print_exc(file=sys.stderr)
         return (unmeasured(planned.check, f"unexpected {type(error).__name__}; the log has the details"),)
@@ -248,11 +250,12 @@ def draw_evidence(env: Env, findings: list[Finding]) -> tuple[Finding, ...]:
 def summary(verdict: Verdict, findings: list[Finding], spec: Spec, kind: Kind) -> str:
     """One sentence for people: what was verified, or the first things that stood in the way."""
     if verdict == "PASS":
-        return f"{shown(findings, spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed."
+        return f"{shown(spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed."
     unmeasured_ = [f"{f.check} could not be measured ({f.detail})" for f in findings if f.metric == "not_measured"]
     failed = [f"{f.check}/{f.metric} {in_figures(f)}: {f.detail}" for f in findings if f.gating and f.passed is not True]
     blind = [f"the original passed {f.check}{_on(f)}" for f in findings if f.control and f.passed is not False]
-    reasons = "; ".join([*failed, *unmeasured_, *blind][:4]) or "the control was not scored"
+    nobody = [f"no check of the policy measures whether {unit} are forgotten" for unit in unmeasured_units(spec)]
+    reasons = "; ".join([*failed, *unmeasured_, *blind, *nobody][:4]) or "the control was not scored"
     return f"Forgetting {asked(spec)} is not verified ({verdict}): {reasons}."
 
 
@@ -262,16 +265,13 @@ def asked(spec: Spec) -> str:
     return " and ".join([*names, *([evidence.counted(len(spec.all_forgotten_samples))] if spec.all_forgotten_samples else [])])
 
 
-def shown(findings: list[Finding], spec: Spec, kind: Kind) -> str:
-    """What findings that all passed say of the saved model, and no more: a class or sample that no check scored is left out."""
-    gating = [f for f in findings if f.gating]
-    scored = {f.class_index for f in gating if MEASURES_FORGETTING.get(f.check) == "classes"}
-    names = ", ".join(spec.class_names[k] for k in spec.all_forgotten if k in scored)
+def shown(spec: Spec, kind: Kind) -> str:
+    """What findings that all passed say of the saved model: `decide` lets none pass that leave out something forgotten."""
+    names = ", ".join(spec.class_names[k] for k in spec.all_forgotten)
     claims = [f"no longer {'draws' if kind == 'generator' else 'recognises'} {names}"] if names else []
-    if any(MEASURES_FORGETTING.get(f.check) == "samples" for f in gating):
-        count = len(spec.all_forgotten_samples)
+    if count := len(spec.all_forgotten_samples):
         claims.append(f"answers {evidence.counted(count)} like images that it has never seen")
-    return f"The saved model {' and '.join(claims)}" if claims else "No check measured forgetting"
+    return f"The saved model {' and '.join(claims)}"
 
 
 def _on(finding: Finding) -> str:

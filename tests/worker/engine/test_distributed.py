@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worker.engine.unlearning_job import ONE_RANK, PAIRS, ROOT, begin, make_job, params_of, write_spec
+from tests.worker.engine.unlearning_job import ITERATIONS, ONE_RANK, ROOT, RUNS, begin, make_job, write_spec
 from worker.contract import JobDirectory
 from worker.engine import checkpoint, distributed
 from worker.engine.distributed import Ranks
 
-STEPS = 6
 KEY = "key"
 
 
@@ -36,7 +35,7 @@ def stepped(job: JobDirectory, ranks: Ranks) -> tuple[Any, float]:
         given = checkpoint.load(job.steps, 0)
         apart = share_apart(mine, given)
         method.load_state_dict(given)
-    for i in range(STEPS):
+    for i in range(ITERATIONS):
         method.step(i)
     return method, apart
 
@@ -65,7 +64,7 @@ def weights_of(method: Any) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of torchrun that worked on every pair: importing torch takes each start seconds."""
+    """One start of torchrun that worked on every run: importing torch takes each start seconds."""
 
     folder: Path
     log: str
@@ -77,8 +76,8 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for name, family in PAIRS:
-            one_rank(folder / f"{name}-{family}", name, family)
+        for asked in RUNS:
+            one_rank(folder / asked, asked)
     finally:
         torch.set_num_threads(threads)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(folder)]
@@ -87,18 +86,18 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     return Launch(folder, done.stdout + done.stderr)
 
 
-def one_rank(folder: Path, name: str, family: str) -> None:
+def one_rank(folder: Path, asked: str) -> None:
     """Leave the weights before and after the steps, the preparation, and a spec for two ranks."""
-    job = make_job(folder, method=name, family=family, params=params_of(name) | {"iterations": STEPS})
+    job = make_job(folder, **RUNS[asked])
     method, _ = stepped(job, ONE_RANK)
     save_file(weights_of(method), folder / "one.safetensors")
-    write_spec(job, method=name, family=family, params=dict(job.read_spec().params), ranks=2)
+    write_spec(job, **RUNS[asked], ranks=2)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "family"), PAIRS, ids=[f"{m}-{f}" for m, f in PAIRS])
-def test_two_ranks_agree_with_one(name: str, family: str, launch: Launch) -> None:
-    folder = launch.folder / f"{name}-{family}"
+@pytest.mark.parametrize("asked", RUNS)
+def test_two_ranks_agree_with_one(asked: str, launch: Launch) -> None:
+    folder = launch.folder / asked
     files = [folder / f"rank-{r}.safetensors" for r in range(2)]
     assert all(f.is_file() for f in files), launch.log[-4000:]
     start, one, *ranks = (flat(load_file(f)) for f in (folder / "start.safetensors", folder / "one.safetensors", *files))
@@ -128,8 +127,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     ranks = distributed.start("cpu")
     torch.set_num_threads(1)
-    for name, family in PAIRS:
-        job = JobDirectory(folder / f"{name}-{family}")
+    for asked in RUNS:
+        job = JobDirectory(folder / asked)
         method, apart = stepped(job, ranks)
         save_file(weights_of(method), job.root / f"rank-{ranks.rank}.safetensors")
         (job.root / f"apart-{ranks.rank}").write_text(str(apart))

@@ -225,6 +225,24 @@ def test_weights_that_are_not_the_family_s_are_refused_by_name(name: str, base: 
         load(name, base)
 
 
+FLOATS = "float16 or bfloat16 or float32 or float64"
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.complex64, torch.float8_e4m3fn, torch.uint16])
+def test_weights_that_are_no_floating_point_numbers_of_16_to_64_bits_are_refused(
+    dtype: torch.dtype, name: str, base: Path, tmp_path: Path
+) -> None:
+    family = load(name, base)
+    file = weights_of(base, family)
+    first = sorted(n for n, _ in family.module.named_parameters() if n in load_file(file))[0]
+    edit(file, lambda t: t.update({first: torch.ones(t[first].shape).to(dtype)}))
+    sentence = f"expected {FLOATS} in {first}, found {str(dtype).removeprefix('torch.')}"
+    with pytest.raises(BadModel, match=sentence):
+        load(name, base)
+    with pytest.raises(BadModel, match=sentence):  # nor is what was trained cut down to such a base
+        family.save(tmp_path / "out", base)
+
+
 def test_a_pickle_and_a_second_set_of_weights_are_refused(name: str, base: Path) -> None:
     weights = weights_of(base, load(name, base))
     (weights.parent / "ema.safetensors").write_bytes(weights.read_bytes())

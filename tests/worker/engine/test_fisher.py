@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.worker.engine.unlearning_job import begin, make_job, params_of, write_spec
+from tests.worker.engine.unlearning_job import begin, make_job, make_spec, memory_for, params_of, write_spec
 from worker.engine import fisher
+from worker.engine.distributed import Ranks
+from worker.engine.errors import Diverged, OutOfMemory
+from worker.engine.files import sha256_of
 from worker.engine.fisher import Settings, cache_key, forget_and_retain
 from worker.engine.run import Run
 
@@ -108,6 +113,74 @@ def test_a_table_serves_only_what_it_was_made_of(tmp_path: Path, changed: dict[s
     assert before != after
 
 
+def test_a_table_of_single_images_does_not_depend_on_a_batch_size(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    assert cache_key(run, Settings("per_sample", 4, 8), 4) == cache_key(run, Settings("per_sample", 16, 8), 4)
+
+
+def test_a_table_serves_only_where_sums_round_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, settings = made(tmp_path), Settings("class_batch", 4, 8)
+
+    def key_of(ranks: Ranks, threads: int) -> str:
+        run.ranks = ranks
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return cache_key(run, settings, 4)
+
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    usual = Ranks(0, 1, cpu)
+    assert len({key_of(usual, 1), key_of(Ranks(0, 2, cpu), 1), key_of(Ranks(0, 1, other), 1), key_of(usual, 2)}) == 4
+
+
+def test_a_table_serves_only_classes_of_the_same_names(tmp_path: Path) -> None:
+    # An image folder's classes are numbered by their names, and prompts, which the labels are, may stay as they were.
+    run, keys = made(tmp_path), []
+    for names in (("a", "b", "c", "d"), ("b", "a", "c", "d")):
+        run.spec = make_spec(run_job(tmp_path), family="stable_diffusion", class_names=names, prompts=("P", "Q", "R", "S"))
+        keys.append(cache_key(run, Settings("class_batch", 4, 8), 4))
+    assert keys[0] != keys[1]
+
+
+def numbers(change: str, fisher_GP: torch.Tensor) -> torch.Tensor:
+    """What no measurement leaves."""
+    if change == "dtype":
+        return fisher_GP.double()
+    if change == "shape":
+        return fisher_GP[:, 1:].contiguous()
+    fisher_GP[1, 2] = {"nan": float("nan"), "infinite": float("inf"), "negative": -1e-9}[change]
+    return fisher_GP
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "nan", "infinite", "negative"])
+def test_a_table_that_cannot_have_been_measured_is_measured_again(tmp_path: Path, change: str) -> None:
+    settings = Settings("class_batch", 4, 8)
+    run = made(tmp_path)
+    first = forget_and_retain(run, settings)
+    file = run.cache / cache_key(run, settings, 4) / "fisher.safetensors"
+    save_file({"fisher_GP": numbers(change, load_file(file)["fisher_GP"])}, file)
+    file.with_name("fisher.json").write_text(json.dumps({"sha256": sha256_of(file)}))
+    again = forget_and_retain(run, settings)
+    assert all(torch.equal(a, b) for pair in zip(first, again, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_how_many_images_a_class_has_is_not_read_from_the_cache(tmp_path: Path) -> None:
+    settings = Settings("class_batch", 4, 8)
+    run = made(tmp_path)
+    first = forget_and_retain(run, settings)
+    record = run.cache / cache_key(run, settings, 4) / "fisher.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"counts": [0, 0, 0, 0]}))
+    again = forget_and_retain(run, settings)
+    assert all(torch.equal(a, b) for pair in zip(first, again, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_information_that_is_not_finite_is_named_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path)
+    loss = run.family.loss
+    monkeypatch.setattr(run.family, "loss", lambda *given, **options: loss(*given, **options) * float("inf"))
+    with pytest.raises(Diverged, match="not finite"):
+        forget_and_retain(run, Settings("class_batch", 4, 8))
+    assert not run.cache.exists()
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "record"])
 def test_a_damaged_table_is_measured_again(tmp_path: Path, damage: str) -> None:
     settings = Settings("class_batch", 4, 8)
@@ -196,3 +269,24 @@ def test_the_published_protocol_takes_all_images_in_mixed_batches(tmp_path: Path
     assert sorted(torch.cat([p.index_B for p in plan]).tolist()) == sorted(run.retain.indices_N.tolist())
     assert [len(p.index_B) for p in plan] == [8, 8, 6]
     assert [p.weight for p in plan] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("kind", ["class_batch", "batch"])
+def test_a_batch_that_does_not_fit_is_halved_and_still_squared_as_one(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(kind, 8, 8, clip=0.5, loss_scale=3.0)
+    whole = forget_and_retain(made(tmp_path / "large"), settings)
+    run = made(tmp_path / "small")
+    seen = memory_for(5, run, monkeypatch)
+    cut = forget_and_retain(run, settings)
+    assert max(seen) == 4
+    assert run.micro is None  # updates take other memory, and the same on every rank
+    assert all(close(a, b) for a, b in zip(cut, whole, strict=True))
+
+
+def test_one_image_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path)
+    memory_for(0, run, monkeypatch)
+    with pytest.raises(OutOfMemory, match="expected at least one to fit"):
+        forget_and_retain(run, Settings("class_batch", 4, 8))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.engine.unlearning_job import begin, make_job
+from tests.worker.engine.unlearning_job import begin, make_job, memory_for
 from worker.engine import masks
-from worker.engine.errors import BadInput, Diverged
+from worker.engine.errors import BadInput, Diverged, OutOfMemory
 from worker.engine.run import Run
 
 
@@ -61,6 +61,24 @@ def test_a_part_of_the_images_gives_another_gradient_and_leaves_none_behind(tmp_
     few, all_ = (masks.mean_gradient(run, run.forget, batch_size=4, samples=n) for n in (3, 1_000))
     assert not torch.allclose(few[0], all_[0], rtol=1e-3)
     assert all(p.grad is None for p in run.parameters)
+
+
+def test_batches_that_do_not_fit_are_halved_and_the_gradient_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path)
+    whole = masks.mean_gradient(run, run.forget, batch_size=8, samples=1_000)
+    seen = memory_for(3, run, monkeypatch)
+    cut = masks.mean_gradient(run, run.forget, batch_size=8, samples=1_000)
+    assert seen == [2, 2, 2, 2, 2, 1]  # 8 -> 4 -> 2, and the last 3 of 11 by the size that fitted
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(whole, cut, strict=True))
+
+
+def test_one_image_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path)
+    memory_for(0, run, monkeypatch)
+    with pytest.raises(OutOfMemory, match="expected at least one to fit"):
+        masks.mean_gradient(run, run.forget, batch_size=8, samples=8)
 
 
 def test_a_gradient_that_is_not_finite_is_named_before_a_mask_is_made_of_it(tmp_path: Path) -> None:

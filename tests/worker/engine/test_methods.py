@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tests.worker.engine.unlearning_job import ONE_RANK, PAIRS, begin, make_job, params_of
+from tests.worker.engine.unlearning_job import ITERATIONS, ONE_RANK, PAIRS, RUNS, begin, make_job, params_of
 from worker.contract import JobDirectory
 from worker.engine import checkpoint, intake, loop, registry
 from worker.engine.checkpoint import Cadence
@@ -26,12 +26,6 @@ METHODS = sorted(registry.methods())
 ON_CLASSIFIERS = [name for name, family in PAIRS if family == "classifier"]
 MASKED = {"sfron": {"gamma": 3.0, "optimizer": "dual"}, "salun": {"ratio": 0.2}}
 """Methods whose `mask` keeps weights out of a step, and parameters under which it keeps out many."""
-
-MODES: Mapping[str, list[dict[str, object]]] = {
-    "esd": [{"inputs": "generated"}],
-    "sfron": [{"forget_loss": "ascent"}],
-}
-"""What else a method's parameters are read in, beside its defaults."""
 
 pair = pytest.mark.parametrize(("name", "family"), PAIRS, ids=[f"{m}-{f}" for m, f in PAIRS])
 
@@ -106,30 +100,101 @@ class Recorder:
         return getattr(self._params, name)
 
 
-def read_in_a_run(job: JobDirectory) -> set[str]:
-    """Fields of the job's parameters that a whole run of two iterations reads."""
-    spec = job.read_spec()
-    method, family = registry.methods()[spec.method], registry.families()[spec.family]
-    read = {"preset"}  # by `intake.effective`, which makes the parameters: the test of presets above sees it at work
-    params: Any = Recorder(intake.effective(method, spec.family, spec.params), read)
-    loaded = family.load(job.base, labels=spec.labels, device=ONE_RANK.device)
-    events = Events(job.events, "test", speaks=False)
-    work = Work(spec, family, method, params)
-    run = make_run(work, loaded, load_dataset(job, spec), ONE_RANK, events, cache=job.fishers)
-    begun = method.begin(params, run)
-    looped(begun, job.root, min(params.iterations, 2))
-    begun.state_dict()
-    return read
+class Subject:
+    """A job of one method on one family, run for two iterations under one set of parameters after another."""
+
+    def __init__(self, root: Path, name: str, family: str) -> None:
+        self.job, self.family = make_job(root, method=name, family=family), family
+        self.method = registry.methods()[name]
+        self.spec = self.job.read_spec()
+        self.loaded = registry.families()[family].load(self.job.base, labels=self.spec.labels, device=ONE_RANK.device)
+        self.start = {n: t.clone() for n, t in self.loaded.module.state_dict().items()}
+        self.dataset = load_dataset(self.job, self.spec)
+
+    def params(self, given: Mapping[str, Any]) -> Params:
+        """Short-run parameters without a preset, those left out that `given` takes the effect from. Raises: BadInput."""
+        short = {"preset": None, **params_of(self.method.name, self.family)}
+        idle = intake.without_effect(self.method, self.family, self.method.Params.model_validate(short | given))
+        given = {key: value for key, value in short.items() if key not in idle} | given
+        return intake.effective(self.method, self.family, given)
+
+    def result(self, params: Any) -> dict[str, torch.Tensor] | None:
+        """The weights after two iterations; None where the method refuses such parameters."""
+        self.loaded.module.load_state_dict(self.start)
+        work = Work(self.spec, type(self.loaded), self.method, params)
+        events = Events(self.job.events, "test", speaks=False)
+        try:
+            run = make_run(work, self.loaded, self.dataset, ONE_RANK, events, cache=self.job.fishers)
+            method: Any = self.method.begin(params, run)
+            looped(method, self.job.root, min(params.iterations, 2))
+        except BadInput:
+            return None
+        return weights_of(method)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_parameter_is_read_in_some_family_and_mode(name: str, tmp_path: Path) -> None:
-    unread = set(registry.methods()[name].Params.model_fields)
-    for family in (f for m, f in PAIRS if m == name):
-        for i, mode in enumerate([{}, *MODES.get(name, [])]):
-            job = make_job(tmp_path / f"{family}-{i}", method=name, family=family, params=params_of(name) | mode)
-            unread -= read_in_a_run(job)
-    assert not unread
+OTHERS: Mapping[str, tuple[Any, ...]] = {
+    "algorithm": ("sgd", "adamw"), "alpha": (1.0,), "alpha_decay": ("constant",), "alpha_forget": (3.0,), "augment": ("flip",),
+    "batch_norm": ("train",), "batch_size": (4,), "clip": (1e-3,), "decay": ("linear",), "eta": (3.0,), "ewc": (1e6,),
+    "fisher": ("per_sample", "batch"), "fisher_batch_size": (2,), "fisher_clip": (1e-3,), "fisher_samples": (4,),
+    "forget_clip": (1e-3,), "forget_every": (2,), "forget_label_drop": (1.0,), "forget_loss": ("ascent",),
+    "forget_weight": (3.0,), "gamma": (3.0,), "guidance_scale": (1.0,), "inputs": ("generated",), "iterations": (1,),
+    "l1": (1e-3,), "label_drop": (1.0,), "learning_rate": (3e-3,), "loss_ceiling": (1e-3,), "loss_scale": (100.0,),
+    "max_iterations": (0,), "momentum": (0.5,), "optimizer": ("shared",), "precision": ("bf16",), "ratio": (0.2,),
+    "relabel": ("next",), "replay_guidance": (2.0,), "replay_per_class": (3,), "replay_steps": (3,), "replay_weight": (3.0,),
+    "retain_weight": (3.0,), "saliency": ("share",), "saliency_samples": (4,), "scope": ("selfattn", "noxattn"),
+    "share": (0.5,), "steps": (5,), "temperature": (2.0,),
+    "weight_decay": (0.1,),
+}  # fmt: skip
+"""Values that are no default of any method: at least one of them must lead to another result."""
+
+HOW = {"replay_batch_size", "saliency_batch_size", "sharding"}
+"""How the work is cut up, which must not change the result of one rank: these must be read, no more."""
+
+
+def modes(subject: Subject, key: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Parameters beside which a parameter has an effect, and others beside which it has none."""
+    fields = subject.method.Params.model_fields
+    kind, idle = type(subject.loaded).kind, key in type(subject.loaded).ignores
+    read: list[dict[str, Any]] = [{}]
+    unread: list[dict[str, Any]] = []
+    for name, values in subject.method.Params.conditions.get(key, {}).items():
+        if name == "kind":
+            idle = idle or kind not in values
+            continue
+        read = [{name: v} for v in values]
+        unread = [{name: v} for v in get_args(fields[name].annotation) if v not in values]
+    return ([], [{}]) if idle else (read, unread)
+
+
+@pair
+def test_a_parameter_changes_the_result_or_is_refused(name: str, family: str, tmp_path: Path) -> None:
+    subject = Subject(tmp_path, name, family)
+    results: dict[str, Any] = {}
+
+    def changed(mode: dict[str, Any], update: dict[str, Any]) -> bool:
+        params = subject.params(mode)
+        if str(mode) not in results:
+            results[str(mode)] = subject.result(params)
+            assert results[str(mode)] is not None
+        result = subject.result(params.model_copy(update=update))
+        return result is None or not same(result, results[str(mode)])
+
+    for key in subject.method.Params.model_fields.keys() - {"preset"} - HOW:
+        having, lacking = modes(subject, key)
+        for mode in having:
+            assert any(changed(mode, {key: value}) for value in OTHERS[key]), (key, mode)
+        for mode in lacking:
+            for value in OTHERS[key]:
+                with pytest.raises(BadInput, match=f"{key}: has "):
+                    subject.params({**mode, key: value})
+                assert key == "augment" or not changed(mode, {key: value}), (key, mode)  # latents refuse it themselves
+
+
+@pair
+def test_a_parameter_of_how_the_work_is_cut_up_is_read(name: str, family: str, tmp_path: Path) -> None:
+    subject, read = Subject(tmp_path, name, family), set[str]()
+    subject.result(Recorder(subject.params({}), read))
+    assert read >= HOW & subject.method.Params.model_fields.keys()
 
 
 # -------------------------------------------------------------------------------------------- every method on every family
@@ -174,20 +239,43 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name: str,
     assert not same(results[0], results[2])
 
 
-@pair
-def test_a_resumed_run_has_the_bits_of_an_unbroken_one(name: str, family: str, tmp_path: Path) -> None:
-    iterations = int(str(params_of(name)["iterations"]))
-    whole = begin(make_job(tmp_path / "whole", method=name, family=family), prepare=False)
-    looped(whole, tmp_path / "whole", iterations)
+@pytest.mark.parametrize("asked", RUNS)
+def test_a_resumed_run_has_the_bits_of_an_unbroken_one(asked: str, tmp_path: Path) -> None:
+    whole = begin(make_job(tmp_path / "whole", **RUNS[asked]), prepare=False)
+    looped(whole, tmp_path / "whole", ITERATIONS)
 
-    broken = begin(make_job(tmp_path / "broken", method=name, family=family), prepare=False)
-    looped(broken, tmp_path / "broken", iterations - 2, every=iterations - 3)
-    assert checkpoint.newest(tmp_path / "broken" / "steps", "key") == iterations - 3  # one step behind the break
+    broken = begin(make_job(tmp_path / "broken", **RUNS[asked]), prepare=False)
+    looped(broken, tmp_path / "broken", ITERATIONS - 2, every=ITERATIONS - 3)
+    assert checkpoint.newest(tmp_path / "broken" / "steps", "key") == ITERATIONS - 3  # one step behind the break
 
-    resumed = begin(make_job(tmp_path / "fresh", method=name, family=family), prepare=False)
-    outcome = looped(resumed, tmp_path / "broken", iterations)
-    assert outcome.resumed_from == iterations - 3
+    resumed = begin(make_job(tmp_path / "fresh", **RUNS[asked]), prepare=False)
+    outcome = looped(resumed, tmp_path / "broken", ITERATIONS)
+    assert outcome.resumed_from == ITERATIONS - 3
     assert same(weights_of(whole), weights_of(resumed))
+
+
+PRESETS = [(m, f, p) for m, f in PAIRS for p, preset in registry.methods()[m].presets.items() if f in preset.families]
+AT_MOST = {
+    "iterations": 2, "batch_size": 4, "fisher_samples": 8, "fisher_batch_size": 4, "saliency_samples": 8, "steps": 5,
+    "replay_per_class": 2, "replay_steps": 3,
+}  # fmt: skip
+"""What makes a preset long, and how much of it is left for a test."""
+
+
+@pytest.mark.parametrize(("name", "family", "preset"), PRESETS, ids=["-".join(p) for p in PRESETS])
+def test_every_preset_runs(name: str, family: str, preset: str, tmp_path: Path) -> None:
+    method = registry.methods()[name]
+    whole = intake.recorded(method, family, intake.effective(method, family, {"preset": preset}))
+    short = {key: min(int(str(whole[key])), most) for key, most in AT_MOST.items() if key in whole}
+    single = method.presets[preset].units == ("sample",)
+    forget = {"forget_classes": (), "forget_samples": ("1", "14", "27", "40")} if single else {}
+    job = make_job(tmp_path, method=name, family=family, params={"preset": preset, **short}, **forget)
+    begun = begin(job, prepare=False)
+    before = weights_of(begun)
+    looped(begun, tmp_path, 2)
+    after = weights_of(begun)
+    assert not same(before, after)
+    assert all(bool(torch.isfinite(t).all()) for t in after.values())
 
 
 @pair

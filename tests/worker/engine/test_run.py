@@ -25,13 +25,14 @@ FEATURES, ROWS = 6, 10
 class Device:
     """Memory for so many rows of a forward pass, and a record of those that fitted."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, error: Exception | None = None) -> None:
         self.rows, self.seen = rows, []  # type: ignore[var-annotated]
+        self.error = error or torch.OutOfMemoryError("no memory for so many rows")
 
     def squared_error(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
         """A rows function whose loss is strictly positive, as the adaptive weights need it."""
         if len(batch.y_B) > self.rows:
-            raise torch.OutOfMemoryError(f"no memory for {len(batch.y_B)} rows")
+            raise self.error
         self.seen.append(len(batch.y_B))
         loss_B = (module(batch.x_BCHW).squeeze(1) - batch.y_B).square()
         return loss_B, loss_B
@@ -94,6 +95,23 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_update_is_the
     assert max(small.seen) == 3
     assert large.seen == [ROWS]
     assert relative(cut, whole) < 1e-6
+
+
+CPU_WORDS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(CPU_WORDS)], ids=["host", "cpu"])
+def test_a_cpu_that_runs_out_of_memory_halves_the_batch_too(error: Exception, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    updated(run, [Part(batch_of(ROWS), Device(5, error).squared_error)])
+    assert run.micro == 5
+
+
+def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        updated(
+            make_run(tmp_path), [Part(batch_of(ROWS), Device(5, RuntimeError("shapes cannot be multiplied")).squared_error)]
+        )
 
 
 def test_weights_of_a_micro_batch_alone_would_give_another_update(tmp_path: Path) -> None:
@@ -205,3 +223,38 @@ def test_statistics_of_its_own_for_every_rank_are_refused(tmp_path: Path) -> Non
         make_run(tmp_path, world=2, module=nn.BatchNorm1d(FEATURES), batch_norm="train")
     make_run(tmp_path, world=2, batch_norm="train")  # a network without BatchNorm has none to disagree about
     make_run(tmp_path, world=2, module=nn.BatchNorm1d(FEATURES), batch_norm="frozen")
+
+
+class Normalised(nn.Module):
+    """One output of normalised features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 1)
+
+    def forward(self, x_BF: Tensor) -> Tensor:
+        result: Tensor = self.out(self.norm(x_BF))
+        return result
+
+
+def test_a_batch_whose_statistics_are_taken_is_not_halved(tmp_path: Path) -> None:
+    # Pieces have other statistics than the whole, and would move the running ones once each.
+    part = Part(batch_of(ROWS), Device(5).squared_error)
+    trained = make_run(tmp_path, module=Normalised().eval(), batch_norm="train")
+    with pytest.raises(OutOfMemory, match=r"batch of 10 images.* expected a smaller batch_size, or batch_norm 'frozen'"):
+        updated(trained, [part])
+    frozen = make_run(tmp_path, module=Normalised().eval())
+    updated(frozen, [part])
+    assert frozen.micro == 5
+    plain = make_run(tmp_path, batch_norm="train")  # without BatchNorm there is nothing to spoil
+    updated(plain, [part])
+    assert plain.micro == 5
+
+
+def test_an_update_moves_the_running_statistics_once_a_batch(tmp_path: Path) -> None:
+    network = Normalised().eval()
+    run, batch = make_run(tmp_path, module=network, batch_norm="train"), batch_of(ROWS)
+    updated(run, [Part(batch, Device(ROWS).squared_error, adaptive)])
+    assert network.norm.num_batches_tracked == 1
+    assert torch.allclose(network.norm.running_mean, 0.1 * batch.x_BCHW.mean(0))  # from 0, at momentum 0.1
+    assert not network.norm.training

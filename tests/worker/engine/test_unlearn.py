@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.worker.engine.unlearning_job import (
     write_spec,
 )
 from worker.contract import EXIT_FAILED, EXIT_STOPPED, Event, Failure, JobDirectory, Manifest, document_digest
-from worker.engine import unlearn
+from worker.engine import distributed, unlearn
 from worker.engine.checkpoint import Cadence
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
@@ -100,6 +101,43 @@ def test_a_killed_engine_goes_on_to_the_bits_of_an_unbroken_run(tmp_path: Path) 
     manifest = Manifest.model_validate_json(broken.manifest.read_bytes())
     assert 5 <= manifest.resumed_from_iteration < 40
     assert entries(broken.out) == entries(whole.out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_rank_that_is_left_says_that_another_died(victim: int, tmp_path: Path) -> None:
+    job = long_job(tmp_path, iterations=2000)
+    write_spec(job, ranks=2, params=params_of("sfron") | {"iterations": 2000})
+    process = start_engine(job, *EVERY_STEP, ranks=2)
+    wait_for(lambda: bool(steps_in(job)))
+    os.kill(rank_of(process.pid, victim), signal.SIGKILL)
+    output, _ = process.communicate(timeout=90)
+    assert job.failure.exists(), output
+    failure = Failure.model_validate_json(job.failure.read_bytes())
+    assert (failure.code, failure.retryable) == ("rank_lost", True), output
+    assert failure.message == "expected 2 ranks to answer, one no longer does"
+    assert not job.manifest.exists()
+    assert not list(job.root.glob(".failure*"))
+
+
+def test_the_reason_of_a_failure_is_written_down_before_the_other_ranks_see_this_one_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path)
+    write_spec(job, ranks=2)
+    written: list[bool] = []
+    monkeypatch.setattr(distributed, "close", lambda _: written.append(job.failure.exists()))
+    assert run_engine(job) == EXIT_FAILED
+    assert written == [True]
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process id of a rank that torchrun started."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"torchrun has no rank {rank}")
 
 
 def test_two_ranks_that_are_asked_to_stop_leave_one_checkpoint_and_go_on_from_it(tmp_path: Path) -> None:

@@ -236,10 +236,15 @@ def test_policy_that_cannot_be_met_or_read_is_an_error(make: Any, check: Check) 
     assert check.verifier in report.summary
 
 
-def test_out_of_memory_is_a_failure_of_the_stage_not_of_the_candidate(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_out_of_memory_is_a_failure_of_the_stage_not_of_the_candidate(
+    error: Exception, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Huge(vj.Painter):
         def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
-            raise torch.OutOfMemoryError("no room")
+            raise error
 
     use(monkeypatch, Huge)
     job = make(vj.forgotten_patterns())
@@ -365,5 +370,6 @@ def test_two_ranks_find_what_one_rank_finds(make: Any) -> None:
 
 
 def test_verdict_is_what_every_reader_recomputes(make: Any) -> None:
-    report = verify.run(make(vj.forgotten_patterns()))
-    assert report.verdict == decide(report.findings, Policy(name="test", judge=JudgePolicy(epochs=6), checks=vj.CHECKS))
+    job = make(vj.forgotten_patterns())
+    report = verify.run(job)
+    assert report.verdict == decide(report.findings, job.read_spec())

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
 from tests.worker.engine.tiny import classifier as tiny
-from worker.contract import Check, Finding, JobDirectory, Policy, Report, decide
+from worker.contract import Check, DatasetSpec, Finding, JobDirectory, Policy, Report, Spec, decide
 from worker.engine import registry, verify
 from worker.engine.families.classifier import ImageClassifier
 
@@ -160,20 +160,18 @@ def test_too_few_samples_to_show_anything_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "samples", "sentence"),
+    ("check", "sentence"),
     [
-        (Check(verifier="forget_rate"), False, "measures generator models, expected one for a classifier"),
-        (Check(verifier="feature_distance"), False, "measures generator models"),
-        (Check(verifier="sample_membership"), False, "expected forgotten samples, found none"),
-        (Check(verifier="forget_accuracy"), True, "expected a forgotten class, found none"),
-        (Check(verifier="forget_accuracy"), False, "50 held-out images of 'columns' cannot show"),  # 0/50 bounds .058
-        (Check(verifier="retain_test_accuracy"), False, "150 pairs cannot show a drop of at most 0.02"),
-        (Check(verifier="forget_accuracy", params={"max_accuracy": 0}), False, "thresholds"),
+        (Check(verifier="forget_rate"), "measures generator models, expected one for a classifier"),
+        (Check(verifier="feature_distance"), "measures generator models"),
+        (Check(verifier="forget_accuracy"), "50 held-out images of 'columns' cannot show"),  # 0/50 bounds .058
+        (Check(verifier="retain_test_accuracy"), "150 pairs cannot show a drop of at most 0.02"),
+        (Check(verifier="forget_accuracy", params={"max_accuracy": 0}), "thresholds"),
     ],
 )
-def test_what_cannot_be_measured_is_an_error(tmp_path: Path, check: Check, samples: bool, sentence: str) -> None:
+def test_what_cannot_be_measured_is_an_error(tmp_path: Path, check: Check, sentence: str) -> None:
     policy = only(Check(verifier="integrity"), check)
-    report = verify.run(nj.make_job(tmp_path, nj.without_class(), samples=samples, policy=policy))
+    report = verify.run(nj.make_job(tmp_path, nj.without_class(), policy=policy))
     assert report.verdict == "ERROR"
     assert sentence in report.summary
     assert report.evidence == ()
@@ -201,13 +199,36 @@ def test_a_picture_that_cannot_be_drawn_fails_even_if_no_check_asked(tmp_path: P
     patterns[vj.FORGET] = 1e30
     policy = only(Check(verifier="integrity"))
     report = verify.run(nj.make_job(tmp_path, nj.knowing(patterns=patterns), policy=policy))
-    assert (report.verdict, gate(report, "evidence", "samples_missing").passed) == ("FAIL", False)
+    assert (report.verdict, gate(report, "evidence", "samples_missing").passed) == ("ERROR", False)
 
 
-def test_passing_integrity_alone_claims_nothing_about_forgetting(tmp_path: Path) -> None:
-    report = verify.run(nj.make_job(tmp_path, nj.without_class(), policy=only(Check(verifier="integrity"))))
-    assert report.verdict == "PASS"
-    assert report.summary == "No check measured forgetting; all 11 gating findings passed."
+@pytest.mark.parametrize(
+    ("check", "samples", "lacking"),
+    [("integrity", False, "classes"), ("sample_membership", False, "classes"), ("forget_accuracy", True, "samples")],
+)
+def test_a_policy_that_measures_something_else_is_an_error(tmp_path: Path, check: str, samples: bool, lacking: str) -> None:
+    policy = only(Check(verifier="integrity"), *([Check(verifier=check)] if check != "integrity" else []))
+    report = verify.run(nj.make_job(tmp_path, nj.without_class(), samples=samples, policy=policy))
+    assert report.verdict == "ERROR"
+    assert report.summary.endswith(f"(ERROR): no check of the policy measures whether {lacking} are forgotten.")
+    assert {f.check for f in report.findings} == {"integrity"}
+
+
+def test_classes_and_samples_of_one_lineage_are_measured_by_one_policy(tmp_path: Path) -> None:
+    """The class went first; the candidate forgot the samples. What nobody asked to forget is passed over."""
+    both = only(*nj.CLASS_CHECKS, nj.SAMPLE_CHECKS[1])
+    vj.write_data(tmp_path / "data")
+    remembering, candidate = nj.remembering(tmp_path / "data"), nj.without_class()
+    made = nj.make_job(
+        tmp_path / "both", candidate, samples=True, forgotten_classes=(vj.FORGET,), original=remembering, policy=both
+    )
+    report = verify.run(made)
+    assert {f.check for f in report.findings if f.control} == {"forget_accuracy", "sample_membership"}
+    assert {f.class_index for f in report.findings if f.control and f.check == "forget_accuracy"} == {vj.FORGET}
+    assert gate(report, "forget_accuracy", "forgotten_class_accuracy").passed is True
+    alone = verify.run(nj.make_job(tmp_path / "alone", nj.without_class(), policy=both))
+    assert alone.verdict == "PASS", alone.summary
+    assert "sample_membership" not in {f.check for f in alone.findings}
 
 
 def test_nothing_is_asked_twice_and_progress_counts_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,19 +253,63 @@ def test_nothing_is_asked_twice_and_progress_counts_images(tmp_path: Path, monke
 # ------------------------------------------------------------------------------------------------------- contract.decide
 
 
-def finding(check: str, *, control: bool = False, passed: bool = True) -> Finding:
+def finding(check: str, *, control: bool = False, passed: bool = True, k: int | None = None) -> Finding:
     subject = "original" if control else "candidate"
-    return Finding(check=check, metric="m", subject=subject, gating=not control, control=control, passed=passed)
+    return Finding(check=check, metric="m", subject=subject, gating=not control, control=control, passed=passed, class_index=k)
 
 
-@pytest.mark.parametrize("check", ["forget_rate", "forget_accuracy", "sample_membership"])
-def test_each_check_that_measures_forgetting_needs_a_control_of_its_own(check: str) -> None:
-    policy = only(Check(verifier="integrity"), Check(verifier=check))
-    passed = [finding("integrity"), finding(check)]
-    assert decide([*passed, finding(check, control=True, passed=False)], policy) == "PASS"
-    assert decide([*passed, finding(check, control=True, passed=True)], policy) == "VOID"
-    assert decide(passed, policy) == "VOID"
-    assert decide([*passed, finding("integrity", control=True, passed=False)], policy) == "VOID"
+def spec_of(*checks: str, **wish: Any) -> Spec:
+    """A spec that decides a verdict; what it is run on is not read."""
+    digest = "0" * 64
+    return Spec(
+        request_id="r", family="f", method="m", seed=0, verification_seed=0, class_names=("a", "b", "c"),
+        base_digest=digest, original_digest=digest, dataset=DatasetSpec(format="npz", digest=digest),
+        policy=only(*(Check(verifier=name) for name in checks)), **wish,
+    )  # fmt: skip
+
+
+CLASS, SAMPLE = {"forget_classes": (1,)}, {"forget_samples": ("x",)}
+
+
+@pytest.mark.parametrize(
+    ("check", "wish", "k"), [("forget_rate", CLASS, 1), ("forget_accuracy", CLASS, 1), ("sample_membership", SAMPLE, None)]
+)
+def test_each_check_that_measures_forgetting_needs_a_control_of_its_own(check: str, wish: Any, k: int | None) -> None:
+    spec = spec_of("integrity", check, **wish)
+    passed = [finding("integrity"), finding(check, k=k)]
+    assert decide([*passed, finding(check, control=True, passed=False, k=k)], spec) == "PASS"
+    assert decide([*passed, finding(check, control=True, passed=True, k=k)], spec) == "VOID"
+    assert decide(passed, spec) == "VOID"
+    assert decide([*passed, finding("integrity", control=True, passed=False)], spec) == "VOID"
+
+
+def test_everything_that_was_ever_forgotten_is_measured_each_class_by_itself_or_nothing_passes() -> None:
+    def on(check: str, k: int | None = None) -> list[Finding]:
+        return [finding(check, k=k), finding(check, control=True, passed=False, k=k)]
+
+    spec = spec_of(
+        "forget_accuracy", "sample_membership", forget_classes=(1,), forgotten_classes=(2,), forgotten_samples=("x",)
+    )
+    whole = [*on("forget_accuracy", 1), *on("forget_accuracy", 2), *on("sample_membership")]
+    assert decide(whole, spec) == "PASS"
+    for missing in (0, 2, 4):
+        assert decide(whole[:missing] + whole[missing + 2 :], spec) == "ERROR"
+        assert decide(whole[: missing + 1] + whole[missing + 2 :], spec) == "VOID"
+    assert decide([*on("forget_accuracy"), *on("forget_accuracy", 1), *on("sample_membership")], spec) == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("check", "earlier"),
+    [("forget_accuracy", {**CLASS, "forgotten_samples": ("x",)}), ("sample_membership", {**SAMPLE, "forgotten_classes": (1,)})],
+)
+def test_a_policy_that_leaves_out_what_was_forgotten_earlier_passes_nothing(check: str, earlier: Any) -> None:
+    found = [finding(check, k=1), finding(check, control=True, passed=False, k=1)]
+    assert decide(found, spec_of(check, **earlier)) == "ERROR"
+
+
+def test_a_check_of_what_nobody_asked_to_forget_is_owed_nothing() -> None:
+    found = [finding("forget_accuracy", k=1), finding("forget_accuracy", control=True, passed=False, k=1)]
+    assert decide(found, spec_of("forget_accuracy", "sample_membership", **CLASS)) == "PASS"
 
 
 # ------------------------------------------------------------------------------------------------------ the real family

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.worker.engine.tiny import NAMES, case, striped
 from worker.contract import Check, DatasetSpec, JobDirectory, Policy, Spec, tree_digest
@@ -20,10 +21,13 @@ from worker.engine.__main__ import main
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.events import Events
+from worker.engine.family import Draw
 from worker.engine.files import entries
 from worker.engine.method import Method
+from worker.engine.run import Run
 from worker.engine.unlearn import make_run, read_work
 
+ITERATIONS = 6
 ONE_RANK = Ranks(rank=0, world=1, device=torch.device("cpu"))
 FAST: dict[str, dict[str, object]] = {
     "esd": {"learning_rate": 1e-4},
@@ -40,9 +44,29 @@ PAIRS = [
 ROOT = Path(__file__).parents[3]
 
 
-def params_of(method: str) -> dict[str, object]:
-    """Short-run parameters of any method."""
-    return {"iterations": 6, "batch_size": 8, "precision": "fp32", "batch_norm": "frozen", **FAST.get(method, {})}
+def params_of(method: str, family: str = "ddpm") -> dict[str, object]:
+    """Short-run parameters of any method on a family."""
+    statistics = {"batch_norm": "frozen"} if family == "classifier" else {}
+    return {"iterations": ITERATIONS, "batch_size": 8, "precision": "fp32", **statistics, **FAST.get(method, {})}
+
+
+def _run(method: str, family: str, leave: str = "", **params: object) -> dict[str, object]:
+    short = {key: value for key, value in params_of(method, family).items() if key != leave}
+    return {"method": method, "family": family, "params": short | params}
+
+
+SHARED: dict[str, object] = {"optimizer": "shared", "forget_loss": "ascent", "fisher": "batch", "fisher_clip": 1.0}
+
+RUNS: dict[str, dict[str, object]] = {
+    **{f"{method}-{family}": _run(method, family) for method, family in PAIRS},
+    "sfron-ddpm-published": _run("sfron", "ddpm", **SHARED, loss_scale=64.0, alpha_decay="cosine", forget_label_drop=0.1),
+    "sfron-classifier-published": _run("sfron", "classifier", **SHARED, algorithm="sgd", forget_every=2),
+    "sfron-ddpm-per-sample": _run("sfron", "ddpm", "fisher_batch_size", fisher="per_sample"),
+    "sfron-classifier-samples": _run("sfron", "classifier")
+    | {"forget_classes": (), "forget_samples": ("1", "2", "14", "27", "40", "41")},
+    "esd-stable_diffusion-generated": _run("esd", "stable_diffusion", inputs="generated", steps=5, scope="xattn"),
+}
+"""Changes of `make_job`: every pair as it is by default, and the modes of a method that do other work."""
 
 
 def make_spec(job: JobDirectory, **changes: object) -> Spec:
@@ -52,7 +76,7 @@ def make_spec(job: JobDirectory, **changes: object) -> Spec:
         "request_id": "r",
         "family": "ddpm",
         "method": "sfron",
-        "params": params_of(str(changes.get("method", "sfron"))),
+        "params": params_of(str(changes.get("method", "sfron")), str(changes.get("family", "ddpm"))),
         "seed": 11,
         "verification_seed": 12,
         "class_names": NAMES,
@@ -95,6 +119,20 @@ def begin(job: JobDirectory, ranks: Ranks = ONE_RANK, *, prepare: bool = True) -
     if prepare:
         method.prepare()
     return method
+
+
+def memory_for(rows: int, run: Run, patch: pytest.MonkeyPatch) -> list[int]:
+    """Let the native loss of no more than so many rows fit; the rows of every pass that did."""
+    loss, seen = run.family.loss, list[int]()
+
+    def limited(x_BCHW: torch.Tensor, y_B: torch.Tensor, draw: Draw, **options: nn.Module) -> torch.Tensor:
+        if len(y_B) > rows:
+            raise torch.OutOfMemoryError(f"no memory for {len(y_B)} rows")
+        seen.append(len(y_B))
+        return loss(x_BCHW, y_B, draw, **options)
+
+    patch.setattr(run.family, "loss", limited)
+    return seen
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:

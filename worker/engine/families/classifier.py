@@ -8,7 +8,9 @@ Source: Hinton et al. 2015 (arXiv:1503.02531) for the distance at a temperature,
 
 from __future__ import annotations
 
+import reprlib
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PretrainedConfig
 
 from worker.engine import resnet, tensor_names, weights
-from worker.engine.errors import BadInput, BadModel, Diverged
+from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
 from worker.engine.family import Augment, Draw, Kind
 from worker.engine.precision import channels_last
 from worker.engine.tensor_names import COUNTS, Naming
@@ -48,6 +50,8 @@ class Architecture:
     """(H, W), or None for a network that takes any."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    id2label: object = None
+    """What the configuration calls the classes, unchecked."""
 
     @classmethod
     def of(cls, directory: Path) -> Architecture:
@@ -67,6 +71,7 @@ class ImageClassifier:
     title: ClassVar[str] = "Image classifier (transformers, or a CIFAR ResNet)"
     kind: ClassVar[Kind] = "classifier"
     prompts: ClassVar[bool] = False
+    ignores: ClassVar[frozenset[str]] = frozenset({"label_drop", "forget_label_drop"})
 
     def __init__(self, module: nn.Module, architecture: Architecture, naming: Naming, *, device: torch.device) -> None:
         self.module = channels_last(module.to(device).eval())
@@ -79,10 +84,15 @@ class ImageClassifier:
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
-        """See `Family.load`. Also refused: a negative variance, and index tables unlike the architecture's."""
+        """See `Family.load`.
+
+        Also refused: a negative variance, index tables unlike the architecture's, and an `id2label` with the registered classes
+        in another order, as the wrong class would be forgotten.
+        """
         architecture = Architecture.of(directory)
         if architecture.class_count != len(labels):
             raise BadModel(f"expected a model of {len(labels)} classes, found one of {architecture.class_count}")
+        weights.require_label_order(architecture.id2label, labels, CONFIG)
         file = directory / weights.only_file(directory, below=Path())
         module = architecture.build()
         naming = tensor_names.naming_of(file, module)
@@ -235,7 +245,7 @@ def _require_sound(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
 
 
 def _of_cifar_resnet(config: resnet.Config) -> Architecture:
-    _require_scale(config.std)
+    _require_scale(config.mean, config.std)
     return Architecture(
         build=lambda: resnet.ResNet(config),
         ask=lambda module, x_BCHW: module(x_BCHW),
@@ -254,15 +264,18 @@ def _of_transformers(document: Mapping[str, Any], directory: Path) -> Architectu
     config = _config(document)
     seen = getattr(config, "vision_config", config)
     channels = getattr(seen, "num_channels", 3)
+    if not _is_count(channels):
+        raise BadModel(f"expected num_channels of at least 1 in {CONFIG}, found {channels!r}")
     mean, std = _normalisation(directory / PREPROCESSOR, channels)
     return Architecture(
         build=lambda: _built(config),
         ask=lambda module, x_BCHW: module(pixel_values=x_BCHW).logits,
-        class_count=int(config.num_labels or 0),
+        class_count=config.num_labels or 0,
         channels=channels,
         size=_size(getattr(seen, "image_size", None)),
         mean=mean,
         std=std,
+        id2label=document.get("id2label"),
     )
 
 
@@ -285,6 +298,8 @@ def _built(config: PretrainedConfig) -> nn.Module:
     try:
         module: nn.Module = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     except Exception as error:  # as above: what a stranger's values break is not foreseeable
+        if is_out_of_memory(error):
+            raise
         raise BadModel(f"transformers cannot build this configuration: {type(error).__name__}: {error}") from error
     return module
 
@@ -292,24 +307,51 @@ def _built(config: PretrainedConfig) -> nn.Module:
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
-    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
+    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or not all(map(_is_count, sides)):
+        raise BadModel(f"expected image_size of one or two numbers of at least 1 in {CONFIG}, found {reprlib.repr(value)}")
+    return sides
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    """Finite as float64; JSON's whole numbers may be larger than that."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _normalisation(file: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std), one a channel, of pixels / 255; without a file .5 and .5. Raises: BadModel."""
     given = weights.read_json(file) if file.is_file() else {}
-    if abs(given.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6 or not given.get("do_rescale", True):
-        raise BadModel(f"expected pixels divided by 255, found another rescale_factor in {file.name}")
-    if not given.get("do_normalize", True):
+    rescale, normalize = (given.get(key, True) for key in ("do_rescale", "do_normalize"))
+    if not isinstance(rescale, bool) or not isinstance(normalize, bool):
+        raise BadModel(
+            f"expected do_rescale and do_normalize true or false in {file.name}, found {rescale!r} and {normalize!r}"
+        )
+    factor = given.get("rescale_factor", 1 / 255)
+    if not rescale or not _is_number(factor) or abs(factor - 1 / 255) > 1e-6:
+        came = repr(factor) if rescale else "none"
+        raise BadModel(f"expected pixels divided by 255, rescale_factor {1 / 255:.6f}, found {came} in {file.name}")
+    if not normalize:
         return (0.0,) * channels, (1.0,) * channels
-    found = [given.get(key, [0.5] * channels) for key in ("image_mean", "image_std")]
-    mean, std = (tuple(float(v) for v in (f if isinstance(f, list) else [f] * channels)) for f in found)
-    if not len(mean) == len(std) == channels:
-        raise BadModel(f"expected image_mean and image_std of {channels} channels, found {len(mean)} and {len(std)}")
-    _require_scale(std)
+    mean, std = (_one_a_channel(key, given.get(key, 0.5), channels, file.name) for key in ("image_mean", "image_std"))
+    _require_scale(mean, std)
     return mean, std
 
 
-def _require_scale(std: Sequence[float]) -> None:
+def _one_a_channel(key: str, value: Any, channels: int, where: str) -> tuple[float, ...]:
+    values = value if isinstance(value, list) else [value] * channels
+    if len(values) != channels or not all(map(_is_number, values)):
+        raise BadModel(f"expected {key} of {channels} finite numbers, one a channel, in {where}, found {reprlib.repr(value)}")
+    return tuple(map(float, values))
+
+
+def _require_scale(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises: BadModel when a pixel of [0, 1] would not be a float32 after normalisation."""
     if min(std) <= 0:
         raise BadModel(f"expected standard deviations above 0, found {min(std)}")
+    largest = max((abs(m) + 1) / s for m, s in zip(mean, std, strict=True))
+    if largest > torch.finfo(torch.float32).max:
+        raise BadModel(f"expected a mean and standard deviation that leave pixels finite, found pixels of {largest:.3g}")

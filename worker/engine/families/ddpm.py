@@ -53,6 +53,7 @@ class DDPM:
     title: ClassVar[str] = "Class-conditional DDPM (diffusers UNet2DModel)"
     kind: ClassVar[Kind] = "generator"
     prompts: ClassVar[bool] = False
+    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
 
     def __init__(self, unet: UNet2DModel, schedule: DDIMScheduler, *, class_count: int, device: torch.device) -> None:
         self.module: nn.Module = channels_last(unet.to(device).eval())

@@ -2,7 +2,8 @@
 
 `transformer/` is trained; `vae/` is frozen and its bytes are copied. There are K classes, and row K of the label table is the
 null label.
-Class names come with the registration; `id2label` of model_index.json is not read.
+Class names come with the registration. An `id2label` in model_index.json is read for one thing: a folder that has the
+registered names in another order is refused, as the wrong class would be forgotten.
 
 Where diffusers' model differs from the published one, and what is done about it:
 
@@ -45,6 +46,7 @@ from worker.engine.latents import Latents
 
 TRANSFORMER = Path("transformer")
 SCHEDULER = Path("scheduler/scheduler_config.json")
+INDEX = Path("model_index.json")
 
 TimeEmbedding = Literal["meta", "diffusers"]
 FREQUENCY_SHIFTS: Mapping[TimeEmbedding, int] = {"meta": 0, "diffusers": 1}
@@ -61,6 +63,7 @@ class DiT:
     title: ClassVar[str] = "Diffusion transformer on latents (diffusers DiTPipeline)"
     kind: ClassVar[Kind] = "generator"
     prompts: ClassVar[bool] = False
+    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "augment"})
 
     def __init__(
         self,
@@ -88,6 +91,8 @@ class DiT:
         file = _weights_file(directory)
         config = weights.read_json(directory / TRANSFORMER / "config.json")
         _require_dit(config, len(labels))
+        if (directory / INDEX).is_file():
+            weights.require_label_order(weights.read_json(directory / INDEX).get("id2label"), labels, INDEX.name)
         time_embedding = time_embedding_of(config)
         scheduler = directory / SCHEDULER
         schedule = _schedule(weights.read_json(scheduler) if scheduler.is_file() else {})

@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from worker.contract import Sampling
 from worker.engine import diffusion, weights
-from worker.engine.errors import BadInput, BadModel
+from worker.engine.errors import BadInput, BadModel, is_out_of_memory
 from worker.engine.family import Augment, Draw, Kind
 from worker.engine.latents import Latents
 from worker.engine.precision import channels_last
@@ -50,6 +50,7 @@ class StableDiffusion:
     title: ClassVar[str] = "Stable Diffusion 1.x, 2.x (diffusers StableDiffusionPipeline)"
     kind: ClassVar[Kind] = "generator"
     prompts: ClassVar[bool] = True
+    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "augment"})
 
     def __init__(self, unet: UNet2DConditionModel, prompt_KLD: Tensor, latents: Latents, schedule: DDIMScheduler) -> None:
         self.device = prompt_KLD.device
@@ -183,6 +184,8 @@ def encoded(directory: Path, file: Path, prompts: Sequence[str], device: torch.d
     try:
         encoder = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
     except Exception as error:  # a stranger's values: a configuration class validates in ways of its own
+        if is_out_of_memory(error):
+            raise
         raise BadModel(f"transformers cannot build this text encoder: {error}") from error
     _load_text_encoder(encoder, directory / file)
     token_KL, real_KL = _tokens(directory / TOKENIZER, prompts, encoder.config)
@@ -206,6 +209,8 @@ def _tokens(folder: Path, prompts: Sequence[str], config: CLIPTextConfig) -> tup
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower
+        if is_out_of_memory(error):
+            raise
         raise BadModel(f"transformers cannot read the tokenizer: {error}") from error
     if len(tokenizer) > config.vocab_size:
         raise BadModel(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from worker.engine.method import Descent, Params, Preset
+from worker.engine.method import Conditions, Descent, Params, Preset
 from worker.engine.run import Part, Run
 from worker.engine.stepper import Stepper, apart, frozen_copy
 
@@ -24,8 +24,10 @@ from worker.engine.stepper import Stepper, apart, frozen_copy
 class BadTeacherParams(Descent):
     """Needs three networks of the size of the model, one with gradients."""
 
+    conditions: ClassVar[Conditions] = {"temperature": {"kind": ("classifier",)}}
+
     iterations: int = Field(default=200, ge=1, le=1_000_000, description="updates of the loop")
-    temperature: float = Field(default=1.0, gt=0, le=1000, description="of both teachers' and the network's softmax")
+    temperature: float = Field(default=1.0, gt=0, le=1000, description="of a classifier's and both teachers' softmax")
     forget_weight: float = Field(
         default=1.0, gt=0, le=1e6, description="of the distance to the fresh network on forgotten images"
     )
@@ -54,7 +56,8 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "crop_flip",
         },
         source="the baseline of arXiv:2409.19732: 10 epochs of CIFAR-10, one image in ten to forget, a divergence that "
-        "is averaged over ten classes too",
+        "is averaged over ten classes too; two streams with weights here, one shuffled stream there; the rate falls by "
+        "iterations, theirs by epochs",
     ),
     "tinyimagenet-swin": Preset(
         families=("classifier",),
@@ -67,7 +70,8 @@ PRESETS: Mapping[str, Preset] = {
             "forget_weight": 0.1,
             "retain_weight": 0.9,
         },
-        source="the same for TinyImageNet: one epoch of 100,000 images, here without RandAugment",
+        source="the same for TinyImageNet: one epoch of 100,000 images; the batch size is not published; here without "
+        "RandAugment and stochastic depth",
     ),
     "ddpm": Preset(
         families=("ddpm",),

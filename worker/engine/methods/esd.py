@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from worker.engine import optim
 from worker.engine.errors import BadInput
 from worker.engine.family import Generator
-from worker.engine.method import Descent, Params, Preset
+from worker.engine.method import Conditions, Descent, Params, Preset
 from worker.engine.run import Batch, Part, Run
 from worker.engine.streams import Stream
 
@@ -33,6 +33,12 @@ Scope = Literal["full", "xattn", "noxattn", "selfattn"]
 
 class ESDParams(Descent):
     """A wider `scope`, more iterations or a larger `eta` forget more, and damage more."""
+
+    conditions: ClassVar[Conditions] = {
+        "guidance_scale": {"inputs": ("generated",)},
+        "steps": {"inputs": ("generated",)},
+        "augment": {"inputs": ("noised",)},
+    }
 
     iterations: int = Field(default=200, ge=1, le=1_000_000, description="updates of the loop")
     batch_size: int = Field(default=8, ge=1, le=65_536, description="inputs of a global batch")
@@ -79,7 +85,8 @@ PRESETS: Mapping[str, Preset] = {
     "stable-diffusion": Preset(
         families=("stable_diffusion",),
         params={"iterations": 200, "batch_size": 8, "learning_rate": 1e-5, "scope": "xattn", "inputs": "noised"},
-        source="published rate, eta and scope on as many inputs as 1000 iterations of 1.6, from forget images; not measured",
+        source="published rate, eta and scope; 1600 inputs made of forget images, where 1000 that the network draws are "
+        "published; not measured",
     ),
     "esd-x-published": Preset(
         families=("stable_diffusion",),

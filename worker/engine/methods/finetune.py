@@ -47,12 +47,14 @@ PRESETS: Mapping[str, Preset] = {
     "cifar10-resnet18": Preset(
         families=("classifier",),
         params={**SGD, "iterations": 3520, "batch_norm": "train", "augment": "crop_flip"},
-        source="the fine-tuning baseline of arXiv:2409.19732: 10 epochs of the 45,000 images retained of CIFAR-10",
+        source="the fine-tuning baseline of arXiv:2409.19732: 10 epochs of the 45,000 images retained of CIFAR-10; the rate "
+        "falls by iterations, theirs by epochs",
     ),
     "tinyimagenet-swin": Preset(
         families=("classifier",),
         params={"algorithm": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05, "batch_size": 128, "iterations": 704},
-        source="the same for TinyImageNet: one epoch of 90,000 images, here without RandAugment",
+        source="the same for TinyImageNet: one epoch of 90,000 images; the batch size is not published; here without "
+        "RandAugment and stochastic depth",
     ),
     "stable_diffusion": Preset(
         families=("stable_diffusion",),

@@ -49,7 +49,8 @@ PRESETS: Mapping[str, Preset] = {
             "batch_norm": "train",
             "augment": "crop_flip",
         },
-        source="the random-label baseline of arXiv:2409.19732: 10 epochs of CIFAR-10 with one image in ten to forget",
+        source="the random-label baseline of arXiv:2409.19732: 10 epochs of CIFAR-10 with one image in ten to forget; two "
+        "streams with weights here, one shuffled stream there; the rate falls by iterations, theirs by epochs",
     ),
     "tinyimagenet-swin": Preset(
         families=("classifier",),
@@ -62,7 +63,8 @@ PRESETS: Mapping[str, Preset] = {
             "forget_weight": 0.1,
             "retain_weight": 0.9,
         },
-        source="the same for TinyImageNet: one epoch of 100,000 images, here without RandAugment",
+        source="the same for TinyImageNet: one epoch of 100,000 images; the batch size is not published; here without "
+        "RandAugment and stochastic depth",
     ),
     "generator": Preset(
         families=("ddpm", "dit"),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import Tensor, nn
 
-from worker.engine.method import Descent, Params, Preset
+from worker.engine.method import Conditions, Descent, Params, Preset
 from worker.engine.run import Batch, Part, Run
 from worker.engine.stepper import Stepper, apart, frozen_copy, native
 
@@ -26,13 +26,15 @@ from worker.engine.stepper import Stepper, apart, frozen_copy, native
 class ScrubParams(Descent):
     """Both steps share the optimizer, its momentum and its rate. Too many max steps or too high a rate destroy the network."""
 
+    conditions: ClassVar[Conditions] = {"temperature": {"kind": ("classifier",)}}
+
     iterations: int = Field(default=200, ge=1, le=1_000_000, description="min steps")
     max_iterations: int = Field(
         default=50, ge=0, le=1_000_000, description="the first so many iterations begin with a max step"
     )
     gamma: float = Field(default=0.99, gt=0, le=1e6, description="of the retained loss in a min step")
     alpha: float = Field(default=1e-3, ge=0, le=1e6, description="of the distance to the original in a min step")
-    temperature: float = Field(default=4.0, gt=0, le=1000, description="of the teacher's and the network's softmax")
+    temperature: float = Field(default=4.0, gt=0, le=1000, description="of a classifier's and its teacher's softmax")
     clip: float | None = Field(default=1.0, gt=0, le=1e6, description="largest gradient norm; null: unclipped")
     label_drop: float = Field(default=0.1, ge=0, le=1, description="share of retained images shown without their label")
     forget_label_drop: float = Field(default=0.0, ge=0, le=1, description="the same for forgotten images")
@@ -57,7 +59,8 @@ PRESETS: Mapping[str, Preset] = {
             "batch_norm": "train",
             "augment": "crop_flip",
         },
-        source="the baseline of arXiv:2409.19732: 6 epochs of the 45,000 images retained of CIFAR-10, 2 of the 5,000 to forget",
+        source="the baseline of arXiv:2409.19732: 6 epochs of the 45,000 images retained of CIFAR-10, 2 of the 5,000 to "
+        "forget; max and min steps alternate by iterations and the rate falls by them, theirs by epochs",
     ),
     "tinyimagenet-swin": Preset(
         families=("classifier",),
@@ -70,7 +73,8 @@ PRESETS: Mapping[str, Preset] = {
             "iterations": 704,
             "max_iterations": 79,
         },
-        source="the same for TinyImageNet: one epoch of each stream, here without RandAugment",
+        source="the same for TinyImageNet: one epoch of each stream; the batch size is not published; here without RandAugment "
+        "and stochastic depth",
     ),
 }
 

@@ -22,9 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from worker.engine import optim
+from worker.engine import optim, sharding
 from worker.engine.fisher import Kind, Settings, forget_and_retain
-from worker.engine.method import Decay, Descent, Params, Preset
+from worker.engine.method import Conditions, Decay, Descent, Params, Preset
 from worker.engine.optim import decayed
 from worker.engine.presets.sfron import PRESETS
 from worker.engine.relabel import following, next_others
@@ -33,6 +33,13 @@ from worker.engine.run import Batch, Part, Run
 
 class SFRonParams(Descent):
     """`learning_rate`, `decay`, `algorithm`, `momentum`, `weight_decay` and `clip` are the remain step's."""
+
+    conditions: ClassVar[Conditions] = {
+        "loss_ceiling": {"forget_loss": ("ascent",)},
+        "fisher_batch_size": {"fisher": ("class_batch", "batch")},
+        "gamma": {"saliency": ("gamma",)},
+        "share": {"saliency": ("share",)},
+    }
 
     alpha_forget: float = Field(default=1.0, gt=0, le=1e6, description="size of a forget step relative to a remain step")
     alpha_decay: Decay = Field(default="linear", description="how alpha_forget falls over the iterations")
@@ -45,7 +52,12 @@ class SFRonParams(Descent):
         default=None, gt=0, le=1e6, description="ascent stops for a sample whose loss is above it; null: never"
     )
     forget_clip: float | None = Field(default=1.0, gt=0, le=1e6, description="largest gradient norm, after masking")
+    saliency: Literal["gamma", "share"] = Field(
+        default="gamma",
+        description="salient weights: where forget / remain Fisher information reaches gamma, or a share of all",
+    )
     gamma: float = Field(default=1.0, ge=0, le=1e6, description="saliency threshold on forget / remain Fisher information")
+    share: float = Field(default=0.08, gt=0, le=1, description="of all weights, those with the largest such ratio")
     fisher: Kind = Field(
         default="class_batch",
         description="class_batch: squared gradients of batches of one class, kept for later requests; per_sample: of single "
@@ -100,6 +112,13 @@ def saliency(forget_F: list[Tensor], remain_F: list[Tensor], *, gamma: float) ->
     return [f + 1e-15 >= gamma * (r + 1e-15) for f, r in zip(forget_F, remain_F, strict=True)]
 
 
+def gamma_of(forget_F: list[Tensor], remain_F: list[Tensor], *, share: float) -> float:
+    """The gamma that leaves a share of all weights salient: what a class's information allows at one gamma varies threefold."""
+    ratio_P = torch.cat([((f + 1e-15) / (r + 1e-15)).flatten() for f, r in zip(forget_F, remain_F, strict=True)])
+    keep = max(1, round(share * len(ratio_P)))
+    return float(ratio_P.kthvalue(len(ratio_P) - keep + 1).values)
+
+
 class SFRon:
     """Every iteration a remain step; before every k-th, a masked forget step."""
 
@@ -139,7 +158,10 @@ class SFRon:
         p = self.params
         settings = Settings(p.fisher, p.fisher_batch_size, p.fisher_samples, p.fisher_clip, p.loss_scale)
         forget_F, remain_F = forget_and_retain(self.run, settings)
-        self.mask = saliency(forget_F, remain_F, gamma=p.gamma)
+        gamma = p.gamma
+        if p.saliency == "share":
+            gamma = gamma_of(sharding.whole(forget_F), sharding.whole(remain_F), share=p.share)
+        self.mask = saliency(forget_F, remain_F, gamma=gamma)
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tarfile
@@ -22,7 +23,7 @@ from tests.worker.engine.tiny import NAMES
 from tests.worker.engine.tiny.classifier import SIDE, TRANSFORMERS, config, write_model, write_transformers
 from tests.worker.engine.unlearning_job import begin, make_job, params_of
 from worker.engine import resnet
-from worker.engine.errors import BadInput, BadModel, Diverged
+from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
 from worker.engine.families.classifier import ImageClassifier
 from worker.engine.family import Augment, Draw
 from worker.engine.methods.sfron import adaptive_weights
@@ -127,10 +128,26 @@ def test_pixels_are_normalised_as_the_preprocessor_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"image_mean": [0.5]}, "of 3 channels"),
+        ({"image_mean": [0.5]}, "image_mean of 3 finite numbers, one a channel"),
+        ({"image_mean": None}, "image_mean of 3 finite numbers"),
+        ({"image_mean": ["a"]}, "image_mean of 3 finite numbers"),
+        ({"image_mean": ["0.5"] * 3}, "image_mean of 3 finite numbers"),
+        ({"image_mean": {"red": 1}}, "image_mean of 3 finite numbers"),
+        ({"image_mean": [True] * 3}, "image_mean of 3 finite numbers"),
+        ({"image_mean": [10**400] * 3}, "image_mean of 3 finite numbers"),
+        ({"image_mean": [1e308] * 3}, "leave pixels finite"),
+        ({"image_std": []}, "image_std of 3 finite numbers"),
         ({"image_std": [0.5, 0.5, 0.0]}, "above 0"),
+        ({"image_std": [0.5, 0.5, -0.5]}, "above 0"),
+        ({"image_std": [math.inf] * 3}, "image_std of 3 finite numbers"),
+        ({"image_std": [math.nan] * 3}, "expected numbers in preprocessor_config.json, found NaN"),
+        ({"image_std": [1e-40] * 3}, "leave pixels finite"),
         ({"rescale_factor": 1.0}, "divided by 255"),
+        ({"rescale_factor": None}, "divided by 255"),
+        ({"rescale_factor": "1/255"}, "divided by 255"),
         ({"do_rescale": False}, "divided by 255"),
+        ({"do_rescale": None}, "true or false"),
+        ({"do_normalize": None}, "true or false"),
     ],
 )
 def test_a_preprocessor_that_cannot_be_followed_is_refused(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
@@ -154,12 +171,53 @@ def test_a_preprocessor_that_cannot_be_followed_is_refused(tmp_path: Path, chang
         ({"num_hidden_layers": 1}, "surplus"),
         ({"hidden_size": "wide"}, "cannot"),
         ({"id2label": {"0": "a"}, "label2id": {"a": 0}}, "4 classes, found one of 1"),
+        ({"num_channels": 0}, "num_channels of at least 1 in config.json, found 0"),
+        ({"image_size": [8]}, r"image_size of one or two numbers of at least 1 in config.json, found \[8\]"),
+        ({"image_size": {"height": 8, "width": 8}}, "image_size of one or two numbers|cannot read"),
+        ({"image_size": "abc"}, "image_size of one or two numbers|cannot read"),
+        ({"image_size": 0}, "image_size of one or two numbers"),
+        ({"hidden_dropout_prob": math.nan}, "expected numbers in config.json, found NaN"),
     ],
 )
 def test_a_transformers_configuration_that_lies_is_refused(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
     write_transformers(tmp_path, "vit")
     edit_json(tmp_path / "config.json", **changes)
     with pytest.raises(BadModel, match=sentence):
+        load(tmp_path)
+
+
+def test_a_network_too_large_for_the_memory_is_not_called_a_wrong_one(tmp_path: Path) -> None:
+    write_transformers(tmp_path, "vit")
+    edit_json(tmp_path / "config.json", intermediate_size=10**13)  # 640 TB in the first of its layers
+    with pytest.raises(RuntimeError) as caught:
+        load(tmp_path)
+    assert is_out_of_memory(caught.value)
+
+
+def reordered(names: tuple[str, ...]) -> dict[str, object]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def test_the_registered_classes_in_another_order_are_refused_naming_the_first_mismatch(tmp_path: Path) -> None:
+    write_transformers(tmp_path, "vit")
+    edit_json(tmp_path / "config.json", **reordered((NAMES[0], NAMES[2], NAMES[1].upper(), NAMES[3])))
+    with pytest.raises(
+        BadModel, match=r"expected class 1 to be 'columns', as registered, found 'diagonal' in id2label of config"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [NAMES, tuple(f"LABEL_{k}" for k in range(4)), ("rows", "columns", "blank", "other")])
+def test_names_in_the_registered_order_and_names_that_are_others_load(names: tuple[str, ...], tmp_path: Path) -> None:
+    write_transformers(tmp_path, "vit")
+    edit_json(tmp_path / "config.json", **reordered(names))
+    load(tmp_path)
+
+
+def test_a_document_of_too_many_brackets_is_no_json(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(BadModel, match="not JSON"):
         load(tmp_path)
 
 
@@ -242,6 +300,7 @@ def test_a_wide_resnet_has_projections_under_their_usual_names(tmp_path: Path) -
         ({"depth": 21}, "depth"),
         ({"class_count": 5}, "4 classes, found one of 5"),
         ({"std": [0.0]}, "above 0"),
+        ({"mean": [1e308]}, "leave pixels finite"),
         ({"mean": [0.5, 0.5, 0.5]}, "1 channels, found 3 and 1"),
         ({"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3}, "conv1.weight"),
         ({"stride": 2}, "stride"),
@@ -287,6 +346,14 @@ def test_one_missing_batch_count_among_many_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
     edit_tensors(tmp_path, **{"bn1.num_batches_tracked": None})
     with pytest.raises(BadModel, match=r"1 missing .*bn1.num_batches_tracked"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int8])
+def test_a_batch_count_that_is_no_whole_number_or_too_narrow_for_one_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    edit_tensors(tmp_path, **{"bn1.num_batches_tracked": torch.tensor(1).to(dtype)})
+    with pytest.raises(BadModel, match=r"expected int32 or int64 in bn1.num_batches_tracked, found "):
         load(tmp_path)
 
 

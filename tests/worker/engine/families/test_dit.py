@@ -315,6 +315,7 @@ def test_the_public_folder_s_older_class_name_and_surplus_keys_are_understood(tm
         ({"out_channels": 3}, r"expected out_channels = 2 \(noise\) or 4"),
         ({"num_layers": 3}, "missing"),
         ({"attention_head_dim": "eight"}, "cannot build"),
+        ({"dropout": math.nan}, "expected numbers in config.json, found NaN"),
     ],
 )
 def test_another_configuration_is_refused_by_name(tmp_path: Path, change: dict[str, object], sentence: str) -> None:
@@ -322,6 +323,20 @@ def test_another_configuration_is_refused_by_name(tmp_path: Path, change: dict[s
     edit_json(tmp_path / CONFIG, **change)
     with pytest.raises(BadModel, match=sentence):
         load(tmp_path)
+
+
+def test_the_registered_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    index = tmp_path / "model_index.json"
+    edit_json(index, id2label={str(k): name for k, name in enumerate((*NAMES[:2], *reversed(NAMES[2:])))})
+    sentence = "expected class 2 to be 'diagonal', as registered, found 'blank' in id2label of model_index.json"
+    with pytest.raises(BadModel, match=sentence):
+        load(tmp_path)
+    for others in ({str(k): f"LABEL_{k}" for k in range(4)}, None):
+        edit_json(index, id2label=others)
+        load(tmp_path)
+    index.unlink()
+    load(tmp_path)
 
 
 def test_an_autoencoder_of_other_latents_is_refused(tmp_path: Path) -> None:

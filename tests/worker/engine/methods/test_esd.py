@@ -59,7 +59,8 @@ def test_the_target_is_the_original_s_answer_guided_away_from_the_class(tmp_path
 @pytest.mark.parametrize("family", ["ddpm", "stable_diffusion"])
 @pytest.mark.parametrize("inputs", ["noised", "generated"])
 def test_steps_bring_the_answer_to_the_target(tmp_path: Path, family: str, inputs: str) -> None:
-    method = job_method(tmp_path, family=family, scope="full", inputs=inputs, steps=5)
+    steps = {"steps": 5} if inputs == "generated" else {}
+    method = job_method(tmp_path, family=family, scope="full", inputs=inputs, **steps)
     batch = method.run.batch(method.concepts, 99, 16)
 
     def apart() -> float:
@@ -174,7 +175,7 @@ def test_generated_inputs_follow_the_present_network_not_the_original(tmp_path: 
 def test_generated_inputs_need_no_image(tmp_path: Path, inputs: str, same: bool) -> None:
     weights = []
     for name, change in (("a", 0), ("b", 90)):
-        params = {**SHORT, **GENERATED, "inputs": inputs}
+        params = {**SHORT, **(GENERATED if inputs == "generated" else {"inputs": inputs})}
         job = make_job(tmp_path / name, method="esd", params=params)
         data = dict(np.load(job.data / "data.npz"))
         np.savez(job.data / "data.npz", images=data["images"] + np.uint8(change), labels=data["labels"])

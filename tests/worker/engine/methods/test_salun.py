@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.worker.engine.unlearning_job import begin, make_job, params_of
+from worker.engine.intake import effective
+from worker.engine.methods.salun import SalUn
 
 DECAY = {"momentum": 0.9, "weight_decay": 0.5, "learning_rate": 1e-2, "ratio": 0.3}
 
@@ -45,8 +47,28 @@ def test_without_putting_them_back_weight_decay_would_move_them(algorithm: str, 
 @pytest.mark.parametrize("algorithm", ["sgd", "adam", "adamw"])
 def test_without_weight_decay_a_masked_gradient_is_enough(algorithm: str, tmp_path: Path) -> None:
     method = job_method(tmp_path, algorithm=algorithm, **DECAY | {"weight_decay": 0.0})
-    assert method._original == []
+    assert method._outside == []
     assert moved_outside(method) == 0
+
+
+def test_what_is_put_back_is_exact_whatever_the_weights_are(tmp_path: Path) -> None:
+    method = job_method(tmp_path, **DECAY)
+    weight = method.run.parameters[0]
+    before, inside = weight.detach().clone(), method.mask[0]
+    before[~inside] = -0.0  # as numbers, 0 · w + -0 would be +0
+    now = torch.where(inside, torch.full_like(before, -0.0), torch.full_like(before, float("inf")))
+    with torch.no_grad():
+        weight.copy_(before)
+        method._take(method.mask)
+        weight.copy_(now)
+        method._put_back()
+    bits = weight.detach().view(torch.int32)
+    assert torch.equal(bits, torch.where(inside, now, before).view(torch.int32))
+
+
+def test_the_published_weight_of_what_is_retained_is_of_a_sum_over_pixels() -> None:
+    params: Any = effective(SalUn, "ddpm", {"preset": "cifar10-ddpm"})
+    assert params.retain_weight == pytest.approx(1e-3 * 3 * 32 * 32)
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5])

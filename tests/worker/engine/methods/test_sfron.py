@@ -9,7 +9,7 @@ import torch
 
 from tests.worker.engine.unlearning_job import begin, make_job, params_of
 from worker.engine.errors import BadInput
-from worker.engine.methods.sfron import SFRon, adaptive_weights, saliency
+from worker.engine.methods.sfron import SFRon, adaptive_weights, gamma_of, saliency
 from worker.engine.optim import decayed
 
 
@@ -65,6 +65,15 @@ def test_a_coordinate_that_neither_set_moves_is_salient_up_to_gamma_one() -> Non
     assert not bool(saliency([zero], [one], gamma=1.0)[0])
 
 
+def test_a_share_finds_the_gamma_that_leaves_so_many_weights_salient() -> None:
+    # Ratios 4, 1, 3, 2: the upper half begins at 3.
+    forget, remain = [torch.tensor([4.0, 1.0]), torch.tensor([3.0, 2.0])], [torch.ones(2), torch.ones(2)]
+    gamma = gamma_of(forget, remain, share=0.5)
+    assert gamma == pytest.approx(3.0)
+    assert [m.tolist() for m in saliency(forget, remain, gamma=gamma)] == [[True, False], [True, False]]
+    assert gamma_of(forget, remain, share=1e-9) == pytest.approx(4.0)  # never none
+
+
 def test_the_decays_start_at_one_and_fall_as_drawn() -> None:
     assert [decayed("cosine", i, 4) for i in (0, 2)] == pytest.approx([1.0, 0.5])
     assert [decayed("linear", i, 4) for i in (0, 1, 3)] == [1.0, 0.75, 0.25]
@@ -73,9 +82,7 @@ def test_the_decays_start_at_one_and_fall_as_drawn() -> None:
 
 @pytest.mark.parametrize("forget_loss", ["relabel", "ascent"])
 def test_with_two_optimizers_a_forget_step_leaves_masked_out_weights_bit_identical(tmp_path: Path, forget_loss: str) -> None:
-    method = job_method(
-        tmp_path, forget_loss=forget_loss, loss_ceiling=100.0
-    )  # ascent: no sample is far enough to be left alone
+    method = job_method(tmp_path, forget_loss=forget_loss)
     method.step(0)  # the remain optimizer has momentum now
     before = [p.detach().clone() for p in method.run.parameters]
     method.forget_step(1)

@@ -53,15 +53,15 @@ def test_four_of_two_hundred_pass_and_five_do_not(
     assert gate.lower95 == pytest.approx({4: 0.95482, 5: 0.94816}[hits], abs=1e-5)
 
 
-@pytest.mark.parametrize(("worse", "verdict"), [(0, "PASS"), (1, "FAIL")])
+@pytest.mark.parametrize(("worse", "passed"), [(0, True), (1, False)])
 def test_one_lost_of_186_pairs_cannot_exclude_a_drop_of_two_percent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: int, verdict: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worse: int, passed: bool
 ) -> None:
     # At alpha / 2: 0/186 -> 1 - 0.025^(1/186) = 0.0196; 1/186 -> 0.0296, although the drop itself is 0.0054.
     check = Check(verifier="retain_accuracy", params={"n_per_class": 62, "max_drop": 0.02})
     found = report(tmp_path, monkeypatch, check, {0: worse}, 3)
     (gate,) = [f for f in found.findings if f.gating]
-    assert (gate.count, gate.n, found.verdict) == (worse, 186, verdict)
+    assert (gate.count, gate.n, gate.passed) == (worse, 186, passed)
     assert gate.upper95 == pytest.approx({0: 1 - 0.025 ** (1 / 186), 1: 0.0296}[worse], abs=1e-4)
     accuracy = {f.subject: f.value for f in found.findings if f.metric == "retain_accuracy"}
     assert accuracy == {"parent": 1.0, "candidate": 1 - worse / 186}

@@ -114,10 +114,10 @@ def test_check_of_the_other_kind_is_not_measured_and_never_passes(
 ) -> None:
     monkeypatch.setattr(registry, "families", lambda: FAMILIES)
     kinds = registry.verifiers()[name].kinds
-    only = Policy(name="p", checks=(Check(verifier=name),))
+    wish = {"policy": Policy(name="p", checks=(Check(verifier=name),)), "forgotten_samples": ("0",)}  # classes and samples
     jobs = {
-        "generator": lambda: vj.make_job(tmp_path / "g", vj.forgotten_patterns(), policy=only),
-        "classifier": lambda: nj.make_job(tmp_path / "c", nj.without_class(), policy=only),
+        "generator": lambda: vj.make_job(tmp_path / "g", vj.forgotten_patterns(), **wish),
+        "classifier": lambda: nj.make_job(tmp_path / "c", nj.without_class(), **wish),
     }
     for kind in jobs.keys() - set(kinds):
         report = verify.run(jobs[kind]())

@@ -23,8 +23,7 @@ def check(root: Path, spoil: Callable[[Path], None]) -> dict[str, Finding]:
     spoil(job.out)
     vj.write_manifest(job)
     report = verify.run(job)
-    failed = {f.metric for f in report.findings if f.passed is not True}
-    assert report.verdict == ("FAIL" if failed else "PASS")
+    assert report.verdict == "ERROR"  # whatever it finds: nothing measures the forgetting
     return {f.metric: f for f in report.findings if f.check == "integrity"}
 
 
@@ -109,5 +108,5 @@ def test_model_that_loads_but_cannot_be_drawn_from_does_not_pass_on_integrity_al
     monkeypatch.setattr(vj.Painter, "sample", lambda self, y_B, seeds, *, sampling: torch.zeros(0))
     job = vj.make_job(tmp_path, vj.patterns(), policy=Policy(name="p", checks=(Check(verifier="integrity"),)))
     report = verify.run(job)
-    assert report.verdict == "FAIL"
+    assert report.verdict == "ERROR"
     assert [f.check for f in report.findings if f.passed is not True] == ["evidence"]
