@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ def datasets_register(
     if name:
         body["name"] = name
     if held_out:
-        body["held_out_ids"] = json.loads(held_out.read_text())
+        body["held_out_ids"] = _json(_text(held_out), "--held-out")
     with _client(url) as client:
         _show(client.post("/datasets", body))
 
@@ -116,7 +117,7 @@ def models_register(
         if name:
             body["name"] = name
         if prompts:
-            body["prompts"] = json.loads(prompts.read_text())
+            body["prompts"] = _json(_text(prompts), "--prompts")
         _show(client.post("/models", body))
 
 
@@ -133,7 +134,7 @@ def request_create(
     model: Annotated[str, typer.Argument(help="Model id.")],
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Class name or index; repeat.")] = None,
     sample: Annotated[list[str] | None, typer.Option("--sample", help="Id of a training item, instead; repeat.")] = None,
-    samples_file: Annotated[Path | None, typer.Option(help="Ids of training items, one a line or a JSON list.")] = None,
+    samples_file: Annotated[Path | None, typer.Option(help="Ids of training items, one a line or as JSON.")] = None,
     method: Annotated[str | None, typer.Option()] = None,
     params: Annotated[str | None, typer.Option(help="JSON object of method parameters.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -150,10 +151,7 @@ def request_create(
     optional = {"method": method, "seed": seed, "reason": reason, "external_id": external_id, "on_conflict": on_conflict}
     body.update({k: v for k, v in optional.items() if v is not None})
     if params is not None:
-        try:
-            body["params"] = json.loads(params)
-        except ValueError as error:
-            raise fail("--params is not valid JSON", 3) from error
+        body["params"] = _json(params, "--params")
     if ranks is not None:
         body["resources"] = {"ranks": ranks}
     with _client(url) as client:
@@ -171,10 +169,41 @@ def _wish(classes: list[str] | None, samples: list[str] | None, samples_file: Pa
 
 
 def _ids(file: Path) -> list[str]:
-    text = file.read_text()
-    if text.lstrip().startswith("["):
-        return [str(name) for name in json.loads(text)]
-    return [line for line in text.splitlines() if line.strip()]
+    """The ids in a file: a JSON list, alone or under `samples`; whatever is no JSON list or object as a whole is lines."""
+    text = _text(file)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        value = value["samples"] if set(value) == {"samples"} else []
+    elif not isinstance(value, list):
+        return [line for line in text.splitlines() if line.strip()]
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) or type(v) is int for v in value):
+        raise fail("--samples-file: expected one id a line, or JSON: a list of ids, or an object with nothing but samples", 3)
+    return [str(name) for name in value]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise fail(f"{file}: expected text in UTF-8", 3) from error
+
+
+def _json(text: str, what: str) -> Any:
+    """A value that can be sent: JSON has no NaN, and no number beyond the largest float."""
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise fail(f"{what} is not valid JSON", 3) from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
 
 
 @request.command("list")

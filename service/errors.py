@@ -161,9 +161,9 @@ class SamplesUnverifiable(Unprocessable):
 
 
 class PolicyUnfit(Unprocessable):
-    """The operator's verification policy has checks that this kind of model cannot be put to."""
+    """The operator's verification policy cannot be kept for this model, its data and what is to be forgotten."""
 
-    code, title = "policy_unfit", "The verification policy does not fit this kind of model"
+    code, title = "policy_unfit", "The verification policy does not fit the model, its data or what is forgotten"
 
 
 class NothingToRetain(Unprocessable):

@@ -71,15 +71,20 @@ CATALOGUE: Json = {
     },
     "verifiers": {
         "integrity": {"title": "Integrity"},
-        "forget_rate": {"title": "Samples judged", "kinds": ["generator"]},
+        "classes_gone": {"title": "Of every kind of model", "measures": "classes"},
+        "samples_gone": {"title": "Of every kind of model", "measures": "samples"},
+        "forget_rate": {"title": "Samples judged", "kinds": ["generator"], "measures": "classes"},
         "retain_accuracy": {"title": "Samples judged", "kinds": ["generator"]},
         "feature_distance": {"title": "Samples judged", "kinds": ["generator"]},
-        "forget_accuracy": {"title": "Test accuracy", "kinds": ["classifier"]},
-        "sample_membership": {"title": "Membership inference", "kinds": ["classifier"]},
+        "forget_accuracy": {"title": "Test accuracy", "kinds": ["classifier"], "measures": "classes"},
+        "sample_membership": {"title": "Membership inference", "kinds": ["classifier"], "measures": "samples"},
         "retain_test_accuracy": {"title": "Test accuracy", "kinds": ["classifier"]},
     },
 }
-POLICY: Json = {"name": "test-v1", "checks": [{"verifier": "integrity", "params": {}}]}
+POLICY: Json = {
+    "name": "test-v1",
+    "checks": [{"verifier": v, "params": {}} for v in ("integrity", "classes_gone", "samples_gone")],
+}
 
 
 def write_json(path: Path, value: Any) -> Path:
@@ -112,7 +117,8 @@ def register(client: TestClient, folder: Path, class_names: list[str] | None = N
     """A dataset and a model, registered through the API; returns the model."""
     names = class_names or DIGITS
     if not (folder / "data").exists():
-        dataset_file(folder / "data" / "d.npz")
+        one_each = {"images": np.zeros((len(names), 8, 8), np.uint8), "labels": np.arange(len(names)), "ids": None}
+        dataset_file(folder / "data" / "d.npz", **(one_each if class_names else {}))
         model_folder(folder / "model")
     dataset = client.post("/datasets", json={"format": "npz", "location": str(folder / "data" / "d.npz"), "class_names": names})
     assert dataset.status_code == 201, dataset.text

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from service.audit.leaves import sample_digest
+from service.verifier import claim
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:expunge:attestation:unlearning:v1"
@@ -158,29 +159,16 @@ def _name(subject: Mapping[str, Any]) -> str:
 def objections(statement: Mapping[str, Any]) -> list[str]:
     """Why a signer must not sign this statement; empty when it may.
 
-    The signer does not take the worker's word for the verdict: every gating finding must have passed, every control must
-    have failed, and there must be some of both kinds that the policy asks for.
+    The signer does not take the worker's word for the verdict: see `claim.shortcomings`, by which a download is judged too.
     """
-    found: list[str] = []
     if statement.get("_type") != STATEMENT_TYPE or statement.get("predicateType") != PREDICATE_TYPE:
         return ["it is not an unlearning statement of this version"]
     subjects = statement.get("subject")
     if not isinstance(subjects, Sequence) or not subjects:
         return ["it names no file"]
     names = [s.get("name") for s in subjects]
-    if len(set(names)) != len(names):
-        found.append("it names a file twice")
-    verification = statement.get("predicate", {}).get("verification", {})
-    findings = verification.get("findings", [])
-    gating = [f for f in findings if f.get("gating")]
-    controls = [f for f in findings if f.get("control")]
-    if verification.get("verdict") != "PASS":
-        found.append("its verdict is not PASS")
-    if not gating or any(f.get("passed") is not True for f in gating):
-        found.append("a gating finding did not pass")
-    if any(f.get("passed") is not False for f in controls):
-        found.append("a control did not fail")
-    wanted = {c["verifier"] for c in statement["predicate"].get("plan", {}).get("policy", {}).get("checks", [])}
-    if not wanted or wanted - {f.get("check") for f in gating}:
-        found.append("a check of its policy has no gating finding")
-    return found
+    found = ["it names a file twice"] if len(set(names)) != len(names) else []
+    try:
+        return found + claim.shortcomings(statement["predicate"])
+    except (KeyError, claim.Unreadable):
+        return [*found, "its claim or its findings are not readable"]

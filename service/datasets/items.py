@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import files, npz
 from service.datasets import repository
-from service.errors import BadLocation
+from service.errors import BadLocation, Unprocessable
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Items:
-    """The items that a model may have been trained on, each with the index of its class; and those that it was not."""
+    """The items that a model may have been trained on, and those that it was not, each with the index of its class."""
 
     class_of: Mapping[str, int]
-    held_out: frozenset[str]
+    held_out: Mapping[str, int]
 
 
 def source(session: OrmSession, dataset_id: str) -> Source:
@@ -56,19 +56,42 @@ def read(where: Source) -> Items:
     Raises:
         BadLocation: the npz is no longer there, or its labels are not the model's classes.
     """
-    rows = _of_npz(where) if where.format == "npz" else _of_folder(where.paths, where.class_names)
+    rows = _rows(where, pointer="/model_id")
     class_of: dict[str, int] = {}
-    held_out: set[str] = set()
+    held_out: dict[str, int] = {}
     for name, index, apart in rows:
-        if apart or name in where.held_out_ids:
-            held_out.add(name)
-        else:
-            class_of[name] = index
-    return Items(class_of, frozenset(held_out))
+        (held_out if apart or name in where.held_out_ids else class_of)[name] = index
+    return Items(class_of, held_out)
+
+
+def require_usable(where: Source) -> None:
+    """Refuse at registration what no worker could work on.
+
+    Raises:
+        BadLocation: an id occurs twice, a label is no class, or a class has no image to train on.
+        Unprocessable: a held-out id is none of the dataset's.
+    """
+    rows = list(_rows(where, pointer="/location"))
+    names = {name for name, _, _ in rows}
+    if len(names) != len(rows):
+        raise BadLocation(f"expected ids that differ, {len(rows) - len(names)} are repeated", pointer="/location")
+    unknown = len(where.held_out_ids - names)
+    if unknown:
+        said = f"{unknown} of {len(where.held_out_ids)} held-out ids are none of the dataset's"
+        raise Unprocessable(said, pointer="/held_out_ids")
+    trained = {k for name, k, apart in rows if not apart and name not in where.held_out_ids}
+    empty = sorted(set(range(len(where.class_names))) - trained)
+    if empty:
+        which = ", ".join(map(str, empty[:20])) + (", …" if len(empty) > 20 else "")
+        raise BadLocation(f"expected a training image of every class, found none of class {which}", pointer="/location")
 
 
 Row = tuple[str, int, bool]
 """Id, class index, and whether it lies apart from the training items."""
+
+
+def _rows(where: Source, pointer: str) -> Iterable[Row]:
+    return _of_npz(where, pointer) if where.format == "npz" else _of_folder(where.paths, where.class_names)
 
 
 def _of_folder(paths: Sequence[str], class_names: Sequence[str]) -> Iterable[Row]:
@@ -79,17 +102,17 @@ def _of_folder(paths: Sequence[str], class_names: Sequence[str]) -> Iterable[Row
         yield path, index_of[parts[-2]], len(parts) == 3 and parts[0] == "test"
 
 
-def _of_npz(where: Source) -> Iterable[Row]:
+def _of_npz(where: Source, pointer: str) -> Iterable[Row]:
     (path,) = where.paths
     try:
         with files.open_file(where.location, path) as stream, zipfile.ZipFile(stream) as archive:
             labels, ids = npz.column(archive, "labels"), npz.column(archive, "ids")
     except (OSError, zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
-        raise BadLocation("the dataset's .npz file can no longer be read", pointer="/model_id") from error
+        raise BadLocation("the dataset's .npz file cannot be read", pointer=pointer) from error
     known = [k for k in labels or () if isinstance(k, int) and 0 <= k < len(where.class_names)]
     if labels is None or len(known) != len(labels):
-        raise BadLocation(f"expected labels 0 to {len(where.class_names) - 1} in the dataset's .npz file", pointer="/model_id")
+        raise BadLocation(f"expected labels 0 to {len(where.class_names) - 1} in the dataset's .npz file", pointer=pointer)
     names = range(len(known)) if ids is None else ids
     if len(names) != len(known):
-        raise BadLocation("expected one id for each label in the dataset's .npz file", pointer="/model_id")
+        raise BadLocation("expected one id for each label in the dataset's .npz file", pointer=pointer)
     return [(str(name), label, False) for name, label in zip(names, known, strict=True)]

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service import files, formats
 from service.audit import ledger
 from service.audit.leaves import LOCAL, DatasetRegistered
+from service.datasets import items
 from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import now
 from service.edge import writing
@@ -19,7 +20,7 @@ def register(wanted: DatasetCreate) -> DatasetRead:
 
     Raises:
         BadLocation: the files are not what the format says.
-        Unprocessable: a held-out id is named twice.
+        Unprocessable: a held-out id is named twice, or is none of the dataset's.
     """
     if len(set(wanted.held_out_ids)) != len(wanted.held_out_ids):
         raise Unprocessable("held-out ids must differ", pointer="/held_out_ids")
@@ -28,10 +29,21 @@ def register(wanted: DatasetCreate) -> DatasetRead:
         formats.check_npz(location)
     else:
         formats.check_image_folder(location, wanted.class_names)
+    items.require_usable(_source(wanted, location))
     entries = files.hash_files(location)
     with writing() as session:
         row = _record(session, wanted, location, entries)
         return read(row, len(entries))
+
+
+def _source(wanted: DatasetCreate, location: files.Location) -> items.Source:
+    return items.Source(
+        format=wanted.format,
+        location=location.url,
+        paths=tuple(f.path for f in location.files),
+        class_names=tuple(wanted.class_names),
+        held_out_ids=frozenset(wanted.held_out_ids),
+    )
 
 
 def _record(

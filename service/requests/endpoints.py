@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.datasets import items
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
 from service.edge import writing
@@ -83,7 +82,7 @@ def create_unlearn_request(
     settings = request.app.state.settings
     with reading() as session:
         where = service.items_for(session, settings, wanted, idempotency_key)
-    known = None if where is None else items.read(where)
+    known = None if where is None else service.read_items(where, wanted)
     with writing() as session:
         row, replayed = service.create(session, settings, wanted, idempotency_key, known)
         shown = views.read(session, row)

@@ -17,14 +17,28 @@ from service.config import Settings
 from service.datasets import items
 from service.datasets.items import Items, Source
 from service.db import now
-from service.errors import DuplicateRequest, IdempotencyKeyReused, InvalidTransition, LineageBusy
+from service.errors import (
+    BadLocation,
+    DuplicateRequest,
+    IdempotencyKeyReused,
+    InvalidTransition,
+    LineageBusy,
+    PolicyUnfit,
+)
 from service.models import repository as models
 from service.requests import repository
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.repository import Waiting
 from service.requests.schemas import UnlearnRequestCreate
-from service.requests.wishes import Wish, require_forgettable, require_samples_forgettable, resolve_classes, resolve_samples
+from service.requests.wishes import (
+    Gone,
+    Wish,
+    require_forgettable,
+    require_samples_forgettable,
+    resolve_classes,
+    resolve_samples,
+)
 from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
 from service.values import sorted_json
 
@@ -37,16 +51,30 @@ def sha256_of(document: Any) -> str:
 
 
 def items_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Source | None:
-    """Where to read the items that a wish for single samples is about; None for any other, and for one that is a repetition.
+    """Where to read the items that a wish is about, or is verified with; None for one that is a repetition.
 
     Read them before the transaction of `create` begins: it holds the model's row.
 
     Raises:
         ModelNotFound.
     """
-    if wanted.forget.samples is None or (key is not None and repository.idempotency_key(session, settings.tenant, key)):
+    if key is not None and repository.idempotency_key(session, settings.tenant, key):
         return None
     return items.source(session, models.get(session, wanted.model_id).dataset_id)
+
+
+def read_items(where: Source, wanted: UnlearnRequestCreate) -> Items | None:
+    """The items at a place; None if they cannot be read just now and the wish can be understood without them.
+
+    Raises:
+        BadLocation: they are needed and cannot be read.
+    """
+    try:
+        return items.read(where)
+    except BadLocation:
+        if wanted.forget.samples is None:
+            return None  # the worker reads them again, and hashes them: it will say what is wrong
+        raise
 
 
 def create(
@@ -57,7 +85,7 @@ def create(
     The model's row is locked first: two requests on one lineage are judged one after the other.
 
     Args:
-        known: the dataset's items, where `items_for` names any.
+        known: the dataset's items, where they could be read.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
@@ -75,9 +103,7 @@ def create(
     wish = _wish(wanted, model, known)
     waiting = repository.pending(session, model.id)
     existing = _judge_conflicts(session, wanted, wish, waiting)
-    if existing is None:
-        _require_forgettable(session, model, wish, waiting, known)
-    request = existing or _row(session, settings, wanted, model, wish, waiting)
+    request = existing or _row(session, settings, wanted, model, wish, waiting, known)
     if key is not None:
         first = _insert_with_key(session, settings, request, key, body_sha256)
         if first is not None:
@@ -97,8 +123,7 @@ def _wish(wanted: UnlearnRequestCreate, model: Model, known: Items | None) -> Wi
     return Wish(samples=resolve_samples(wanted.forget.samples, known.class_of, known.held_out))
 
 
-def _require_forgettable(session: OrmSession, model: Model, wish: Wish, waiting: list[Waiting], known: Items | None) -> None:
-    forgotten = models.forgotten_by(session, model)
+def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: list[Waiting], known: Items | None) -> None:
     if wish.samples and known is not None:
         pending = [other.gone for other in waiting]
         require_samples_forgettable(
@@ -107,6 +132,24 @@ def _require_forgettable(session: OrmSession, model: Model, wish: Wish, waiting:
         return
     held = {k for other in waiting for k in other.gone.classes}
     require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
+
+
+def _policy(settings: Settings, model: Model, gone: Gone, known: Items | None) -> dict[str, Any]:
+    """The policy for all that will have been forgotten when the request is done: what came before must not come back.
+
+    Raises:
+        SamplesUnverifiable, PolicyUnfit.
+    """
+    units: dict[catalogue.Unit, bool] = {"class": bool(gone.classes), "sample": bool(gone.samples)}
+    policy = catalogue.current_policy(settings, model.family, [unit for unit, any_gone in units.items() if any_gone])
+    if known is not None:
+        of_samples = {known.class_of[name] for name in gone.samples if name in known.class_of}
+        needed = catalogue.classes_held_out(policy, gone.classes, of_samples, len(model.class_names))
+        without = [model.class_names[k] for k in sorted(needed - set(known.held_out.values()))]
+        if without:
+            names = ", ".join(without[:20]) + (", …" if len(without) > 20 else "")
+            raise PolicyUnfit(f"the policy {policy['name']!r} looks at held-out images, and the dataset has none of: {names}")
+    return policy
 
 
 def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str) -> UnlearnRequest | None:
@@ -142,7 +185,10 @@ def _row(
     model: Model,
     wish: Wish,
     waiting: list[Waiting],
+    known: Items | None,
 ) -> UnlearnRequest:
+    forgotten = models.forgotten_by(session, model)
+    _require_forgettable(model, wish, forgotten, waiting, known)
     method = catalogue.choose_method(model.family, wanted.method)
     unit: catalogue.Unit = "sample" if wish.samples else "class"
     at = now(session)
@@ -158,7 +204,7 @@ def _row(
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
         on_conflict=wanted.on_conflict,
-        policy=catalogue.current_policy(settings, model.family, unit),
+        policy=_policy(settings, model, Gone.together([forgotten, *(w.gone for w in waiting), wish.gone]), known),
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,

@@ -31,6 +31,11 @@ class Wish:
     def pointer(self) -> str:
         return SAMPLES_POINTER if self.samples else POINTER
 
+    @property
+    def gone(self) -> Gone:
+        """What will be forgotten when the wish has come true."""
+        return Gone(self.classes, frozenset(self.samples))
+
 
 @dataclass(frozen=True)
 class Gone:
@@ -38,6 +43,12 @@ class Gone:
 
     classes: frozenset[int] = frozenset()
     samples: frozenset[str] = frozenset()
+
+    @classmethod
+    def together(cls, parts: Iterable[Gone]) -> Gone:
+        """All of it, each once."""
+        parts = list(parts)
+        return cls(frozenset().union(*(p.classes for p in parts)), frozenset().union(*(p.samples for p in parts)))
 
     def covers(self, wish: Wish) -> bool:
         """True when nothing of the wish would be left to do. A class covers its items."""

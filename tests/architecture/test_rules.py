@@ -58,6 +58,7 @@ def test_the_offline_verifier_loads_nothing_else_of_ours() -> None:
         "service.verifier",
         "service.verifier.__main__",
         "service.verifier.certificate",
+        "service.verifier.claim",
     }
 
 

@@ -110,8 +110,11 @@ def test_a_model_that_remembers_no_single_image_cannot_be_shown_to_forget_one(re
     """The patterns are so simple that seen and unseen images look alike to the original: the control passes, so VOID."""
     request = ask(registered, samples=[str(k * PER_CLASS + HELD_OUT + i) for k in (0, 2, 3) for i in range(100)])
     assert request["status"] == "failed"
-    assert request["policy"]["name"] == "classifier-samples-v1"
     assert request["verdict"] == "VOID", request["error"]
+    # the class that the test above made it forget is measured again
+    assert request["policy"]["name"] == "classifier-classes-and-samples-v1"
+    measured = {(f["check"], f["class_name"]) for f in request["findings"] if f["control"]}
+    assert measured == {("forget_accuracy", "columns"), ("sample_membership", None)}
 
 
 def test_classes_and_samples_at_once_are_refused(registered: Registered) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from service.catalogue import Catalogue, PolicyInvalid
 from service.config import Settings
 from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownMethod
 from service.requests.service import sha256_of
-from tests.support import ask, code_of, one_database, register, register_classifier
+from tests.support import CATALOGUE, ask, code_of, one_database, register, register_classifier, write_json
 from worker import contract
 
 
@@ -44,16 +45,23 @@ def test_a_packaged_policy_is_one_that_the_worker_takes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"name": "x", "checks": []}', '{"name": 1, "checks": [{"verifier": "integrity"}]}',
-                '{"name": "x", "checks": [{"verifier": "no_such_check"}]}', '{"name": "x", "checks": [{}]}'],
+                '{"name": "x", "checks": [{"verifier": "no_such_check"}]}', '{"name": "x", "checks": [{}]}', "[" * 100_000,
+                '{"name": "x", "checks": "abc"}', '{"name": "x", "checks": [{"verifier": ["integrity"]}]}',
+                '{"name": "x", "checks": [{"verifier": "forget_rate", "params": [1]}]}',
+                '{"name": "x", "checks": [{"verifier": "forget_rate", "params": {"max_rate": NaN}}]}',
+                '{"name": "x", "checks": [{"verifier": "forget_rate"}, {"verifier": "forget_rate", "params": {}}]}',
+                '{"name": "x", "checks": [{"verifier": "forget_rate"}], "judge": {"epochs": 0}}',
+                '{"name": "x", "checks": [{"verifier": "forget_rate"}], "smapling": {}}'],
+    ids=range(15),
 )  # fmt: skip
 def test_a_policy_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     """Fail closed: a request must not be taken on a promise that cannot be kept."""
     path = tmp_path / "policy.json"
     path.write_text(content)
     with pytest.raises(PolicyInvalid):
-        catalogue.current_policy(Settings(policy_file=path), "ddpm", "class")
+        catalogue.current_policy(Settings(policy_file=path), "ddpm", ["class"])
     with pytest.raises(PolicyInvalid):
-        catalogue.current_policy(Settings(policy_file=tmp_path / "missing.json"), "ddpm", "class")
+        catalogue.current_policy(Settings(policy_file=tmp_path / "missing.json"), "ddpm", ["class"])
 
 
 @one_database
@@ -82,6 +90,26 @@ def test_defaults_are_not_shared_between_requests(rules: None) -> None:
     first["iterations"] = 1
     assert catalogue.effective_params("sfron", "ddpm", {})["iterations"] == 50
     assert json.loads(json.dumps(first)) == first
+
+
+@one_database
+def test_a_parameter_without_effect_is_422_when_given_and_no_part_of_the_request_when_not(
+    client: TestClient, tmp_path: Path
+) -> None:
+    changed = copy.deepcopy(CATALOGUE)
+    changed["families"]["ddpm"]["ignores"] = ["alpha", "of_another_method"]
+    changed["methods"]["sfron"]["conditions"] = {"iterations": {"optimizer": ["shared"]}}
+    write_json(tmp_path / "catalogue.json", changed)
+    catalogue.get_catalogue.cache_clear()
+    model = register(client, tmp_path)
+    assert ask(client, model, 1).json()["params"] == {"optimizer": "dual"}
+    assert ask(client, model, 2, params={"optimizer": "shared", "iterations": 9}).json()["params"]["iterations"] == 9
+    refused = ask(client, model, 3, params={"alpha": 1.0, "iterations": 9})
+    assert (refused.status_code, code_of(refused)) == (422, "invalid_params")
+    assert [(e["pointer"], e["detail"]) for e in refused.json()["errors"]] == [
+        ("/params/alpha", "alpha: has no effect on family ddpm"),
+        ("/params/iterations", "iterations: has an effect only where optimizer is shared"),
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- presets
@@ -135,6 +163,20 @@ def test_a_preset_does_not_loosen_the_schema(rules: None, params: dict[str, obje
         catalogue.effective_params("staged", "ddpm", params)
 
 
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"clip": "x"}, "clip: expected number (exclusiveMinimum 0, maximum 1000000.0) or null"),
+        ({"clip": [1]}, "clip: expected number (exclusiveMinimum 0, maximum 1000000.0) or null"),
+        ({"clip": 0}, "clip: expected number (exclusiveMinimum 0, maximum 1000000.0) or null"),
+    ],
+)
+def test_a_parameter_that_may_be_null_is_told_what_else_it_may_be(params: dict[str, object], text: str) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        catalogue.effective_params("finetune", "classifier", params)
+    assert str(caught.value) == text
+
+
 @one_database
 def test_a_request_shows_the_preset_that_it_was_made_with(client: TestClient, tmp_path: Path) -> None:
     model = register(client, tmp_path)
@@ -158,8 +200,8 @@ def test_a_request_shows_the_preset_that_it_was_made_with(client: TestClient, tm
 # ---------------------------------------------------------------------------------------------------- which policy applies
 
 
-def packaged_name(family: str, unit: catalogue.Unit) -> str:
-    return str(catalogue.current_policy(Settings(policy_file=None), family, unit)["name"])
+def packaged_name(family: str, *units: catalogue.Unit) -> str:
+    return str(catalogue.current_policy(Settings(policy_file=None), family, units)["name"])
 
 
 def test_the_packaged_policy_fits_the_kind_of_model_and_what_is_forgotten(rules: None) -> None:
@@ -167,26 +209,86 @@ def test_the_packaged_policy_fits_the_kind_of_model_and_what_is_forgotten(rules:
     assert packaged_name("wordy", "class") == "basic-v1"
     assert packaged_name("resnet", "class") == "classifier-v1"
     assert packaged_name("resnet", "sample") == "classifier-samples-v1"
+    assert packaged_name("resnet", "sample", "class") == "classifier-classes-and-samples-v1"
+
+
+def test_the_policy_for_classes_and_samples_asks_all_that_the_two_for_one_of_them_ask() -> None:
+    def packaged_checks(name: str) -> list[object]:
+        checks: list[object] = json.loads((catalogue.POLICIES / f"{name}.json").read_text())["checks"]
+        return checks
+
+    both = packaged_checks("classifier-classes-and-samples-v1")
+    for name in ("classifier-v1", "classifier-samples-v1"):
+        assert [c for c in packaged_checks(name) if c not in both] == []
 
 
 def test_a_generators_samples_are_refused_whatever_the_policy(rules: None) -> None:
     for settings in (Settings(), Settings(policy_file=None)):
         with pytest.raises(SamplesUnverifiable, match="generator yet"):
-            catalogue.current_policy(settings, "ddpm", "sample")
+            catalogue.current_policy(settings, "ddpm", ["sample"])
 
 
 def test_the_operators_policy_wins_over_the_packaged_ones(rules: None) -> None:
-    assert catalogue.current_policy(Settings(), "ddpm", "class")["name"] == "test-v1"
-    assert catalogue.current_policy(Settings(), "resnet", "sample")["name"] == "test-v1"
+    assert catalogue.current_policy(Settings(), "ddpm", ["class"])["name"] == "test-v1"
+    assert catalogue.current_policy(Settings(), "resnet", ["sample"])["name"] == "test-v1"
 
 
 def test_a_policy_with_checks_for_another_kind_of_model_is_refused(rules: None, tmp_path: Path) -> None:
     """Fail closed: a check that cannot look at the model would leave no finding, after hours of work."""
     settings = Settings(policy_file=catalogue.POLICIES / "basic-v1.json")
-    assert catalogue.current_policy(settings, "ddpm", "class")["name"] == "basic-v1"
+    assert catalogue.current_policy(settings, "ddpm", ["class"])["name"] == "basic-v1"
     with pytest.raises(PolicyUnfit, match="forget_rate") as caught:
-        catalogue.current_policy(settings, "resnet", "class")
+        catalogue.current_policy(settings, "resnet", ["class"])
     assert "integrity" not in str(caught.value)  # it fits
+
+
+def written(folder: Path, *checks: dict[str, object]) -> Settings:
+    return Settings(policy_file=write_json(folder / "mine.json", {"name": "mine", "checks": checks}))
+
+
+UNMEASURED: dict[str, tuple[list[str], list[catalogue.Unit], str]] = {
+    "nothing": (["integrity"], ["class"], "classes"),
+    "samples alone, for a class": (["sample_membership"], ["class"], "classes"),
+    "classes alone, for a sample": (["forget_accuracy"], ["sample"], "samples"),
+    "classes alone, for a class after samples": (["forget_accuracy"], ["class", "sample"], "samples"),
+    "samples alone, for a sample after a class": (["sample_membership"], ["class", "sample"], "classes"),
+}
+
+
+@pytest.mark.parametrize("case", UNMEASURED)
+def test_a_policy_that_does_not_measure_what_is_forgotten_is_refused(rules: None, tmp_path: Path, case: str) -> None:
+    names, units, lacking = UNMEASURED[case]
+    settings = written(tmp_path, *({"verifier": name} for name in names))
+    with pytest.raises(PolicyUnfit, match=f"measures whether {lacking} are forgotten"):
+        catalogue.current_policy(settings, "resnet", units)
+
+
+def test_one_policy_may_serve_classes_and_samples(rules: None, tmp_path: Path) -> None:
+    settings = written(tmp_path, {"verifier": "forget_accuracy"}, {"verifier": "sample_membership"})
+    wishes: list[list[catalogue.Unit]] = [["class"], ["sample"], ["class", "sample"]]
+    for units in wishes:
+        assert catalogue.current_policy(settings, "resnet", units)["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"max_accuracy": 5}, "forget_accuracy: max_accuracy: expected exclusiveMaximum 1"),
+        ({"max_accuracy": "x"}, "forget_accuracy: max_accuracy: expected number"),
+        ({"foo": 5}, "forget_accuracy: unknown parameter; this check has: max_accuracy"),
+    ],
+)
+def test_thresholds_that_a_check_does_not_have_are_refused(tmp_path: Path, params: dict[str, object], text: str) -> None:
+    """By the packaged catalogue: it holds the schema of every check."""
+    with pytest.raises(PolicyUnfit) as caught:
+        catalogue.current_policy(written(tmp_path, {"verifier": "forget_accuracy", "params": params}), "classifier", ["class"])
+    assert str(caught.value) == f"the policy 'mine' has thresholds that do not fit: {text}"
+
+
+def test_the_packaged_catalogue_says_of_every_check_what_it_measures_and_looks_at(packaged: Catalogue) -> None:
+    said = {name: entry.measures for name, entry in packaged.verifiers.items() if entry.measures}
+    assert said == contract.MEASURES_FORGETTING
+    assert [name for name, entry in packaged.verifiers.items() if entry.held_out is None] == ["integrity"]
 
 
 @one_database

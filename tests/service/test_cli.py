@@ -213,6 +213,58 @@ def test_samples_are_asked_for_by_option_by_list_and_by_lines(tmp_path: Path, po
         assert posts.pop() == ("/unlearn-requests", {"model_id": "mdl_1", "forget": wanted})
 
 
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        (b"[a].png\n[b].png\n", ["[a].png", "[b].png"]),
+        (b"{a}.png\n", ["{a}.png"]),
+        (b"7\n", ["7"]),
+        (b"[" * 100_000, ["[" * 100_000]),
+        (b'{"samples": ["a", 2]}', ["a", "2"]),
+        (b'\xef\xbb\xbf["a"]', ["a"]),
+        ("caf\u00e9.png\r\n".encode(), ["caf\u00e9.png"]),
+    ],
+)
+def test_a_file_of_ids_is_json_as_a_whole_or_lines(
+    tmp_path: Path, posts: list[tuple[str, dict[str, Any]]], content: bytes, ids: list[str]
+) -> None:
+    (tmp_path / "ids").write_bytes(content)
+    done = runner.invoke(app, ["request", "create", "mdl_1", "--samples-file", str(tmp_path / "ids")])
+    assert done.exit_code == 0, done.output
+    assert posts.pop()[1]["forget"] == {"samples": ids}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[true, null]", b"[1.5]", b"[[1]]", b"[]", b'{"classes": [1]}', b'{"samples": 3}', b'{"samples": ["a"], "x": 1}',
+     "caf\u00e9".encode("latin-1"), "a".encode("utf-16")],
+)  # fmt: skip
+def test_a_file_that_holds_no_ids_is_one_sentence(
+    tmp_path: Path, posts: list[tuple[str, dict[str, Any]]], content: bytes
+) -> None:
+    (tmp_path / "ids").write_bytes(content)
+    done = runner.invoke(app, ["request", "create", "mdl_1", "--samples-file", str(tmp_path / "ids")])
+    assert (done.exit_code, len(done.output.splitlines())) == (3, 1)
+    assert posts == []
+
+
+@pytest.mark.parametrize("params", ['{"learning_rate": 1e309}', '{"a": NaN}', '{"a": -Infinity}', "[" * 100_000, "{"])
+def test_parameters_that_json_does_not_have_are_one_sentence(posts: list[tuple[str, dict[str, Any]]], params: str) -> None:
+    done = runner.invoke(app, ["request", "create", "mdl_1", "--forget", "3", "--params", params])
+    assert (done.exit_code, done.output.strip()) == (3, "expunge: --params is not valid JSON")
+    assert posts == []
+
+
+@pytest.mark.parametrize("content", ["[1e999]", "[NaN]", "[" * 100_000, "\xff"])
+def test_a_list_of_held_out_ids_that_is_none_is_one_sentence(
+    tmp_path: Path, posts: list[tuple[str, dict[str, Any]]], content: str
+) -> None:
+    (tmp_path / "held").write_text(content, encoding="latin-1")
+    done = runner.invoke(app, ["datasets", "register", "/x", "--class", "a", "--held-out", str(tmp_path / "held")])
+    assert (done.exit_code, len(done.output.splitlines())) == (3, 1)
+    assert posts == []
+
+
 @pytest.mark.parametrize("arguments", [[], ["--forget", "3", "--sample", "p"]])
 def test_a_wish_for_nothing_or_for_both_is_a_mistake(posts: list[tuple[str, dict[str, Any]]], arguments: list[str]) -> None:
     assert runner.invoke(app, ["request", "create", "mdl_1", *arguments]).exit_code == 3

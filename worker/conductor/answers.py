@@ -7,6 +7,7 @@ it may not be trusted.
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,8 @@ from worker.contract import (
 )
 
 LARGEST_DOCUMENT = 32 << 20
+KILLED = re.compile(r"^ *exitcode +: -(\d+) \(pid: \d+\)", re.MULTILINE)
+"""A rank in the report of torchrun's `ChildFailedError` that a signal ended."""
 D = TypeVar("D", bound=Document)
 
 
@@ -66,11 +69,24 @@ def died_of(returncode: int | None) -> str:
 
 def _failure(job: JobDirectory) -> Failed | Died:
     failure = read(Failure, job.failure, job)
-    message = failure.message.replace(str(job.root), "<job>")
-    said = problem(failure.code, message, log_tail=launch.log_tail(job), step=failure.step, loss=failure.loss)
+    code, message = failure.code, failure.message.replace(str(job.root), "<job>")
+    tail = launch.log_tail(job)
+    if code == "internal" and (killed := killed_rank(tail)):
+        code, message = "rank_lost", f"a rank died with {killed}; of another: {message}"
+    said = problem(code, message, log_tail=tail, step=failure.step, loss=failure.loss)
     # "internal" names no cause; it may be a peer that the kernel killed for memory, so it has its tries like any crash
-    again = failure.retryable or failure.code in ("internal", "rank_lost")
+    again = failure.retryable or code in ("internal", "rank_lost")
     return Died(said) if again else Failed(said)
+
+
+def killed_rank(log_tail: str) -> str | None:
+    """The signal that ended a rank, in words, if torchrun's report at the end of the log names one.
+
+    Not SIGTERM: that is how torchrun itself ends the ranks that are left. A rank whose peer was killed sees only a broken
+    connection, and may have written a failure of its own before it was ended.
+    """
+    signals = [int(number) for number in KILLED.findall(log_tail)]
+    return next((died_of(-number) for number in signals if number != signal.SIGTERM), None)
 
 
 def read(kind: type[D], path: Path, job: JobDirectory) -> D:
@@ -113,7 +129,7 @@ def read_report(job: JobDirectory, plan: Plan, manifest: Manifest) -> Report:
     if report.candidate_digest != tree_digest(manifest.files):
         raise _bad(job, "the report is about another candidate than the manifest")
     # ERROR is the one verdict that may be worse than the findings: a check that raised leaves none
-    earned = decide(report.findings, plan.spec.policy)
+    earned = decide(report.findings, plan.spec)
     if report.verdict not in (earned, "ERROR"):
         raise _bad(job, f"the report says {report.verdict}, its findings say {earned}")
     require_files(job.evidence, report.evidence, whole=False)

@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from tests.benchmarks.sfron.jobs import make_job
 from tests.benchmarks.sfron.speed import small_subject
 from worker.engine import distributed
@@ -29,6 +31,7 @@ BATCH = 32
 def seconds_a_step(iterations: int) -> float:
     """Median over iterations of one SFR-on iteration on the small UNet, on this rank among its peers."""
     ranks = distributed.start("cpu")
+    torch.set_num_threads(1)  # two ranks are given all the cores there are
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         params = {"preset": "cifar10-ddpm", "iterations": iterations + WARM_UP, "batch_size": BATCH, "fisher_samples": BATCH}

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,41 @@ class MemoryStore:
 
 def finding(**changes: Any) -> dict[str, Any]:
     base = {"check": "forget_rate", "metric": "unlearning_accuracy", "subject": "candidate", "gating": True, "control": False}
-    return {**base, "passed": True, "value": 1.0, "lower95": 0.985, "threshold": 0.95, "class_index": 3, **changes}
+    numbers = {"value": 1.0, "lower95": 0.985, "upper95": None, "comparator": "ge", "threshold": 0.95}
+    return {**base, "passed": True, **numbers, "class_index": 3, **changes}
+
+
+def control(**changes: Any) -> dict[str, Any]:
+    original = {"subject": "original", "gating": False, "control": True, "passed": False, "value": 0.01, "lower95": 0.001}
+    return finding(**original | changes)
+
+
+def on_samples(**changes: Any) -> dict[str, Any]:
+    numbers = {"value": 0.5, "lower95": 0.47, "upper95": 0.53, "comparator": "le", "threshold": 0.55, "class_index": None}
+    return finding(**{"check": "sample_membership", "metric": "membership_auc", **numbers} | changes)
+
+
+def controls_on_samples() -> list[dict[str, Any]]:
+    """Both of them: the one held to the threshold, and the one that must be beyond chance by its lower bound."""
+    common = {"subject": "original", "gating": False, "control": True, "passed": False, "value": 0.9, "lower95": 0.85}
+    return [on_samples(**common, upper95=0.95), on_samples(**common, upper95=None, threshold=0.5)]
+
+
+def sound_findings(classes: Iterable[int], samples: bool) -> list[dict[str, Any]]:
+    """What a run leaves behind that measured everything and passed."""
+    integrity = finding(check="integrity", value=0.0, lower95=None, comparator="eq", threshold=0.0, class_index=None)
+    of_classes = [f(class_index=k) for k in classes for f in (finding, control)]
+    return [integrity, *of_classes, *([on_samples(), *controls_on_samples()] if samples else [])]
 
 
 def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] | None = None, **wish: Any) -> dict[str, Any]:
-    """A sound statement; `wish` replaces fields of its spec, which forgets class 3."""
-    control = finding(subject="original", gating=False, control=True, passed=False, value=0.01, lower95=0.001)
+    """A sound statement; `wish` replaces fields of its spec, which forgets class 3. Its policy serves classes and samples."""
+    wish = {"forget_classes": [3], "forget_samples": [], "forgotten_classes": [], "forgotten_samples": [], **wish}
+    if findings is None:
+        findings = sound_findings(
+            [*wish["forget_classes"], *wish["forgotten_classes"]], any([wish["forget_samples"], wish["forgotten_samples"]])
+        )
+    checks = [{"verifier": name, "params": {}} for name in ("integrity", "forget_rate", "sample_membership")]
     return statement.build(
         checkpoint_id="ckpt_1",
         issued_at="2026-11-21T10:00:00Z",
@@ -48,14 +78,10 @@ def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] 
         spec={
             "family": "ddpm",
             "class_names": [str(k) for k in range(10)],
-            "forget_classes": [3],
-            "forget_samples": [],
-            "forgotten_classes": [],
-            "forgotten_samples": [],
             "method": "sfron",
             "seed": 0,
             "ranks": 1,
-            "policy": {"name": "test", "checks": [{"verifier": "forget_rate", "params": {"max_rate": 0.05}}]},
+            "policy": {"name": "test", "checks": checks},
             "verification_seed": 7,
             **wish,
         },
@@ -73,7 +99,7 @@ def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] 
             "verdict": "PASS",
             "policy_digest": "22" * 32,
             "judges": [],
-            "findings": [finding(), control] if findings is None else findings,
+            "findings": findings,
             "environment": {"torch": "2.13.0"},
         },
         report_sha256="33" * 32,

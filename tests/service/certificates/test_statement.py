@@ -9,7 +9,9 @@ import pytest
 import rfc8785
 
 from service.certificates.statement import decimals, objections
-from tests.service.certificates.doubles import a_statement, finding
+from service.verifier import claim
+from tests.service.certificates.doubles import a_statement, control, finding, sound_findings
+from worker import contract
 
 
 def test_floats_become_decimal_strings_and_integers_stay() -> None:
@@ -41,19 +43,60 @@ def test_a_sound_statement_meets_no_objection() -> None:
     assert objections(a_statement()) == []
 
 
+INTEGRITY = sound_findings([], samples=False)[0]
+
+
 @pytest.mark.parametrize(
     ("findings", "word"),
     [
-        ([finding(passed=False)], "did not pass"),
-        ([finding(passed=None)], "did not pass"),
+        ([INTEGRITY, finding(passed=False, lower95=0.5), control()], "did not pass"),
+        ([INTEGRITY, finding(passed=None), control()], "did not pass"),
         ([], "did not pass"),
-        ([finding(), finding(gating=False, control=True, passed=True)], "control"),
-        ([finding(), finding(gating=False, control=True, passed=None)], "control"),
-        ([finding(check="integrity")], "no gating finding"),
+        ([INTEGRITY, finding(), control(passed=True, lower95=0.96)], "a control did not fail"),
+        ([INTEGRITY, finding(), control(passed=None)], "a control did not fail"),
+        ([INTEGRITY], "no gating finding"),
+        ([finding(), control()], "no gating finding"),
+        ([INTEGRITY, finding()], "has no control"),
+        ([INTEGRITY, finding(), control(control=False)], "has no control"),
+        ([INTEGRITY, finding(), control(class_index=4)], "has no control"),
+        ([INTEGRITY, finding(class_index=4), control(), control(class_index=4)], "no gating finding"),
+        ([INTEGRITY, finding(lower95=0.94), control()], "own numbers"),
+        ([INTEGRITY, finding(), control(lower95=0.95)], "own numbers"),
+        ([INTEGRITY, finding(comparator="le", upper95=0.96), control()], "own numbers"),
+        ([{**INTEGRITY, "value": 1.0}, finding(), control()], "own numbers"),
+        ([INTEGRITY, finding(lower95=None), control()], "not readable"),
+        ([INTEGRITY, finding(comparator=None), control()], "not readable"),
+        ([INTEGRITY, finding(threshold="NaN"), control()], "not readable"),
+        ([INTEGRITY, finding(lower95=True), control()], "not readable"),
+        ([INTEGRITY, {"check": "forget_rate"}], "not readable"),
     ],
 )
-def test_findings_that_did_not_pass_are_an_objection(findings: list[dict[str, object]], word: str) -> None:
+def test_findings_that_do_not_hold_are_an_objection(findings: list[dict[str, object]], word: str) -> None:
     assert any(word in objection for objection in objections(a_statement(findings=findings)))
+
+
+def test_what_was_forgotten_earlier_is_measured_again_or_it_is_an_objection() -> None:
+    wish = {"forget_classes": [], "forget_samples": ["a"], "forgotten_classes": [3, 5]}
+    assert objections(a_statement(**wish)) == []
+    for measured, samples in (([], True), ([3], True), ([3, 5], False)):
+        assert objections(a_statement(findings=sound_findings(measured, samples), **wish))
+
+
+def test_a_policy_that_measures_nothing_of_what_is_forgotten_is_an_objection() -> None:
+    statement = a_statement(findings=[INTEGRITY])
+    statement["predicate"]["plan"]["policy"]["checks"] = [{"verifier": "integrity", "params": {}}]
+    assert objections(statement) == ["something that it says is forgotten was not measured"]
+
+
+def test_a_statement_without_a_claim_is_an_objection() -> None:
+    for predicate in ({}, None, []):
+        assert objections({**a_statement(), "predicate": predicate}) == ["its claim or its findings are not readable"]
+    bare = {k: v for k, v in a_statement().items() if k != "predicate"}
+    assert objections(bare) == ["its claim or its findings are not readable"]
+
+
+def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
+    assert claim.MEASURES_FORGETTING == contract.MEASURES_FORGETTING
 
 
 def test_another_kind_of_statement_is_an_objection() -> None:

@@ -16,13 +16,19 @@ from fastapi.testclient import TestClient
 from tests.support import DIGITS, code_of, dataset_file
 
 
+def two_of_each(**arrays: Any) -> dict[str, Any]:
+    """Ten items, two of each of five classes, called scan-0 to scan-9."""
+    names = np.array([f"scan-{k}" for k in range(10)])
+    return {"images": np.zeros((10, 8, 8), np.uint8), "labels": np.arange(10) % 5, "ids": names, **arrays}
+
+
 def _post(client: TestClient, place: Path, **more: Any) -> Any:
     body = {"format": "npz", "location": str(place), "class_names": DIGITS, **more}
     return client.post("/datasets", json=body)
 
 
 def test_a_dataset_is_recorded_with_its_digest_and_its_entry(client: TestClient, tmp_path: Path) -> None:
-    path = dataset_file(tmp_path / "d" / "digits.npz")
+    path = dataset_file(tmp_path / "d" / "digits.npz", **two_of_each())
     made = _post(client, path, held_out_ids=["scan-3", "scan-1"])
     assert made.status_code == 201, made.text
     body = made.json()
@@ -47,8 +53,8 @@ def test_a_dataset_is_recorded_with_its_digest_and_its_entry(client: TestClient,
 
 @pytest.mark.one_database
 def test_the_digest_knows_who_is_held_out(client: TestClient, tmp_path: Path) -> None:
-    path = dataset_file(tmp_path / "d" / "digits.npz")
-    digests = {_post(client, path, held_out_ids=ids).json()["digest"] for ids in ([], ["scan-1"], [0])}
+    path = dataset_file(tmp_path / "d" / "digits.npz", **two_of_each(ids=np.arange(10)))
+    digests = {_post(client, path, held_out_ids=ids).json()["digest"] for ids in ([], ["1"], [0])}
     assert len(digests) == 3
     assert code_of(_post(client, path, held_out_ids=["a", "a"])) == "validation_failed"
 
@@ -139,3 +145,41 @@ def test_an_image_folder_is_taken_with_and_without_a_split(client: TestClient, t
 def test_an_image_folder_that_does_not_fit_its_classes_is_refused(client: TestClient, tmp_path: Path, paths: list[str]) -> None:
     folder = _folder(tmp_path / "f", *paths)
     assert code_of(_post(client, folder, format="image_folder", class_names=["cat", "dog"])) == "bad_location"
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize(
+    ("arrays", "held_out", "code", "said"),
+    [
+        ({"labels": np.arange(10)}, [], "bad_location", "labels 0 to 4"),
+        ({"labels": np.arange(10) % 5 - 1}, [], "bad_location", "labels 0 to 4"),
+        ({"labels": np.arange(10) % 4}, [], "bad_location", "none of class 4"),
+        ({"ids": np.array(["a"] * 10)}, [], "bad_location", "9 are repeated"),
+        ({}, ["scan-3", "scan-8"], "bad_location", "none of class 3"),
+        ({}, ["scan-3", "jane", "3"], "validation_failed", "2 of 3 held-out ids"),
+        ({"ids": None}, ["scan-3"], "validation_failed", "1 of 1 held-out ids"),
+    ],
+)
+def test_items_that_no_worker_could_work_on_are_refused(
+    client: TestClient, tmp_path: Path, arrays: dict[str, Any], held_out: list[str], code: str, said: str
+) -> None:
+    response = _post(client, dataset_file(tmp_path / "d" / "d.npz", **two_of_each(**arrays)), held_out_ids=held_out)
+    assert (response.status_code, code_of(response)) == (422, code)
+    assert said in response.text
+    assert "jane" not in response.text
+    assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize(
+    ("held_out", "code"),
+    [(["cat/1.png"], "bad_location"), (["cat/3.png"], "validation_failed"), (["cat/2.png"], None)],
+)
+def test_held_out_pictures_of_a_folder_are_there_and_leave_some(
+    client: TestClient, tmp_path: Path, held_out: list[str], code: str | None
+) -> None:
+    folder = _folder(tmp_path / "f", "cat/1.png", "cat/2.png", "dog/1.png")
+    names = [*held_out, "cat/2.png"] if code == "bad_location" else held_out
+    response = _post(client, folder, format="image_folder", class_names=["cat", "dog"], held_out_ids=names)
+    assert response.status_code == (422 if code else 201)
+    assert code is None or code_of(response) == code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,19 +14,22 @@ import rfc8785
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from service import db
+from service import catalogue, db
 from service.tables import LedgerEntry
 from tests.support import (
+    CATALOGUE,
     DIGITS,
     ask,
     ask_samples,
     code_of,
     dataset_file,
+    image_folder,
     move,
     one_database,
     publish,
     register,
     register_classifier,
+    write_json,
 )
 
 
@@ -203,6 +207,100 @@ def test_a_race_for_the_last_items_of_a_class_leaves_one(client: TestClient, mod
     assert sorted(codes) == [202, 202, 422]
 
 
+# ------------------------------------------------------------------------------------------------------------ the policy
+
+
+@pytest.fixture
+def packaged_policies(client: TestClient) -> None:
+    """The operator names no policy: the service chooses."""
+    client.app.state.settings = client.app.state.settings.model_copy(update={"policy_file": None})
+
+
+def policy_of(response: Any) -> str:
+    assert response.status_code == 202, response.text
+    return str(response.json()["policy"]["name"])
+
+
+@pytest.mark.usefixtures("packaged_policies")
+@pytest.mark.parametrize("done", [True, False], ids=["published", "pending"])
+def test_what_was_forgotten_before_is_measured_again_whatever_is_asked_for_now(
+    client: TestClient, model: dict[str, Any], tmp_path: Path, done: bool
+) -> None:
+    """Classes and samples, in either order, whether the first is published or still waits its turn."""
+    other = register_classifier(client, tmp_path / "other")
+    for lineage, wishes, alone in (
+        (model, (lambda m: ask(client, m, 1), lambda m: ask_samples(client, m, *names_of(2, 0))), "classifier-v1"),
+        (other, (lambda m: ask_samples(client, m, *names_of(2, 0)), lambda m: ask(client, m, 1)), "classifier-samples-v1"),
+    ):
+        first = wishes[0](lineage)
+        assert policy_of(first) == alone
+        if done:
+            publish(lineage, first.json()["id"], {"w.safetensors": b"x"}, tmp_path)
+        second = wishes[1](lineage)
+        assert policy_of(second) == "classifier-classes-and-samples-v1"
+        (received,) = client.get("/audit/entries", params={"request_id": second.json()["id"]}).json()["data"]
+        assert received["leaf"]["public"]["policySha256"] == second.json()["policy"]["sha256"]
+
+
+@pytest.mark.usefixtures("packaged_policies")
+def test_what_was_withdrawn_is_not_measured(client: TestClient, model: dict[str, Any]) -> None:
+    first = ask(client, model, 1).json()
+    client.post(f"/unlearn-requests/{first['id']}/cancel")
+    assert policy_of(ask_samples(client, model, *names_of(2, 0))) == "classifier-samples-v1"
+
+
+@one_database
+def test_a_policy_of_the_operators_must_measure_what_came_before_too(
+    client: TestClient, model: dict[str, Any], tmp_path: Path
+) -> None:
+    checks = [{"verifier": "integrity"}, {"verifier": "classes_gone"}]
+    write_json(tmp_path / "policy.json", {"name": "classes-only", "checks": checks})
+    assert ask(client, model, 1).status_code == 202
+    response = ask_samples(client, model, *names_of(2, 0))
+    assert (response.status_code, code_of(response)) == (422, "policy_unfit")
+    assert "samples are forgotten" in response.json()["detail"]
+    checks[1] = {"verifier": "samples_gone"}
+    write_json(tmp_path / "policy.json", {"name": "samples-only", "checks": checks})
+    assert "classes are forgotten" in ask_samples(client, model, *names_of(2, 0)).json()["detail"]
+    assert len(client.get("/unlearn-requests").json()["data"]) == 1
+
+
+# ------------------------------------------------------------------------------------------------------ held-out images
+
+
+@one_database
+@pytest.mark.parametrize(
+    ("which", "refused"),
+    [("all", (True, True, True, True)), ("retained", (True, False, True, True)), ("forgotten", (False, True, False, True))],
+)
+def test_a_policy_that_looks_at_held_out_images_needs_some_of_every_class_that_it_looks_at(
+    client: TestClient, tmp_path: Path, which: str, refused: tuple[bool, ...]
+) -> None:
+    """Nothing of class one is held out. Asked for: class zero, class one, items of zero, items of one."""
+    pictures = image_folder(tmp_path / "pictures", DIGITS)
+    (pictures / "test/one/0.png").unlink()
+    model = register_classifier(client, tmp_path, location=str(pictures))
+    changed = copy.deepcopy(CATALOGUE)
+    for name in ("classes_gone", "samples_gone"):
+        changed["verifiers"][name]["held_out"] = which
+    write_json(tmp_path / "catalogue.json", changed)
+    catalogue.get_catalogue.cache_clear()
+    wishes = (
+        lambda: ask(client, model, 0),
+        lambda: ask(client, model, 1),
+        lambda: ask_samples(client, model, *names_of(0, 0)),
+        lambda: ask_samples(client, model, *names_of(1, 0)),
+    )
+    for wish, expected in zip(wishes, refused, strict=True):
+        response = wish()
+        assert response.status_code == (422 if expected else 202), response.text
+        if expected:
+            assert code_of(response) == "policy_unfit"
+            assert response.json()["detail"].endswith("the dataset has none of: one")
+        else:
+            client.post(f"/unlearn-requests/{response.json()['id']}/cancel")
+
+
 # ------------------------------------------------------------------------------------------------------------------- npz
 
 
@@ -241,9 +339,11 @@ def test_a_repetition_is_answered_though_the_data_has_gone(client: TestClient, t
 
 
 @one_database
-def test_labels_that_are_no_class_are_refused(client: TestClient, tmp_path: Path) -> None:
-    model = npz_model(client, tmp_path, labels=np.arange(12) % 3, ids=None)
+def test_labels_that_became_no_class_are_refused_where_they_matter_now(client: TestClient, tmp_path: Path) -> None:
+    model = npz_model(client, tmp_path, ids=None)
+    dataset_file(tmp_path / "npz" / "d.npz", images=np.zeros((12, 8, 8), np.uint8), labels=np.arange(12) % 3, ids=None)
     assert code_of(ask_samples(client, model, "3")) == "bad_location"
+    assert ask(client, model, 1).status_code == 202  # the worker hashes the file and says that it was changed
 
 
 @one_database

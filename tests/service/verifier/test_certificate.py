@@ -138,19 +138,48 @@ def test_another_predicate_signed_by_the_same_key_is_refused(published: Publishe
     assert "not an unlearning certificate" in verify_directory(published.folder, published.key_file).reason
 
 
-def test_a_signed_certificate_without_a_control_is_refused(published: Published) -> None:
-    bad = a_statement()
+def spoiled(how: str) -> dict[str, Any]:
+    """A statement that no honest signer signs."""
+    bad = a_statement(forgotten_classes=[5])
     verification = bad["predicate"]["verification"]
-    verification["findings"] = [f for f in verification["findings"] if not f["control"]]
-    published.resign(bad)
-    assert "do not pass the gate" in verify_directory(published.folder, published.key_file).reason
+    findings = verification["findings"]
+    match how:
+        case "no control":
+            verification["findings"] = [f for f in findings if not f["control"]]
+        case "one class without a control":
+            verification["findings"] = [f for f in findings if not (f["control"] and f["class_index"] == 5)]
+        case "an earlier class is not measured":
+            verification["findings"] = [f for f in findings if f["class_index"] != 5]
+        case "a finding that failed":
+            findings[0]["passed"] = False
+        case "a bound that misses its threshold":
+            findings[1]["lower95"] = "0.9"
+        case "a number that is none":
+            findings[1]["lower95"] = "much"
+        case "no policy":
+            del bad["predicate"]["plan"]["policy"]
+    return bad
 
 
-def test_a_signed_certificate_whose_findings_fail_is_refused(published: Published) -> None:
-    bad = a_statement()
-    bad["predicate"]["verification"]["findings"][0]["passed"] = False
-    published.resign(bad)
-    assert "do not pass the gate" in verify_directory(published.folder, published.key_file).reason
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("no control", "a check that measures forgetting has no control"),
+        ("one class without a control", "a check that measures forgetting has no control"),
+        ("an earlier class is not measured", "a check of its policy has no gating finding"),
+        ("a finding that failed", "a gating finding did not pass"),
+        ("a bound that misses its threshold", "a finding's own numbers say otherwise than it does"),
+        ("a number that is none", "not readable"),
+        ("no policy", "not readable"),
+    ],
+)
+def test_a_signed_certificate_whose_findings_do_not_pass_the_gate_is_refused(
+    published: Published, how: str, reason: str
+) -> None:
+    published.resign(spoiled(how))
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.status == TAMPERED
+    assert reason in outcome.reason
 
 
 @pytest.mark.parametrize("name", ["../README.md", "/etc/passwd", "a//b", "UNLEARNING/x", ""])

@@ -79,6 +79,11 @@ def work(job: JobDirectory, spec: Spec, mode: str) -> int:
             return EXIT_FAILED
         case "diverged":
             return fail(job, code="diverged", message="the loss is not finite", step=7, loss="nan")
+        case "survivor":
+            print("Failures:\n[1]:\n  rank      : 0 (local_rank: 0)\n  exitcode  : -15 (pid: 6)  (SIGTERM)")
+            if spec.params.get("killed", True):
+                print("Root Cause:\n[0]:\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)  (SIGKILL)")
+            return fail(job, code="internal", message="unexpected RuntimeError: Connection closed by peer")
         case "rank_lost":
             return fail(job, code="rank_lost", message="rank 1 does not answer")
         case "oom":
@@ -113,6 +118,21 @@ def work(job: JobDirectory, spec: Spec, mode: str) -> int:
         (job.out / "optimizer.bin").write_bytes(b"state")
     job.manifest.write_text(manifest.model_dump_json())
     return EXIT_DONE
+
+
+def findings(spec: Spec, *, passed: bool, seeing: bool, skipped: bool) -> tuple[Finding, ...]:
+    """One and its control for each class that was ever forgotten (`skipped`: on this request's alone), one for all samples."""
+    classes = spec.forget_classes if skipped else spec.all_forgotten
+    rates = [("forget_rate", "unlearning_accuracy", k) for k in classes]
+    samples = [("sample_membership", "membership_auc", None)] if spec.all_forgotten_samples else []
+    return tuple(
+        Finding(
+            check=check, metric=metric, subject=subject, gating=subject == "candidate", control=subject == "original",
+            passed=good, lower95=0.99 if good else 0.1, comparator="ge", threshold=0.95, class_index=k,
+        )
+        for check, metric, k in (*rates, *samples)
+        for subject, good in (("candidate", passed), ("original", not seeing))
+    )  # fmt: skip
 
 
 def leave_fisher(job: JobDirectory, spec: Spec) -> None:
@@ -161,22 +181,15 @@ def judge(job: JobDirectory, spec: Spec, mode: str) -> int:
     (job.evidence / "before_after.png").write_bytes(b"a picture")
     (job.judges / ("a" * 64)).mkdir(exist_ok=True)
     (job.judges / ("a" * 64) / "judge.json").write_text("{}")
-    passed = mode not in ("fail", "lie")
-    findings = (
-        Finding(check="forget_rate", metric="unlearning_accuracy", subject="candidate", gating=True, passed=passed, value=0.99),
-        Finding(
-            check="forget_rate", metric="unlearning_accuracy", subject="original", gating=False, control=True,
-            passed=mode == "void", value=0.01,
-        ),
-    )  # fmt: skip
-    verdict = "PASS" if mode == "lie" else decide(findings, spec.policy)
+    found = findings(spec, passed=mode not in ("fail", "lie"), seeing=mode != "void", skipped=mode == "skips")
+    verdict = "PASS" if mode in ("lie", "skips") else decide(found, spec)
     report = Report(
         spec_digest=document_digest(spec),
         policy_digest=document_digest(spec.policy),
         candidate_digest="0" * 64 if mode == "other_candidate" else tree_digest(manifest.files),
         verdict="ERROR" if mode == "error" else verdict,
         summary=f"the fake judge says {verdict}",
-        findings=findings,
+        findings=found,
         evidence=entries(job.evidence),
         seconds_verify=0.1,
         peak_memory_mb=1.0,

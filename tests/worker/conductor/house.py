@@ -27,7 +27,7 @@ from worker.contract import JobDirectory
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 CLASSES = [str(k) for k in range(10)]
-POLICY = {"name": "test-v1", "checks": [{"verifier": "forget_rate", "params": {}}]}
+POLICY = {"name": "test-v1", "checks": [{"verifier": name, "params": {}} for name in ("forget_rate", "sample_membership")]}
 WEIGHTS = {"config.json": b'{"a": 1}', "unet/model.safetensors": b"", "model.safetensors": b"weights " * 1000}
 
 

@@ -156,6 +156,7 @@ FINAL = {
     "a file is not what the manifest says": ({"unlearn": "torn"}, "integrity", ["run.failed"]),
     "a file that the manifest does not name": ({"unlearn": "extra_file"}, "integrity", ["run.failed"]),
     "the verdict does not follow from the findings": ({"verify": "lie"}, "bad_answer", ["run.failed"]),
+    "a class forgotten earlier is not looked at": ({"verify": "skips", "earlier": 5}, "bad_answer", ["run.failed"]),
     "the report is about another candidate": ({"verify": "other_candidate"}, "bad_answer", ["run.failed"]),
     "verification changed the candidate": ({"verify": "meddle"}, "integrity", ["evaluation.finished", "run.failed"]),
     "the gate says no": ({"verify": "fail"}, "verification_failed", ["evaluation.rejected", "run.failed"]),
@@ -169,6 +170,9 @@ FINAL = {
 def test_a_result_that_does_not_hold_fails_the_request_and_nothing_is_published(house: h.House, case: str) -> None:
     params, code, ledger = FINAL[case]
     room = h.make_room()
+    if "earlier" in params:
+        with db.transaction() as session:
+            session.get_one(ModelVersion, house.version_id).forgotten_classes = [params["earlier"]]
     request_id = h.ask(house, **params)
     assert pipeline.run(request_id, room) == "failed"
     row = h.request(request_id)
@@ -191,6 +195,8 @@ RETRIED = {
     "a crash": ({"unlearn": "crash"}, "rank_lost"),
     "a kill": ({"unlearn": "killed"}, "rank_lost"),
     "a rank that the engine itself missed": ({"unlearn": "rank_lost"}, "rank_lost"),
+    "a rank whose peer was killed": ({"unlearn": "survivor"}, "rank_lost"),
+    "a rank that failed while nobody was killed": ({"unlearn": "survivor", "killed": False}, "internal"),
     "a loop that did not run to its end": ({"unlearn": "incomplete"}, "engine_died"),
     "out of memory": ({"unlearn": "oom"}, "out_of_memory"),
     "a crash while verifying": ({"verify": "crash"}, "rank_lost"),

@@ -1,0 +1,112 @@
+"""Does what a certificate says follow from its own findings? The rule of the signer and of the offline verifier. Pure.
+
+Nobody's word is taken: not for the verdict, which follows from the findings, and not for a finding, which follows from its
+numbers. Numbers are integers or decimal strings, as in the statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal
+
+MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
+    "forget_rate": "classes",
+    "forget_accuracy": "classes",
+    "sample_membership": "samples",
+}
+"""Checks whose word counts only beside an original that fails them; and what they show to be forgotten."""
+
+Finding = Mapping[str, Any]
+About = tuple[str, int | None]
+"""A check and the class that it looked at; None: at everything together."""
+
+
+class Unreadable(ValueError):
+    """The claim is not written as ours are."""
+
+
+def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
+    """Why the claim does not hold by its own findings, each in words; empty when it does.
+
+    Every gating finding must have passed and every control failed, by their own numbers. Every check of the policy must have
+    left a gating finding, and everything that is said to be forgotten, on this lineage and ever, must have been measured by
+    one, class by class, beside a control.
+
+    Args:
+        predicate: of the statement, as `service.certificates.statement.build` writes it.
+
+    Raises:
+        Unreadable: something of it is missing, or is of another kind.
+    """
+    try:
+        return _shortcomings(predicate)
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise Unreadable("the claim or its findings are not readable") from error
+
+
+def _shortcomings(predicate: Mapping[str, Any]) -> list[str]:
+    verification = predicate["verification"]
+    findings: Sequence[Finding] = verification["findings"]
+    gating = [f for f in findings if f["gating"]]
+    controls = [f for f in findings if f["control"]]
+    found: list[str] = []
+    if verification["verdict"] != "PASS":
+        found.append("its verdict is not PASS")
+    if not gating or any(f["passed"] is not True for f in gating):
+        found.append("a gating finding did not pass")
+    if any(f["passed"] is not False for f in controls):
+        found.append("a control did not fail")
+    if any(f["passed"] is not _meets(f) for f in (*gating, *controls) if f["passed"] is not None):
+        found.append("a finding's own numbers say otherwise than it does")
+    return found + _gaps(predicate, gating, controls)
+
+
+def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Iterable[Finding]) -> list[str]:
+    forgotten = _forgotten(predicate["forgetSet"])
+    checks = {c["verifier"] for c in predicate["plan"]["policy"]["checks"]}
+    subjects = {name: forgotten[MEASURES_FORGETTING[name]] if name in MEASURES_FORGETTING else [None] for name in checks}
+    owed: set[About] = {(name, k) for name, some in subjects.items() for k in some}
+    found: list[str] = []
+    if not checks or owed - set(map(_about, gating)):
+        found.append("a check of its policy has no gating finding")
+    if {unit for unit, some in forgotten.items() if some} - {MEASURES_FORGETTING.get(name) for name in checks}:
+        found.append("something that it says is forgotten was not measured")
+    if {(name, k) for name, k in owed if name in MEASURES_FORGETTING} - set(map(_about, controls)):
+        found.append("a check that measures forgetting has no control")
+    return found
+
+
+def _forgotten(forget_set: Mapping[str, Any]) -> dict[Literal["classes", "samples"], list[int | None]]:
+    """What each kind of check owes a finding on: every class by itself, samples together."""
+    counts = [forget_set[key]["count"] for key in ("samples", "samplesForgottenEarlier") if key in forget_set]
+    return {"classes": [*forget_set["classes"], *forget_set["forgottenEarlier"]], "samples": [None] if any(counts) else []}
+
+
+def _about(finding: Finding) -> About:
+    by_class = MEASURES_FORGETTING.get(finding["check"]) == "classes"
+    return finding["check"], finding["class_index"] if by_class else None
+
+
+def _meets(finding: Finding) -> bool:
+    """Is the threshold met, at the 95 % bound that is the cautious one? A control may be held to the other one alone."""
+    threshold = _number(finding["threshold"])
+    match finding["comparator"]:
+        case "ge":
+            return _number(finding["lower95"]) >= threshold
+        case "le":
+            only_lower = finding["control"] and finding["upper95"] is None
+            return _number(finding["lower95" if only_lower else "upper95"]) <= threshold
+        case "eq":
+            return _number(finding["value"]) == threshold
+        case _:
+            raise Unreadable("a finding compares in a way that is not ours")
+
+
+def _number(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise Unreadable("expected an integer or a decimal string")
+    number = Decimal(value)
+    if not number.is_finite():
+        raise Unreadable("expected a finite number")
+    return number
