@@ -26,7 +26,7 @@ from worker.engine.run import Part
 STEPS = 6
 KEY = "key"
 METHODS: dict[str, dict[str, object]] = {
-    "sfron": {},
+    "sfron": {"saliency": "share", "share": 0.5},
     "finetune": {"l1": 1e-5, "clip": 0.1},
     "gradient_ascent": {"momentum": 0.9, "learning_rate": 1e-3},
     "random_label": {},

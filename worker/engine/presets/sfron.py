@@ -63,7 +63,7 @@ PRESETS: Mapping[str, Preset] = {
             "augment": "crop_flip",
         },
         source="ours: the rate, batches and forget interval of cifar10-resnet18 in fewer iterations, with two optimizers, a "
-        "ceiling on the loss, and another alpha, Fisher protocol and BatchNorm mode; see docs/benchmarks.md",
+        "ceiling on the loss, and another alpha, Fisher protocol and BatchNorm mode; not measured yet",
     ),
     "dit": Preset(
         families=("dit",),
