@@ -77,7 +77,7 @@ def test_a_parameter_without_effect_is_refused_with_the_reason(
 def test_what_is_recorded_leaves_out_what_had_no_effect() -> None:
     params = effective(SFRON, "classifier", {"forget_loss": "relabel"})  # the preset's loss_ceiling is no fault of the request
     kept = recorded(SFRON, "classifier", params)
-    assert SFRON.Params.model_fields.keys() - kept.keys() == {"label_drop", "forget_label_drop", "loss_ceiling", "share"}
+    assert SFRON.Params.model_fields.keys() - kept.keys() == {"label_drop", "forget_label_drop", "loss_ceiling", "gamma"}
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS, ids=[f"{m}-{f}" for m, f in PAIRS])

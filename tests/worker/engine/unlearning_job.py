@@ -34,7 +34,7 @@ FAST: dict[str, dict[str, object]] = {
     "retrain": {"learning_rate": 1e-3},
     "salun": {"saliency_samples": 8, "saliency_batch_size": 4},
     "selective_amnesia": {"fisher_samples": 8, "fisher_batch_size": 4, "replay_per_class": 2, "replay_steps": 2},
-    "sfron": {"fisher_samples": 8, "fisher_batch_size": 4},
+    "sfron": {"fisher_samples": 8, "fisher_batch_size": 4, "saliency": "gamma"},
 }
 """Parameters that make the preparation of a method short, and its steps long enough to be seen."""
 PAIRS = [
