@@ -29,10 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine import sharding
+from worker.engine.batch import Batch
 from worker.engine.environment import environment
 from worker.engine.errors import Diverged
 from worker.engine.files import sha256_of, sync_directory, write_atomically
-from worker.engine.run import Batch, Run
+from worker.engine.run import Run
 from worker.engine.streams import Stream, generator
 
 SEED = 90_210
@@ -159,7 +160,7 @@ def cache_key(run: Run, settings: Settings, groups: int) -> str:
         "labels": list(spec.labels),
         "settings": asdict(replace(settings, batch_size=settings.rows)),
         "groups": groups,
-        "precision": run.precision,
+        "precision": run.gradients.precision,
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
@@ -286,7 +287,7 @@ def _gradients(run: Run, index_B: Tensor, source: torch.Generator, settings: Set
     """Of one batch's mean loss, clipped; of a sharded network this rank's parts."""
     batch = run.plain(index_B, source)
     weight = settings.loss_scale / batch.total
-    gradients = sharding.local(_together(run, batch, weight)) if run.sharded else run.gradient(batch, weight=weight)
+    gradients = sharding.local(_together(run, batch, weight)) if run.sharded else run.gradients.alone(batch, weight=weight)
     if settings.clip is not None:
         torch._foreach_mul_(gradients, (settings.clip / (run.norm(gradients) + 1e-6)).clamp(max=1.0))
     return gradients
@@ -296,7 +297,7 @@ def _together(run: Run, batch: Batch, weight: float) -> list[Tensor]:
     """Each rank its rows; all of them where there are fewer rows than ranks, for every rank must ask the network."""
     shared = batch.total >= run.ranks.world
     part = batch.part(run.ranks.rows(batch.total)) if shared else batch
-    with run.autocast():
+    with run.gradients.autocast():
         loss_B = run.family.loss(part.x_BCHW, part.y_B, part.draw)
     # The backward pass leaves the mean over ranks of what they descend.
     (loss_B.sum() * (weight * (run.ranks.world if shared else 1))).backward()

@@ -32,7 +32,7 @@ def mean_gradient(run: Run, stream: Stream, *, batch_size: int, samples: int) ->
     for i, index_B in enumerate(batches):
         if i % run.ranks.world == run.ranks.rank:
             batch = run.plain(index_B, chosen.generator("saliency", i))
-            torch._foreach_add_(total, run.gradient(batch, weight=1 / len(order_N)))
+            torch._foreach_add_(total, run.gradients.alone(batch, weight=1 / len(order_N)))
         run.preparing(i + 1, len(batches))
     for gradient in total:
         run.ranks.sum_(gradient)

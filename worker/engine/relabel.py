@@ -15,9 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worker.engine import streams
+from worker.engine.batch import Batch, Part
 from worker.engine.errors import BadInput
 from worker.engine.method import Descent
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import native
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from worker.engine import optim
+from worker.engine.batch import Batch, Part, Rows
 from worker.engine.family import Family
 from worker.engine.method import Descent
-from worker.engine.run import Batch, Part, Rows, Run
+from worker.engine.run import Run
 
 
 class Stepper:

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from tests.worker.engine.unlearning_job import ONE_RANK, begin, make_job, params_of, write_spec
 from worker.contract import JobDirectory
 from worker.engine import checkpoint, distributed, fisher, loop, sharding, unlearn
+from worker.engine.batch import Part
 from worker.engine.distributed import Ranks
 from worker.engine.errors import Diverged, OutOfMemory, Stopped
 from worker.engine.events import Events
-from worker.engine.run import Part
 
 STEPS = 6
 KEY = "key"
@@ -45,7 +45,7 @@ def stepped(job: JobDirectory, ranks: Ranks, *, micro: int | None = None) -> Non
     """Leave the weights after the steps, from the preparation of whoever came first: a rounding may tip a mask."""
     method: Any = begin(job, ranks)
     run, module = method.run, method.run.family.module
-    run.micro = micro
+    run.gradients.micro = micro
     prepared = sharding.whole(method.state_dict())
     if ranks.world == 1:
         checkpoint.save(job.steps, 0, prepared, KEY)
@@ -154,15 +154,15 @@ def foreseen(job: JobDirectory, ranks: Ranks) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "peak", peak)
         patch.setattr(sharding, "limit", lambda device, parameters: 130 if ranks.first else 125)
-        run._foresee([part], optimizer)
-        run._foresee([part], optimizer)  # as for another shape, once batches are cut
-    assert run.micro == 2
+        run.gradients._foresee([part])
+        run.gradients._foresee([part])  # as for another shape, once batches are cut
+    assert run.gradients.micro == 2
     assert all(p.grad is None for p in run.parameters)
     seen.clear()
     run.descend([part], optimizer, step=0)
     # 9 images are 4 and 5 rows; 5 rows are 3 micro-batches of at most 2, so 4 rows are 3 too.
     assert seen == ([1, 1, 2] if ranks.first else [1, 2, 2])
-    run.micro = 1  # 5 of one row, and the first rank has but 4
+    run.gradients.micro = 1  # 5 of one row, and the first rank has but 4
     with pytest.raises(OutOfMemory, match="more than a rank's rows"):
         run.descend([part], optimizer, step=0)
 

@@ -303,7 +303,7 @@ def test_running_statistics_move_if_and_only_if_they_are_asked_to(name: str, bat
     moved = [not torch.equal(a, b) for a, b in zip(before, statistics, strict=True)]
     assert before
     assert all(moved) if batch_norm == "train" else not any(moved)
-    assert not any(layer.training for layer in method.run.batch_norms)
+    assert not any(layer.training for layer in method.run.gradients.batch_norms)
 
 
 # --------------------------------------------------------------------------------------------------------- masked methods

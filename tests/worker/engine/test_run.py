@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine import optim
+from worker.engine.batch import Batch, Part
 from worker.engine.errors import BadInput, Diverged, OutOfMemory
 from worker.engine.events import Events
 from worker.engine.family import Draw
 from worker.engine.method import Params
 from worker.engine.methods.sfron import adaptive_weights
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 
 FEATURES, ROWS = 6, 10
 
@@ -91,7 +92,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_update_is_the
     run = make_run(tmp_path)
     cut = updated(run, [Part(batch_of(ROWS), small.squared_error, weigh, 2.0)], clip=1.0)
     whole = updated(make_run(tmp_path), [Part(batch_of(ROWS), large.squared_error, weigh, 2.0)], clip=1.0)
-    assert run.micro == 3  # 10 -> 5 -> 3 (halves are rounded up)
+    assert run.gradients.micro == 3  # 10 -> 5 -> 3 (halves are rounded up)
     assert max(small.seen) == 3
     assert large.seen == [ROWS]
     assert relative(cut, whole) < 1e-6
@@ -104,7 +105,7 @@ CPU_WORDS = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
 def test_a_cpu_that_runs_out_of_memory_halves_the_batch_too(error: Exception, tmp_path: Path) -> None:
     run = make_run(tmp_path)
     updated(run, [Part(batch_of(ROWS), Device(5, error).squared_error)])
-    assert run.micro == 5
+    assert run.gradients.micro == 5
 
 
 def test_another_error_is_no_lack_of_memory(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_one_of_several_ranks_does_not_cut_on_its_own(tmp_path: Path) -> None:
 
 def test_a_nan_in_one_micro_batch_stops_the_whole_update(tmp_path: Path) -> None:
     run, batch = make_run(tmp_path), batch_of(ROWS)
-    run.micro = 3
+    run.gradients.micro = 3
     batch.y_B[4] = float("nan")  # in the second of four
     before = [p.detach().clone() for p in run.parameters]
     optimizer = optim.make("adam", run.parameters, learning_rate=0.1)
@@ -245,10 +246,10 @@ def test_a_batch_whose_statistics_are_taken_is_not_halved(tmp_path: Path) -> Non
         updated(trained, [part])
     frozen = make_run(tmp_path, module=Normalised().eval())
     updated(frozen, [part])
-    assert frozen.micro == 5
+    assert frozen.gradients.micro == 5
     plain = make_run(tmp_path, batch_norm="train")  # without BatchNorm there is nothing to spoil
     updated(plain, [part])
-    assert plain.micro == 5
+    assert plain.gradients.micro == 5
 
 
 def test_an_update_moves_the_running_statistics_once_a_batch(tmp_path: Path) -> None:

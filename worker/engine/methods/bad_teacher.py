@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from worker.engine.batch import Part
 from worker.engine.method import Conditions, Descent, Params, Preset
-from worker.engine.run import Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import Stepper, apart, frozen_copy
 
 

@@ -22,10 +22,11 @@ from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from worker.engine import optim
+from worker.engine.batch import Batch, Part
 from worker.engine.errors import BadInput
 from worker.engine.family import Generator
 from worker.engine.method import Conditions, Descent, Params, Preset
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 from worker.engine.streams import Stream
 
 Scope = Literal["full", "xattn", "noxattn", "selfattn"]
@@ -149,7 +150,7 @@ class ESD:
     def _generated(self, batch: Batch) -> Batch:
         """The same labels and noise, their x_t drawn by the present network."""
         p = self.params
-        with self.run.autocast():
+        with self.run.gradients.autocast():
             x_BCHW, draw = self.family.denoised(batch.y_B, batch.draw, guidance_scale=p.guidance_scale, steps=p.steps)
         return replace(batch, x_BCHW=x_BCHW, draw=draw)
 

@@ -13,9 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from worker.engine.batch import Part
 from worker.engine.method import Descent, Params, Preset
 from worker.engine.optim import decayed
-from worker.engine.run import Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import Stepper, native
 
 

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worker.engine import optim
+from worker.engine.batch import Batch, Part
 from worker.engine.method import Descent, Params, Preset
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 
 
 class AscentParams(Descent):

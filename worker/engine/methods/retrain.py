@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from worker.engine.batch import Part
 from worker.engine.method import Descent, Params, Preset
-from worker.engine.run import Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import Stepper, native
 
 

@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 from torch import Tensor, nn
 
+from worker.engine.batch import Batch, Part
 from worker.engine.method import Conditions, Descent, Params, Preset
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import Stepper, apart, frozen_copy, native
 
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from worker.contract import Sampling
 from worker.engine import streams
+from worker.engine.batch import Batch, Part
 from worker.engine.errors import BadInput
 from worker.engine.family import Generator, sent
 from worker.engine.fisher import Settings, of_everything
 from worker.engine.method import Conditions, Descent, Params, Preset
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 from worker.engine.stepper import Stepper, native
 from worker.engine.streams import Stream
 

@@ -23,12 +23,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from worker.engine import optim, sharding
+from worker.engine.batch import Batch, Part
 from worker.engine.fisher import Kind, Settings, forget_and_retain
 from worker.engine.method import Conditions, Decay, Descent, Params, Preset
 from worker.engine.optim import decayed
 from worker.engine.presets.sfron import PRESETS
 from worker.engine.relabel import following, next_others
-from worker.engine.run import Batch, Part, Run
+from worker.engine.run import Run
 
 
 class SFRonParams(Descent):

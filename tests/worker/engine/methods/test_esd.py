@@ -190,7 +190,7 @@ def test_guided_inputs_are_the_same_on_any_number_of_micro_batches(tmp_path: Pat
     weights = []
     for name, micro in (("whole", None), ("cut", 1)):
         method = job_method(tmp_path / name, algorithm="sgd", **GENERATED)
-        method.run.micro = micro
+        method.run.gradients.micro = micro
         method.step(0)
         weights.append(torch.cat([p.detach().flatten() for p in method.run.parameters]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6)
