@@ -200,10 +200,14 @@ def ddpm(data: Cifar, *, rounds: int, steps: int, task: Generation | None = None
 # ------------------------------------------------------------------------------------------------------------ classifier
 
 CLASSIFIER = {
-    "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "alpha_forget": 5.0, "forget_clip": 7.0, "forget_every": 5,
+    "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "alpha_forget": 0.2, "forget_clip": 7.0, "forget_every": 5,
     "temperature": 0.5, "gamma": 1.0,
 }  # fmt: skip
-"""The published settings for CIFAR-10 but for alpha (25), which is tuned to 1,500 iterations on a larger network."""
+"""The published settings for CIFAR-10 but for alpha (25), which is tuned to 1,500 iterations on a larger network.
+
+At 0.2 both ways forget the class and keep the others alike. From 0.5 on the reference loses 8 to 80 points of the others:
+its information, of mixed batches, lets the ascent move nearly every weight, and its loss has no ceiling.
+"""
 
 
 @dataclass(frozen=True)
