@@ -117,7 +117,7 @@ class Denoiser:
     def distance(
         self, x_BCHW: Tensor, y_B: Tensor, drawn: Draw, *, teacher: nn.Module, module: nn.Module | None = None
     ) -> Tensor:
-        """See `Family.distance`; a temperature means nothing here."""
+        """See `Family.distance`."""
         noisy_BCHW, _ = self._noisy_and_target(x_BCHW, drawn)
         shown_B = self._shown(y_B, drawn)
         with torch.no_grad():
@@ -236,6 +236,39 @@ class Denoiser:
             return self._ask(None, x_BCHW, t_B, y_B)
         class_BCHW, null_BCHW = self._both(None, x_BCHW, t_B, y_B)
         return null_BCHW + scale * (class_BCHW - null_BCHW)
+
+
+class Denoising:
+    """The losses of a family whose network is a `Denoiser`'s; see `Family` and `Generator` for what each answers."""
+
+    denoiser: Denoiser
+
+    def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
+        """See `Family.loss`."""
+        return self.denoiser.loss(x_BCHW, y_B, draw, module=module)
+
+    def contrast(
+        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Family.contrast`: towards the answer under the anchor's label or prompt."""
+        return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
+
+    def distance(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
+        module: nn.Module | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `Family.distance`; a temperature means nothing here."""
+        return self.denoiser.distance(x_BCHW, y_B, draw, teacher=teacher, module=module)
+
+    def negated(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, eta: float, module: nn.Module | None = None
+    ) -> Tensor:
+        """See `Generator.negated`."""
+        return self.denoiser.negated(x_BCHW, y_B, draw, teacher=teacher, eta=eta, module=module)
+
+    def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
+        """See `Generator.denoised`."""
+        return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
 
 
 def _sampler(schedule: DDIMScheduler, sampling: Sampling) -> Sampler:

@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
+from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel, Diverged
 from worker.engine.family import Augment, Draw
@@ -164,6 +165,46 @@ class Latents:
     @property
     def _shift(self) -> float:
         return self.vae.config.shift_factor or 0.0
+
+
+class LatentDenoising(diffusion.Denoising):
+    """A family whose `Denoiser` works on the latents of images."""
+
+    latents: Latents
+    _shape: tuple[int, int, int]
+    """(D, h, w) that the network takes."""
+
+    def hold(self, images_NCHW: Tensor) -> Tensor:
+        """See `Family.hold`: the autoencoder's posterior of every image, encoded here and never again."""
+        expected = self.latents.image_shape(self._shape)
+        if tuple(images_NCHW.shape[1:]) != expected:
+            raise BadInput(f"the model works on images {expected}, found {tuple(images_NCHW.shape[1:])}")
+        return self.latents.encode(images_NCHW)
+
+    def draw(
+        self,
+        count: int,
+        image_shape: Sequence[int],
+        generator: torch.Generator,
+        *,
+        label_drop: float,
+        augment: Augment = "none",
+    ) -> Draw:
+        """See `Family.draw` and `Latents.draw`, which refuses to augment."""
+        schedule = self.denoiser.schedule
+        return self.latents.draw(schedule, count, image_shape, generator, label_drop=label_drop, augment=augment)
+
+    def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
+        """See `Latents.prepare`."""
+        return self.latents.prepare(held_B, draw)
+
+    def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """See `Generator.noise`: standard normal, the scale of latents."""
+        return torch.randn(count, *self.latents.shape(image_shape), generator=generator)
+
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
+        """See `Generator.sample`. The null label (the empty prompt) may be asked for: then the images are unconditional."""
+        return self.latents.decode(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling))
 
 
 def _batches(rows_N: Tensor, *, pixels: int) -> Iterator[slice]:

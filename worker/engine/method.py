@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -95,9 +95,8 @@ class Method(Protocol):
     """By name. The first that names a family, and what a request forgets, is the default there."""
     Params: ClassVar[type[Params]]
 
-    @classmethod
-    def begin(cls, params: Any, run: Run) -> Self:
-        """Set up optimizers; cheap, and done on resume too."""
+    def __init__(self, params: Any, run: Run) -> None:
+        """Set up optimizers; cheap, and done on resume too. Raises: BadInput."""
         ...
 
     def prepare(self) -> None:

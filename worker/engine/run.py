@@ -9,7 +9,7 @@ all after it, and the loop reads the flag now and then. So the weights are those
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -75,6 +75,20 @@ class Run:
         self.events.progress(completed, total, "saliency batch")
 
     # ----------------------------------------------------------------------------------------------------------- batches
+
+    def concepts(self, because: str) -> Stream:
+        """The forget stream's items whose label is a forgotten class, for methods that work on what a label means.
+
+        Of items forgotten singly the label is to be kept.
+
+        Raises:
+            BadInput: the request is for single items; `because` says what the method does in place of that.
+        """
+        if self.spec.forget_samples:
+            raise BadInput(f"expected classes to forget, found single images: {because}")
+        stream = self.forget
+        whole_N = torch.isin(stream.labels_N, torch.tensor(self.spec.all_forgotten))
+        return replace(stream, indices_N=stream.indices_N[whole_N], labels_N=stream.labels_N[whole_N])
 
     def batch(self, stream: Stream, iteration: int, size: int, *, label_drop: float = 0.0) -> Batch:
         """This rank's rows of the global batch that `stream` deals at `iteration`, varied as `params.augment` says.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,11 +14,16 @@ from worker.engine.family import Family
 from worker.engine.method import Descent
 from worker.engine.run import Run
 
+P = TypeVar("P", bound=Descent)
 
-class Stepper:
-    """One optimizer over all trainable weights, with the schedule and the clip that `Descent` names."""
 
-    def __init__(self, params: Descent, run: Run) -> None:
+class Stepper(Generic[P]):
+    """Base of a method with one optimizer over all trainable weights, its schedule and its clip as `Descent` names them.
+
+    What is left to a method is `step`; one that prepares something adds it to both states.
+    """
+
+    def __init__(self, params: P, run: Run) -> None:
         self.params, self.run = params, run
         self.optimizer = optim.make(
             params.algorithm,
@@ -27,6 +32,9 @@ class Stepper:
             momentum=params.momentum,
             weight_decay=params.weight_decay,
         )
+
+    def prepare(self) -> None:
+        """Nothing; see `Method.prepare`."""
 
     def descend(
         self,
@@ -43,11 +51,11 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's."""
-        return self.optimizer.state_dict()
+        return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state that `state_dict` gave."""
-        optim.restore(self.optimizer, state)
+        """See `Method.load_state_dict`."""
+        optim.restore(self.optimizer, state["optimizer"])
 
 
 def native(family: Family) -> Rows:

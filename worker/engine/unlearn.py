@@ -55,7 +55,7 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     dataset = load_dataset(job, work.spec)
     family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
     run = make_run(work, family, dataset, ranks, events, cache=job.fishers)
-    method = work.method.begin(work.params, run)
+    method = work.method(work.params, run)
     settings = loop.Loop(family.module, ranks, events, job.steps, checkpoint.key_of(work.spec), cadence, stop_asked, run.check)
     outcome = loop.run(settings, method, work.params.iterations)
     if run.sharded:

@@ -40,7 +40,7 @@ def seconds_a_step(iterations: int) -> float:
         family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
         events = Events(job.events, "bench", speaks=False)
         run = make_run(work, family, load_dataset(job, work.spec), ranks, events, cache=job.fishers)
-        method = work.method.begin(work.params, run)
+        method = work.method(work.params, run)
         method.prepare()
         times = []
         for i in range(iterations + WARM_UP):

@@ -125,7 +125,7 @@ class Subject:
         events = Events(self.job.events, "test", speaks=False)
         try:
             run = make_run(work, self.loaded, self.dataset, ONE_RANK, events, cache=self.job.fishers)
-            method: Any = self.method.begin(params, run)
+            method: Any = self.method(params, run)
             looped(method, self.job.root, min(params.iterations, 2))
         except BadInput:
             return None

@@ -115,7 +115,7 @@ def begin(job: JobDirectory, ranks: Ranks = ONE_RANK, *, prepare: bool = True) -
     family = work.family.load(job.base, labels=spec.labels, device=ranks.device)
     events = Events(job.events, "test", speaks=False)
     run = make_run(work, family, load_dataset(job, spec), ranks, events, cache=job.fishers)
-    method = work.method.begin(work.params, run)
+    method = work.method(work.params, run)
     if prepare:
         method.prepare()
     return method

@@ -46,7 +46,7 @@ class Layout:
         return cls(unet / "config.json", weights.only_file(directory, below=unet), scheduler)
 
 
-class DDPM:
+class DDPM(diffusion.Denoising):
     """A `UNet2DModel` that predicts the noise (or the velocity), with its own noise schedule."""
 
     name: ClassVar[str] = "ddpm"
@@ -115,33 +115,6 @@ class DDPM:
         """uint8 to [-1, 1]."""
         x_BCHW = diffusion.mirrored(held_B, draw).float().div(127.5).sub(1.0)
         return x_BCHW.contiguous(memory_format=torch.channels_last)
-
-    def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
-        """See `Family.loss`."""
-        return self.denoiser.loss(x_BCHW, y_B, draw, module=module)
-
-    def contrast(
-        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`."""
-        return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
-
-    def distance(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
-        module: nn.Module | None = None,
-    ) -> Tensor:  # fmt: skip
-        """See `Family.distance`."""
-        return self.denoiser.distance(x_BCHW, y_B, draw, teacher=teacher, module=module)
-
-    def negated(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, eta: float, module: nn.Module | None = None
-    ) -> Tensor:
-        """See `Generator.negated`."""
-        return self.denoiser.negated(x_BCHW, y_B, draw, teacher=teacher, eta=eta, module=module)
-
-    def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
-        """See `Generator.denoised`."""
-        return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
 
     def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """See `Generator.noise`: uniform on [-1, 1]."""

@@ -37,12 +37,11 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from worker.contract import Sampling
 from worker.engine import diffusion, weights
-from worker.engine.errors import BadInput, BadModel
-from worker.engine.family import Augment, Draw, Kind
+from worker.engine.errors import BadModel
+from worker.engine.family import Kind
 from worker.engine.latents import FOLDER as VAE
-from worker.engine.latents import Latents
+from worker.engine.latents import LatentDenoising, Latents
 
 TRANSFORMER = Path("transformer")
 SCHEDULER = Path("scheduler/scheduler_config.json")
@@ -56,7 +55,7 @@ PUBLIC = {"num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72,
 """DiT-XL/2 on ImageNet, at any resolution."""
 
 
-class DiT:
+class DiT(LatentDenoising):
     """A `DiTTransformer2DModel` that predicts noise in the latents of a frozen autoencoder."""
 
     name: ClassVar[str] = "dit"
@@ -124,69 +123,6 @@ class DiT:
             transformer = DiTTransformer2DModel.from_config(self.module.config)
             initialise(transformer)
         return _ready(transformer, self.time_embedding, self.device)
-
-    # ------------------------------------------------------------------------------------------------------- training
-
-    def hold(self, images_NCHW: Tensor) -> Tensor:
-        """See `Family.hold`: the autoencoder's posterior of every image."""
-        expected = self.latents.image_shape(self._shape)
-        if images_NCHW.shape[1:] != expected:
-            raise BadInput(f"the model works on images {expected}, found {tuple(images_NCHW.shape[1:])}")
-        return self.latents.encode(images_NCHW)
-
-    def draw(
-        self,
-        count: int,
-        image_shape: Sequence[int],
-        generator: torch.Generator,
-        *,
-        label_drop: float,
-        augment: Augment = "none",
-    ) -> Draw:
-        """See `Family.draw` and `Latents.draw`, which refuses to augment."""
-        schedule = self.denoiser.schedule
-        return self.latents.draw(schedule, count, image_shape, generator, label_drop=label_drop, augment=augment)
-
-    def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
-        """See `Latents.prepare`."""
-        return self.latents.prepare(held_B, draw)
-
-    def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
-        """See `Family.loss`."""
-        return self.denoiser.loss(x_BCHW, y_B, draw, module=module)
-
-    def contrast(
-        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`."""
-        return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
-
-    def distance(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
-        module: nn.Module | None = None,
-    ) -> Tensor:  # fmt: skip
-        """See `Family.distance`."""
-        return self.denoiser.distance(x_BCHW, y_B, draw, teacher=teacher, module=module)
-
-    def negated(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, eta: float, module: nn.Module | None = None
-    ) -> Tensor:
-        """See `Generator.negated`."""
-        return self.denoiser.negated(x_BCHW, y_B, draw, teacher=teacher, eta=eta, module=module)
-
-    def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
-        """See `Generator.denoised`."""
-        return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
-
-    def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """See `Generator.noise`: standard normal, the scale of latents."""
-        return torch.randn(count, *self.latents.shape(image_shape), generator=generator)
-
-    # ------------------------------------------------------------------------------------------------------- sampling
-
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
-        """See `Generator.sample`. The null label may be asked for: then the images are unconditional."""
-        return self.latents.decode(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling))
 
 
 def ask(module: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel, is_out_of_memory
-from worker.engine.family import Augment, Draw, Kind
-from worker.engine.latents import Latents
+from worker.engine.family import Kind
+from worker.engine.latents import LatentDenoising, Latents
 from worker.engine.precision import channels_last
 
 UNET, TEXT, TOKENIZER, SCHEDULER = Path("unet"), Path("text_encoder"), Path("tokenizer"), Path("scheduler")
@@ -43,7 +42,7 @@ AS_THE_PIPELINE = {"clip_sample": False, "thresholding": False, "steps_offset": 
 PROMPTS_AT_ONCE = 64
 
 
-class StableDiffusion:
+class StableDiffusion(LatentDenoising):
     """A `UNet2DConditionModel` on latents, asked with the embeddings of one prompt a class."""
 
     name: ClassVar[str] = "stable_diffusion"
@@ -62,7 +61,7 @@ class StableDiffusion:
         k = self.class_count
         self.denoiser = diffusion.Denoiser.of(self.ask, self.module, schedule, labels=k, null=k, device=self.device)
         size = unet.config.sample_size
-        self._cells = (unet.config.in_channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
+        self._shape = (unet.config.in_channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
@@ -99,69 +98,6 @@ class StableDiffusion:
         """See `diffusion.Ask`."""
         noisy_BCHW = noisy_BCHW.contiguous(memory_format=torch.channels_last)
         return module(noisy_BCHW, t_B, encoder_hidden_states=self.prompt_KLD[y_B]).sample.float()
-
-    # ------------------------------------------------------------------------------------------------------- training
-
-    def hold(self, images_NCHW: Tensor) -> Tensor:
-        """See `Family.hold`: the posteriors of all images, encoded here and never again."""
-        expected = self.latents.image_shape(self._cells)
-        if tuple(images_NCHW.shape[1:]) != expected:
-            raise BadInput(f"the model works on images {expected}, found {tuple(images_NCHW.shape[1:])}")
-        return self.latents.encode(images_NCHW)
-
-    def draw(
-        self,
-        count: int,
-        image_shape: Sequence[int],
-        generator: torch.Generator,
-        *,
-        label_drop: float,
-        augment: Augment = "none",
-    ) -> Draw:
-        """See `Family.draw` and `Latents.draw`."""
-        schedule = self.denoiser.schedule
-        return self.latents.draw(schedule, count, image_shape, generator, label_drop=label_drop, augment=augment)
-
-    def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
-        """See `Family.prepare` and `Latents.prepare`."""
-        return self.latents.prepare(held_B, draw)
-
-    def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
-        """See `Family.loss`."""
-        return self.denoiser.loss(x_BCHW, y_B, draw, module=module)
-
-    def contrast(
-        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`: towards the answer under the anchor's prompt."""
-        return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
-
-    def distance(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
-        module: nn.Module | None = None,
-    ) -> Tensor:  # fmt: skip
-        """See `Family.distance`."""
-        return self.denoiser.distance(x_BCHW, y_B, draw, teacher=teacher, module=module)
-
-    def negated(
-        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, eta: float, module: nn.Module | None = None
-    ) -> Tensor:
-        """See `Generator.negated`."""
-        return self.denoiser.negated(x_BCHW, y_B, draw, teacher=teacher, eta=eta, module=module)
-
-    def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
-        """See `Generator.denoised`."""
-        return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
-
-    def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
-        """See `Generator.noise`: standard normal latents."""
-        return torch.randn(count, *self.latents.shape(image_shape), generator=generator)
-
-    # ------------------------------------------------------------------------------------------------------- sampling
-
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
-        """See `Generator.sample`. The null label may be asked for: the empty prompt's images."""
-        return self.latents.decode(self.denoiser.sample(y_B, seeds, self._cells, sampling=sampling))
 
 
 # --------------------------------------------------------------------------------------------------------------- prompts

@@ -12,7 +12,7 @@ published step by the number of classes; the preset's weights do so instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -83,7 +83,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class BadTeacher:
+class BadTeacher(Stepper[BadTeacherParams]):
     """Descent on the distances to two teachers, in one update."""
 
     name: ClassVar[str] = "bad_teacher"
@@ -95,21 +95,12 @@ class BadTeacher:
     Params: ClassVar[type[Params]] = BadTeacherParams
 
     def __init__(self, params: BadTeacherParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         family, temperature = run.family, params.temperature
         self.competent = frozen_copy(family.module)
         self.incompetent = family.fresh(run.spec.seed).requires_grad_(False)
         self._as_fresh = apart(family, self.incompetent, temperature=temperature)
         self._as_before = apart(family, self.competent, temperature=temperature)
-
-    @classmethod
-    def begin(cls, params: BadTeacherParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
-
-    def prepare(self) -> None:
-        """Nothing to prepare: both teachers follow from the parent and the seed."""
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
@@ -120,12 +111,4 @@ class BadTeacher:
             Part(forget, self._as_fresh, scale=p.forget_weight),
             Part(retain, self._as_before, scale=p.retain_weight),
         ]
-        self.stepper.descend(parts, iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.stepper.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        self.stepper.load_state_dict(state["optimizer"])
+        self.descend(parts, iteration)

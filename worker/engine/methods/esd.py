@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, JsonValue
@@ -27,7 +27,6 @@ from worker.engine.errors import BadInput
 from worker.engine.family import Generator
 from worker.engine.method import Conditions, Descent, Params, Preset
 from worker.engine.run import Run
-from worker.engine.streams import Stream
 
 Scope = Literal["full", "xattn", "noxattn", "selfattn"]
 
@@ -116,7 +115,7 @@ class ESD:
     def __init__(self, params: ESDParams, run: Run) -> None:
         self.params, self.run = params, run
         self.family = cast(Generator, run.family)  # `families` names generators alone
-        self.concepts = concepts(run)
+        self.concepts = run.concepts("ESD erases what a label or prompt means")
         self.mask = masks(run.family.module, params.scope)
         moving = [p for p, m in zip(run.parameters, self.mask, strict=True) if bool(m.all())]
         # The optimizer knows only what may move: weight decay would reach through a mask, and moments would take memory.
@@ -129,11 +128,6 @@ class ESD:
         )
         # The weights are still the parent's: a step checkpoint is loaded into the network after this.
         self.teacher = copy.deepcopy(run.family.module).requires_grad_(False)
-
-    @classmethod
-    def begin(cls, params: ESDParams, run: Run) -> Self:
-        """See `Method.begin`. Raises: BadInput for single items, or a scope without a weight."""
-        return cls(params, run)
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -168,18 +162,6 @@ class ESD:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Method.load_state_dict`."""
         optim.restore(self.optimizer, state["optimizer"])
-
-
-def concepts(run: Run) -> Stream:
-    """The forget stream's items whose label is a forgotten class: of other items the label is to be kept.
-
-    Raises: BadInput when the request is for single items.
-    """
-    if run.spec.forget_samples:
-        raise BadInput("expected classes to forget: ESD erases what a label or prompt means, and cannot forget single items")
-    stream = run.forget
-    whole_N = torch.isin(stream.labels_N, torch.tensor(run.spec.all_forgotten))
-    return replace(stream, indices_N=stream.indices_N[whole_N], labels_N=stream.labels_N[whole_N])
 
 
 def masks(module: nn.Module, scope: Scope) -> list[Tensor]:

@@ -7,7 +7,7 @@ Unlearning", arXiv:2304.04934, for the penalty alpha ||theta||_1 whose alpha fal
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -70,7 +70,7 @@ def add_l1(gradients: list[Tensor], weights: list[nn.Parameter], alpha: float) -
     torch._foreach_add_(gradients, torch._foreach_sign([w.detach() for w in weights]), alpha=alpha)
 
 
-class Finetune:
+class Finetune(Stepper[FinetuneParams]):
     """Descent on the mean retained loss."""
 
     name: ClassVar[str] = "finetune"
@@ -83,17 +83,8 @@ class Finetune:
     Params: ClassVar[type[Params]] = FinetuneParams
 
     def __init__(self, params: FinetuneParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         self._native = native(run.family)
-
-    @classmethod
-    def begin(cls, params: FinetuneParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
-
-    def prepare(self) -> None:
-        """Nothing to prepare."""
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
@@ -104,12 +95,4 @@ class Finetune:
             add_l1(gradients, self.run.parameters, alpha)
 
         batch = self.run.batch(self.run.retain, iteration, p.batch_size, label_drop=p.label_drop)
-        self.stepper.descend([Part(batch, self._native)], iteration, edit=penalise if alpha > 0 else None)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.stepper.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        self.stepper.load_state_dict(state["optimizer"])
+        self.descend([Part(batch, self._native)], iteration, edit=penalise if alpha > 0 else None)

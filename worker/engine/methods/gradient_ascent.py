@@ -6,15 +6,14 @@ Source: Thudi et al. 2022, "Unrolling SGD", arXiv:2109.13398, whose single-gradi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from worker.engine import optim
 from worker.engine.batch import Batch, Part
 from worker.engine.method import Descent, Params, Preset
-from worker.engine.run import Run
+from worker.engine.stepper import Stepper
 
 
 class AscentParams(Descent):
@@ -66,7 +65,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class GradientAscent:
+class GradientAscent(Stepper[AscentParams]):
     """Descent on the negated mean loss of the forget set."""
 
     name: ClassVar[str] = "gradient_ascent"
@@ -78,40 +77,12 @@ class GradientAscent:
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = AscentParams
 
-    def __init__(self, params: AscentParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.optimizer = optim.make(
-            params.algorithm,
-            run.parameters,
-            learning_rate=params.learning_rate,
-            momentum=params.momentum,
-            weight_decay=params.weight_decay,
-        )
-
-    @classmethod
-    def begin(cls, params: AscentParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
-
-    def prepare(self) -> None:
-        """Nothing to prepare."""
-
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
-        p = self.params
-        optim.set_rate(self.optimizer, p.learning_rate * optim.decayed(p.decay, iteration, p.iterations))
-        batch = self.run.batch(self.run.forget, iteration, p.batch_size)
-        self.run.descend([Part(batch, self.rows)], self.optimizer, step=iteration, clip=p.clip)
+        batch = self.run.batch(self.run.forget, iteration, self.params.batch_size)
+        self.descend([Part(batch, self.rows)], iteration)
 
     def rows(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
         """The negated native loss of each sample."""
         loss_B = self.run.family.loss(batch.x_BCHW, batch.y_B, batch.draw, module=module)
         return -loss_B, loss_B
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        optim.restore(self.optimizer, state["optimizer"])

@@ -12,7 +12,7 @@ stream; wrong labels are drawn among the retained classes, as a label that is fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from worker.engine.method import Params, Preset
 from worker.engine.relabel import Relabelling, RelabelParams
@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class RandomLabel:
+class RandomLabel(Stepper[RandomLabelParams]):
     """Descent on the relabelled forget loss and the retained loss, in one update."""
 
     name: ClassVar[str] = "random_label"
@@ -93,26 +93,9 @@ class RandomLabel:
     Params: ClassVar[type[Params]] = RandomLabelParams
 
     def __init__(self, params: RandomLabelParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         self.objective = Relabelling(params, run)
-
-    @classmethod
-    def begin(cls, params: RandomLabelParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
-
-    def prepare(self) -> None:
-        """Nothing to prepare: labels follow from the seed."""
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
-        self.stepper.descend(self.objective.parts(iteration), iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.stepper.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        self.stepper.load_state_dict(state["optimizer"])
+        self.descend(self.objective.parts(iteration), iteration)

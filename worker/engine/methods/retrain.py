@@ -10,7 +10,7 @@ recipes are those of the presets' sources.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class Retrain:
+class Retrain(Stepper[RetrainParams]):
     """Descent on the mean retained loss, from new weights."""
 
     name: ClassVar[str] = "retrain"
@@ -92,14 +92,8 @@ class Retrain:
     Params: ClassVar[type[Params]] = RetrainParams
 
     def __init__(self, params: RetrainParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         self._native = native(run.family)
-
-    @classmethod
-    def begin(cls, params: RetrainParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
 
     def prepare(self) -> None:
         """Put new weights and statistics in the place of the parent's; a resumed run has its own."""
@@ -110,12 +104,4 @@ class Retrain:
         """See `Method.step`."""
         p = self.params
         batch = self.run.batch(self.run.retain, iteration, p.batch_size, label_drop=p.label_drop)
-        self.stepper.descend([Part(batch, self._native)], iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.stepper.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        self.stepper.load_state_dict(state["optimizer"])
+        self.descend([Part(batch, self._native)], iteration)

@@ -12,7 +12,7 @@ as the authors do since 2026: momentum and weight decay would move them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -118,7 +118,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class SalUn:
+class SalUn(Stepper[SalUnParams]):
     """Descent on the relabelled forget loss and the retained loss, on the salient weights alone."""
 
     name: ClassVar[str] = "salun"
@@ -130,19 +130,13 @@ class SalUn:
     Params: ClassVar[type[Params]] = SalUnParams
 
     def __init__(self, params: SalUnParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         self.objective = Relabelling(params, run)
         self.mask: list[Tensor] = []
         self._inside: list[Tensor] = []
         """int32, shaped like the parameters: 1 where a weight may move, else 0."""
         self._outside: list[Tensor] = []
         """The same: 0 where a weight may move, else the bits that it came with."""
-
-    @classmethod
-    def begin(cls, params: SalUnParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
 
     def prepare(self) -> None:
         """The saliency mask, once, at the weights as they came."""
@@ -161,7 +155,7 @@ class SalUn:
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
-        self.stepper.descend(self.objective.parts(iteration), iteration, mask=self.mask)
+        self.descend(self.objective.parts(iteration), iteration, mask=self.mask)
         self._put_back()
 
     @torch.no_grad()
@@ -181,9 +175,9 @@ class SalUn:
 
     def state_dict(self) -> dict[str, Any]:
         """Mask and optimizer."""
-        return {"mask": self.mask, "optimizer": self.stepper.state_dict()}
+        return {"mask": self.mask, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Method.load_state_dict`."""
         self._take([m.to(self.run.ranks.device) for m in state["mask"]])
-        self.stepper.load_state_dict(state["optimizer"])
+        super().load_state_dict(state)

@@ -13,7 +13,7 @@ network equal to its teacher, where the distance has no slope; the min step afte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-class Scrub:
+class Scrub(Stepper[ScrubParams]):
     """Ascent on the forget distance and descent on the retained loss and distance, in alternation."""
 
     name: ClassVar[str] = "scrub"
@@ -92,19 +92,10 @@ class Scrub:
     Params: ClassVar[type[Params]] = ScrubParams
 
     def __init__(self, params: ScrubParams, run: Run) -> None:
-        self.params, self.run = params, run
-        self.stepper = Stepper(params, run)
+        super().__init__(params, run)
         self._native = native(run.family)
         self.original = frozen_copy(run.family.module)
         self._distance = apart(run.family, self.original, temperature=params.temperature)
-
-    @classmethod
-    def begin(cls, params: ScrubParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
-
-    def prepare(self) -> None:
-        """Nothing to prepare: the teacher is the parent."""
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
@@ -116,7 +107,7 @@ class Scrub:
         """Away from the original's answers to forgotten images."""
         p, run = self.params, self.run
         batch = run.batch(run.forget, iteration, p.batch_size, label_drop=p.forget_label_drop)
-        self.stepper.descend([Part(batch, self.away_rows)], iteration)
+        self.descend([Part(batch, self.away_rows)], iteration)
 
     def away_rows(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
         """(B,) the negated distance to the original, and (B,) the distance."""
@@ -130,12 +121,4 @@ class Scrub:
         parts = [Part(batch, self._native, scale=p.gamma)]
         if p.alpha > 0:
             parts.append(Part(batch, self._distance, scale=p.alpha))
-        self.stepper.descend(parts, iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
-        return {"optimizer": self.stepper.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        self.stepper.load_state_dict(state["optimizer"])
+        self.descend(parts, iteration)

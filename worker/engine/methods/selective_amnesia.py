@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from worker.contract import Sampling
 from worker.engine import streams
 from worker.engine.batch import Batch, Part
-from worker.engine.errors import BadInput
 from worker.engine.family import Generator, sent
 from worker.engine.fisher import Settings, of_everything
 from worker.engine.method import Conditions, Descent, Params, Preset
@@ -95,7 +94,7 @@ def add_stiffness(
     torch._foreach_addcmul_(gradients, apart, fisher, value=2 * strength)
 
 
-class SelectiveAmnesia:
+class SelectiveAmnesia(Stepper[SelectiveAmnesiaParams]):
     """Descent on noise under the forgotten labels, the replay and the penalty, in one update."""
 
     name: ClassVar[str] = "selective_amnesia"
@@ -107,22 +106,16 @@ class SelectiveAmnesia:
     Params: ClassVar[type[Params]] = SelectiveAmnesiaParams
 
     def __init__(self, params: SelectiveAmnesiaParams, run: Run) -> None:
-        self.params, self.run = params, run
+        super().__init__(params, run)
         self.family = cast(Generator, run.family)
-        self.stepper = Stepper(params, run)
         self._native = native(run.family)
         self._originals = [p.detach().clone() for p in run.parameters]
         self.fisher: list[Tensor] = []
-        self.concepts = _concepts(run)
+        self.concepts = run.concepts("selective amnesia gives a label another meaning")
         self.replay = self._stream()
         self.replay_MCHW = torch.empty(0, dtype=torch.uint8)
         self._held_M = torch.empty(0)
         self._labels_M = self.replay.labels_N.to(run.ranks.device)
-
-    @classmethod
-    def begin(cls, params: SelectiveAmnesiaParams, run: Run) -> Self:
-        """See `Method.begin`. Raises: BadInput when single images are to be forgotten."""
-        return cls(params, run)
 
     def _stream(self) -> Stream:
         retained = torch.tensor(self.run.spec.retain_classes)
@@ -159,7 +152,7 @@ class SelectiveAmnesia:
         parts = [Part(self.noise_batch(iteration), self._native)]
         if p.replay_weight > 0:
             parts.append(Part(self.replay_batch(iteration), self._native, scale=p.replay_weight))
-        self.stepper.descend(parts, iteration, edit=self._stiffen if p.ewc > 0 else None)
+        self.descend(parts, iteration, edit=self._stiffen if p.ewc > 0 else None)
 
     def _stiffen(self, gradients: list[Tensor]) -> None:
         add_stiffness(gradients, self.run.parameters, self._originals, self.fisher, self.params.ewc)
@@ -185,22 +178,11 @@ class SelectiveAmnesia:
 
     def state_dict(self) -> dict[str, Any]:
         """The replay, the Fisher information and the optimizer."""
-        return {"replay": self.replay_MCHW, "fisher": self.fisher, "optimizer": self.stepper.state_dict()}
+        return {"replay": self.replay_MCHW, "fisher": self.fisher, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Method.load_state_dict`."""
         self._take(state["replay"])
         pairs = zip(self.run.parameters, state["fisher"], strict=self.params.ewc > 0)
         self.fisher = [torch.empty_like(p).copy_(f) for p, f in pairs]
-        self.stepper.load_state_dict(state["optimizer"])
-
-
-def _concepts(run: Run) -> Stream:
-    """Items of the forgotten classes, for the sake of their labels; of items forgotten singly the label is to be kept.
-
-    Raises: BadInput when the request is for single items.
-    """
-    if run.spec.forget_samples:
-        raise BadInput("expected classes to forget: selective amnesia gives a label another meaning, found single images")
-    whole_N = torch.isin(run.forget.labels_N, torch.tensor(run.spec.all_forgotten))
-    return replace(run.forget, indices_N=run.forget.indices_N[whole_N], labels_N=run.forget.labels_N[whole_N])
+        super().load_state_dict(state)

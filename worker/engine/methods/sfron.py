@@ -16,7 +16,7 @@ guided prediction; the weights' normaliser runs over the global batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -142,11 +142,6 @@ class SFRon:
         if params.forget_loss == "relabel":
             next_others(run.forget.labels_N, run.spec.retain_classes, classes)  # refuses an image that has no other class
         self.anchor_K = following(run.spec.retain_classes, classes).to(run.ranks.device)
-
-    @classmethod
-    def begin(cls, params: SFRonParams, run: Run) -> Self:
-        """See `Method.begin`."""
-        return cls(params, run)
 
     def _optimizer(self, weight_decay: float) -> torch.optim.Optimizer:
         p, parameters = self.params, self.run.parameters

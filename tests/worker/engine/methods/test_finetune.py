@@ -31,7 +31,7 @@ def test_alpha_falls_linearly_to_nothing(tmp_path: Path) -> None:
         edit(gradients)
         alphas.append(round(max(float(g.max()) for g in gradients), 6))
 
-    method.stepper.descend = see
+    method.descend = see
     for i in range(4):
         method.step(i)
     assert alphas == [0.8, 0.6, 0.4, 0.2]

@@ -75,7 +75,7 @@ def begun(root: Path, k: int, **changes: Any) -> SFRon:
         events=Events(root / "events.jsonl", "test", speaks=False),
         cache=root,
     )
-    method = SFRon.begin(params, run)
+    method = SFRon(params, run)
     method.prepare()
     return method
 

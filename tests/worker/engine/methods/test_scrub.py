@@ -56,7 +56,7 @@ def test_a_max_step_from_the_original_itself_has_no_direction(tmp_path: Path) ->
 def test_the_two_terms_of_a_min_step_have_their_weights(tmp_path: Path) -> None:
     method = job_method(tmp_path, gamma=0.5, alpha=0.25)
     seen: list[Any] = []
-    method.stepper.descend = lambda parts, iteration: seen.extend(parts)
+    method.descend = lambda parts, iteration: seen.extend(parts)
     method.min_step(0)
     assert [part.scale for part in seen] == [0.5, 0.25]
     assert seen[0].batch is seen[1].batch
