@@ -67,8 +67,10 @@ class Generation:
     """Of the few plain steps before."""
     iterations: int = 50
     batch: int = 32
-    engine: Mapping[str, Any] = field(default_factory=lambda: {"fisher": "class_batch"})
-    """What the engine does in its own way; the reference's information is of all images and guided."""
+    engine: Mapping[str, Any] = field(
+        default_factory=lambda: {"fisher": "class_batch", "fisher_batch_size": 32, "fisher_samples": 128}
+    )
+    """What the engine does in its own way, on 128 images a class; the reference's information is of all images and guided."""
 
 
 def train_unet(data: Cifar, steps: int, task: Generation) -> UNet2DModel:
