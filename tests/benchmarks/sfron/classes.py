@@ -17,6 +17,7 @@ from tests.benchmarks.sfron.cifar import CLASSES, MEAN, STD, Cifar, write_resnet
 from tests.benchmarks.sfron.jobs import Subject, device, make_job, run_unlearning, save_npz
 from worker.engine import resnet
 from worker.engine.families.classifier import ImageClassifier
+from worker.engine.family import Augment
 from worker.engine.statistics import paired_drop_upper, upper_bound
 
 ADAPT_SEED = 7
@@ -35,8 +36,17 @@ def tensors(data: Cifar) -> tuple[Tensor, Tensor, Tensor]:
     return images_NCHW, torch.from_numpy(data.labels), torch.from_numpy(data.held_out)
 
 
-def train(model: ImageClassifier, data: Cifar, *, epochs: int, rate: float, seed: int, weight_decay: float = 5e-4) -> None:
-    """Plain fine-tuning, in place: SGD with momentum, one cycle down to zero, crops and flips, trained BatchNorm."""
+def train(
+    model: ImageClassifier,
+    data: Cifar,
+    *,
+    epochs: int,
+    rate: float,
+    seed: int,
+    weight_decay: float = 5e-4,
+    augment: Augment = "crop_flip",
+) -> None:
+    """Plain training, in place: SGD with momentum, one cycle down to zero, trained BatchNorm."""
     images_NCHW, labels_N, held_N = tensors(data)
     train_N = torch.nonzero(~held_N).squeeze(1)
     generator = torch.Generator().manual_seed(seed)
@@ -48,7 +58,7 @@ def train(model: ImageClassifier, data: Cifar, *, epochs: int, rate: float, seed
     for _ in range(epochs):
         order_N = train_N[torch.randperm(len(train_N), generator=generator)]
         for index_B in order_N[: len(order_N) // BATCH * BATCH].split(BATCH):
-            draw = model.draw(BATCH, images_NCHW.shape[1:], generator, label_drop=0.0, augment="crop_flip").to(model.device)
+            draw = model.draw(BATCH, images_NCHW.shape[1:], generator, label_drop=0.0, augment=augment).to(model.device)
             x_BCHW, y_B = model.prepare(held_NCHW[index_B.to(model.device)], draw), labels_N[index_B].to(model.device)
             with torch.autocast(model.device.type, dtype=torch.bfloat16):
                 loss = model.loss(x_BCHW, y_B, draw).mean()
