@@ -202,7 +202,7 @@ def test_guided_inputs_are_the_same_on_any_number_of_micro_batches(tmp_path: Pat
 def test_single_items_cannot_be_forgotten(tmp_path: Path) -> None:
     job = make_job(tmp_path, method="esd", params=SHORT)
     write_spec(job, method="esd", params=SHORT, forget_classes=(), forget_samples=("13",))
-    with pytest.raises(BadInput, match="single items"):
+    with pytest.raises(BadInput, match="single images: ESD"):
         begun(job)
 
 
