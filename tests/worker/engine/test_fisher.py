@@ -224,13 +224,13 @@ def test_a_table_too_large_for_a_row_a_class_has_one_row(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("kind", ["class_batch", "per_sample"])
 def test_one_row_for_all_says_what_a_row_a_class_says(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(kind, 4, 8)
-    run = made(tmp_path, forget_classes=(1,))
+    run = made(tmp_path, family="classifier", forget_classes=(1,))
     by_class = forget_and_retain(run, settings)
     monkeypatch.setattr(fisher, "LARGEST_TABLE", 1)
     in_one = forget_and_retain(run, settings)
-    # Other images and noise of the same classes: near, not the same. Mixed batches would be far: see the next test.
+    # Other images of the same classes: near, not the same. Mixed batches would see 0.4 of it.
     for a, b in zip(by_class, in_one, strict=True):
-        assert mass(a) == pytest.approx(mass(b), rel=0.35)
+        assert mass(a) == pytest.approx(mass(b), rel=0.2)
 
 
 def mass(tensors: list[torch.Tensor]) -> float:
@@ -238,13 +238,16 @@ def mass(tensors: list[torch.Tensor]) -> float:
 
 
 def test_what_is_retained_of_single_items_is_what_their_own_measure_says(tmp_path: Path) -> None:
-    """A third of every class is forgotten at random: both parts are alike, so their information must be alike."""
+    """A third of every class is forgotten at random: both parts are alike, so their information must be alike.
+
+    Were one measured on mixed batches and the other on pure ones, this would be off by a third.
+    """
     ids = tuple(str(12 * k + i) for k in range(4) for i in (1, 4, 7, 10))
-    run = made(tmp_path, forget_classes=(), forget_samples=ids)
+    run = made(tmp_path, family="classifier", forget_classes=(), forget_samples=ids)
     settings = Settings("class_batch", 4, EVERYTHING)
     _, retain = forget_and_retain(run, settings)
     (direct,) = fisher._measure(run, [fisher._Task(run, run.retain, settings)], settings)
-    assert mass(retain) == pytest.approx(float(direct.sum()), rel=0.35)
+    assert mass(retain) == pytest.approx(float(direct.sum()), rel=0.2)
 
 
 def test_batches_of_one_class_see_a_gradient_that_mixed_ones_do_not(tmp_path: Path) -> None:
