@@ -31,7 +31,7 @@ from worker.engine.families.classifier import ImageClassifier
 from worker.engine.family import Augment
 
 SHARE = 0.1
-EPOCHS, QUICK_EPOCHS = 12, 4
+EPOCHS, QUICK_EPOCHS = 8, 4
 RATE = 0.1
 ORIGINAL_SEED = 7
 AUGMENT: Augment = "none"
