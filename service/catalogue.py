@@ -25,7 +25,7 @@ POLICIES = HERE / "policies"
 PREFERRED_METHOD = "sfron"
 
 Json = dict[str, Any]
-Kind = Literal["generator", "classifier"]
+Kind = Literal["generator", "classifier", "i2i"]
 Unit = Literal["class", "sample"]
 
 DEFAULT_POLICIES: dict[tuple[Kind, frozenset[Unit]], str] = {

@@ -70,13 +70,6 @@ def draw(
     return Draw(numbers)
 
 
-def mirrored(x_BCHW: Tensor, drawn: Draw) -> Tensor:
-    """Images whose `flip` is set, left to right."""
-    if "flip" not in drawn.tensors:
-        return x_BCHW
-    return torch.where(drawn["flip"].view(-1, 1, 1, 1), x_BCHW.flip(-1), x_BCHW)
-
-
 @dataclass(frozen=True)
 class Denoiser:
     """A network's losses and samples under its noise schedule."""
@@ -107,7 +100,7 @@ class Denoiser:
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, drawn: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`; both in mean squared error over pixels, from one forward pass with a gradient."""
+        """See `Labelled.contrast`; both in mean squared error over pixels, from one forward pass with a gradient."""
         noisy_BCHW, target_BCHW = self._noisy_and_target(x_BCHW, drawn)
         with torch.no_grad():
             anchored_BCHW = self._ask(None, noisy_BCHW, drawn["t"], self._shown(anchor_B, drawn))
@@ -250,7 +243,7 @@ class Denoising:
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`: towards the answer under the anchor's label or prompt."""
+        """See `Labelled.contrast`: towards the answer under the anchor's label or prompt."""
         return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
 
     def distance(

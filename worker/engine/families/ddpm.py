@@ -24,6 +24,7 @@ from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel
 from worker.engine.family import Augment, Draw, Kind
+from worker.engine.pixels import mirrored
 from worker.engine.precision import channels_last
 
 
@@ -113,7 +114,7 @@ class DDPM(diffusion.Denoising):
 
     def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
         """uint8 to [-1, 1]."""
-        x_BCHW = diffusion.mirrored(held_B, draw).float().div(127.5).sub(1.0)
+        x_BCHW = mirrored(held_B, draw).float().div(127.5).sub(1.0)
         return x_BCHW.contiguous(memory_format=torch.channels_last)
 
     def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
