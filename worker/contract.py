@@ -308,6 +308,9 @@ class Finding(Document):
     count: int | None = Field(default=None, ge=0, description="hits among n")
     class_index: int | None = None
     class_name: str | None = None
+    corruption: MaskSpec | None = Field(
+        default=None, exclude_if=_absent, description="what was hidden of the images that were completed"
+    )
     detail: str = Field(default="", description="one plain sentence")
 
 
@@ -355,6 +358,7 @@ class Failure(Document):
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
     "forget_accuracy": "classes",
+    "forget_completion": "classes",
     "sample_membership": "samples",
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
@@ -366,8 +370,13 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_accuracy": "forgotten",
     "sample_membership": "forgotten",
     "retain_test_accuracy": "retained",
+    "forget_completion": "all",
+    "retain_completion": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
+
+COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion"})
+"""Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
 
 def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
@@ -393,18 +402,19 @@ def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
 def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
     """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
 
-    ERROR if a check of the policy left no gating finding on something that it owes one on, or if no check measures whether what
+    ERROR if a check of the policy left no gating finding on something that it owes one on, be it under one corruption of
+    several, or if no check measures whether what
     is forgotten is forgotten, classes and samples each; VOID if a control passed, or if a check that measures forgetting left
     none for something; FAIL if any gating finding did not pass; else PASS.
     """
     findings = tuple(findings)
     due = owed(spec)
-    expected = {(name, k) for name, subjects in due.items() for k in subjects}
+    expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
     gating = [f for f in findings if f.gating]
     if unmeasured_units(spec) or expected - set(map(_about, gating)):
         return "ERROR"
     controls = [f for f in findings if f.control]
-    uncontrolled = {(name, k) for name, k in expected if name in MEASURES_FORGETTING} - set(map(_about, controls))
+    uncontrolled = {about for about in expected if about[0] in MEASURES_FORGETTING} - set(map(_about, controls))
     if uncontrolled or any(f.passed is not False for f in controls):
         return "VOID"
     return "PASS" if all(f.passed is True for f in gating) else "FAIL"
@@ -420,9 +430,15 @@ def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
     return [unit for unit, any_gone in gone.items() if any_gone and unit not in measured]
 
 
-def _about(finding: Finding) -> tuple[str, int | None]:
+def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:
     by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
-    return finding.check, finding.class_index if by_class else None
+    corruption = finding.corruption if finding.check in COMPLETES else None
+    return finding.check, finding.class_index if by_class else None, corruption
+
+
+def _corruptions(verifier: str, spec: Spec) -> tuple[MaskSpec | None, ...]:
+    """Under which a check owes its findings. Where a policy names none, one that completes images owes what it cannot have."""
+    return (spec.policy.sampling.corruptions or (None,)) if verifier in COMPLETES else (None,)
 
 
 # --------------------------------------------------------------------------------------------------- the job directory

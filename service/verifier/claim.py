@@ -31,7 +31,7 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
 
     Every gating finding must have passed and every control failed, by their own numbers. Every check of the policy must have
     left a gating finding, and everything that is said to be forgotten, on this lineage and ever, must have been measured by
-    one, class by class, beside a control.
+    one, class by class, beside a control. What stood in for retained data must be named, and be nothing that is forgotten.
 
     Args:
         predicate: of the statement, as `service.certificates.statement.build` writes it.
@@ -41,7 +41,7 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
     """
     try:
         return _shortcomings(predicate)
-    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise Unreadable("the claim or its findings are not readable") from error
 
 
@@ -59,7 +59,7 @@ def _shortcomings(predicate: Mapping[str, Any]) -> list[str]:
         found.append("a control did not fail")
     if any(f["passed"] is not _meets(f) for f in (*gating, *controls) if f["passed"] is not None):
         found.append("a finding's own numbers say otherwise than it does")
-    return found + _gaps(predicate, gating, controls)
+    return found + _gaps(predicate, gating, controls) + _proxies(predicate)
 
 
 def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Iterable[Finding]) -> list[str]:
@@ -74,6 +74,23 @@ def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Ite
         found.append("something that it says is forgotten was not measured")
     if {(name, k) for name, k in owed if name in MEASURES_FORGETTING} - set(map(_about, controls)):
         found.append("a check that measures forgetting has no control")
+    return found
+
+
+def _proxies(predicate: Mapping[str, Any]) -> list[str]:
+    """Names are compared as the service compares them: without outer blanks, whatever the case of the letters."""
+    if "retainData" not in predicate:
+        return []
+    data, names = predicate["retainData"], predicate["model"]["classNames"]
+    real, classes, dataset = _number(data["real"]), set(data["proxyClasses"]), data.get("proxyDataset")
+    gone = {*predicate["forgetSet"]["classes"], *predicate["forgetSet"]["forgottenEarlier"]}
+    forgotten = {names[k].strip().casefold() for k in gone}
+    shown = {name.strip().casefold() for name in dataset["classNames"]} if dataset else set()
+    found: list[str] = []
+    if not 0 <= real <= 1 or (real < 1 and not classes and not dataset):
+        found.append("it does not say what stood in for real retained data")
+    if gone & {*classes, *data["classes"]} or forgotten & shown:
+        found.append("retained or proxy data held a class that it says is forgotten")
     return found
 
 

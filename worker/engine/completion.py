@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -36,11 +36,19 @@ Target = Literal["noise", "mean_embedding", "retain_neighbour"]
 CANDIDATES = 4096
 """At most so many retained images are looked through for neighbours."""
 
+NOISES = 64
+"""Noises whose mean is a target that is kept. The gradient's mean is that of a noise anew, for its distance is squared:
+E ||z - t||^2 = ||z - E t||^2 + const."""
+
 
 class EncoderParams(Descent):
     """Of methods that descend the encoder's distances."""
 
-    conditions: ClassVar[Conditions] = {"noise_scope": {"target": ("noise",)}, "partners": {"target": ("mean_embedding",)}}
+    conditions: ClassVar[Conditions] = {
+        "noise_scope": {"target": ("noise",)},
+        "target_masks": {"target": ("noise",)},
+        "partners": {"target": ("mean_embedding",)},
+    }
 
     iterations: int = Field(default=500, ge=1, le=1_000_000, description="updates of the loop")
     forget_batch_size: int | None = Field(
@@ -57,6 +65,13 @@ class EncoderParams(Descent):
     noise_scope: Scope = Field(
         default="image",
         description="noise in place of the hidden part alone, as the published diffusion code has it, or of all",
+    )
+    target_masks: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="so many masks in all for forgotten images, each with one target that is kept, a mean over noises; null: a "
+        "mask and a noise anew for each image",
     )
     partners: int = Field(default=2, ge=1, le=64, description="retained images that stand for their mean, anew for each image")
     release_compat: bool = Field(
@@ -78,7 +93,9 @@ class Lesson:
         self.family = cast(ImageToImage, run.family)
         self.teacher = self.family.module.teacher()
         self.neighbour_N = torch.empty(0, dtype=torch.int64)
-        """The retained item that looks most like each forgotten one, -1 for all others; made by `find_neighbours`."""
+        """The retained item that looks most like each forgotten one, -1 for all others; made by `prepare`."""
+        self.kept: list[Tensor] = []
+        """A tap's targets each, (masks, …), where they are kept; made by `prepare`."""
         self._partners = run.retain.named("partners")
 
     # ---------------------------------------------------------------------------------------------------------- the parts
@@ -110,6 +127,8 @@ class Lesson:
     @torch.no_grad()
     def target(self, batch: Batch) -> list[Tensor]:
         """The teacher's taps of what stands in for forgotten images: a mean, where it is several."""
+        if self.kept:
+            return [tap[batch.draw["kept"]] for tap in self.kept]
         if self.params.target == "noise":
             question = self.family.question(batch.x_BCHW, batch.y_B, batch.draw, noise_in=self.params.noise_scope)
             return self.taught(question)
@@ -134,11 +153,14 @@ class Lesson:
         return self.run.batch(self.run.retain, iteration, self.params.batch_size)
 
     def forget_batch(self, iteration: int) -> Batch:
-        """This rank's rows, and in their draw what stands in for them: `noise`, or (B, M) positions `instead`."""
+        """This rank's rows; their draw has what stands in for them: `noise`, positions `instead` (B, M), or `kept` targets."""
         run, size = self.run, self.forget_size
         batch = run.batch(run.forget, iteration, size)
         rows, device = run.ranks.rows(size), run.ranks.device
         match self.params.target:
+            case "noise" if self.params.target_masks:
+                chosen = torch.randint(self.params.target_masks, (size,), generator=run.forget.generator(iteration, "kept"))
+                more = {"mask": self._masks()["mask"][chosen[rows]], "kept": chosen[rows]}
             case "noise":
                 source = run.forget.generator(iteration, "noise")
                 noise = self.family.noise(size, run.dataset.image_shape, source, scope=self.params.noise_scope)
@@ -150,13 +172,52 @@ class Lesson:
                 more = {"instead": self.neighbour_N[run.forget.pick(iteration, size)[rows]][:, None]}
         return replace(batch, draw=with_numbers(batch.draw, more, device))
 
-    # --------------------------------------------------------------------------------------------------------- neighbours
+    # -------------------------------------------------------------------------------------------------- made beforehand
 
-    def find_neighbours(self) -> None:
-        """Fill `neighbour_N`, where the target asks for it: by the cosine of the last tap's mean, under one mask for all."""
+    def prepare(self) -> None:
+        """Neighbours, or targets to keep, where they are asked for; the same on every rank."""
+        if self.params.target == "retain_neighbour":
+            self._find_neighbours()
+        elif self.params.target == "noise" and self.params.target_masks:
+            self._keep_targets(self.params.target_masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `prepare` made."""
+        return {"neighbours": self.neighbour_N, "kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it up; tensors are on the CPU."""
+        self.neighbour_N = state["neighbours"]
+        self.kept = [tap.to(self.run.ranks.device) for tap in state["kept"]]
+
+    def _masks(self) -> Draw:
+        """The numbers of the masks whose targets are kept, in order."""
+        count, source = self.params.target_masks or 1, self.run.forget.generator("masks")
+        return self.family.draw(count, self.run.dataset.image_shape, source, label_drop=0.0)
+
+    def noises(self, k: int) -> Tensor:
+        """(NOISES, …) whose mean answer is mask k's target, on the CPU."""
+        source = self.run.forget.generator("kept", k)
+        noise = self.family.noise(NOISES, self.run.dataset.image_shape, source, scope=self.params.noise_scope)
+        assert noise is not None
+        return noise
+
+    @torch.no_grad()
+    def _keep_targets(self, count: int) -> None:
+        run, masks = self.run, self._masks()
+        means: list[list[Tensor]] = []
+        for k in range(count):
+            draw = alike(masks.part(slice(k, k + 1)), NOISES)
+            draw = with_numbers(draw.to(run.ranks.device), {"noise": self.noises(k)}, run.ranks.device)
+            y_B = torch.full((NOISES,), -1, device=run.ranks.device)
+            taps = self.taught(self.family.question(draw["noise"], y_B, draw, noise_in=self.params.noise_scope))
+            means.append([tap.float().mean(dim=0) for tap in taps])
+            run.preparing(k + 1, count)
+        self.kept = [torch.stack(taps) for taps in zip(*means, strict=True)]
+
+    def _find_neighbours(self) -> None:
+        """By the cosine of the last tap's mean, under one mask for all."""
         run = self.run
-        if self.params.target != "retain_neighbour":
-            return
         candidates = run.retain.stratified(min(CANDIDATES, len(run.retain.indices_N))).indices_N
         forgotten = run.forget.indices_N
         seen_ND = self._seen(torch.cat([candidates, forgotten]))
@@ -175,22 +236,20 @@ class Lesson:
         for i, index_B in enumerate(pieces):
             if i % run.ranks.world == run.ranks.rank:
                 batch = run.plain(index_B, run.retain.generator("neighbours", i))
-                same = Draw({name: t.expand(len(index_B), *t.shape[1:]) for name, t in drawn.tensors.items()})
-                tap = self.taught(self._question(replace(batch, draw=same.to(run.ranks.device))))[-1].float()
+                batch = replace(batch, draw=alike(drawn, len(index_B)).to(run.ranks.device))
+                tap = self.taught(self._question(batch))[-1].float()
                 rows.append(F.normalize(tap.mean(dim=1) if tap.ndim == 3 else tap.mean(dim=(2, 3)), dim=1))
             else:
-                rows.append(torch.empty(0))
+                rows.append(torch.empty(len(index_B), 0, device=run.ranks.device))
             run.preparing(i + 1, len(pieces))
-        width = self._width(rows)
-        table_MD = torch.zeros(len(index_M), width, device=run.ranks.device)
-        for i, row in enumerate(rows):
-            if len(row):
-                table_MD[i * size : i * size + len(row)] = row
-        return run.ranks.sum_(table_MD)
+        features = torch.tensor(max(row.shape[1] for row in rows), device=run.ranks.device)
+        width = int(run.ranks.max_(features))  # a rank without a piece has not seen it
+        return run.ranks.sum_(torch.cat([F.pad(row, (0, width - row.shape[1])) for row in rows]))
 
-    def _width(self, rows: Sequence[Tensor]) -> int:
-        mine = max(row.shape[-1] if len(row) else 0 for row in rows)
-        return int(self.run.ranks.max_(torch.tensor(mine, device=self.run.ranks.device)))
+
+def alike(draw: Draw, count: int) -> Draw:
+    """The numbers of one row for many."""
+    return Draw({name: t.expand(count, *t.shape[1:]) for name, t in draw.tensors.items()})
 
 
 def apart(taps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -144,13 +144,7 @@ class Denoiser:
         return class_BCHW, null_BCHW
 
     def _noisy_and_target(self, x_BCHW: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
-        """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, and what the network should answer to it."""
-        eps_BCHW, abar_B111 = drawn["eps"], self.abar_T[drawn["t"]].view(-1, 1, 1, 1)
-        a_B111, s_B111 = abar_B111.sqrt(), (1 - abar_B111).sqrt()
-        noisy_BCHW = a_B111 * x_BCHW + s_B111 * eps_BCHW
-        if self.schedule.config.prediction_type == "v_prediction":
-            return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
-        return noisy_BCHW, eps_BCHW
+        return noised(x_BCHW, drawn, self.schedule, self.abar_T)
 
     # ----------------------------------------------------------------------------------------------------------- sampling
 
@@ -182,8 +176,7 @@ class Denoiser:
     def _require_samplable(self, sampling: Sampling) -> None:
         if sampling.guidance_scale != 1.0 and self.null_label is None:
             raise BadInput(f"guidance {sampling.guidance_scale} needs a null label and this model has none; use 1")
-        if sampling.steps > len(self.abar_T):
-            raise BadInput(f"expected at most {len(self.abar_T)} sampler steps, found {sampling.steps}")
+        require_steps(self.schedule, sampling)
 
     @torch.no_grad()
     def denoised(self, y_B: Tensor, drawn: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
@@ -193,7 +186,7 @@ class Denoiser:
         """
         sampling = Sampling(sampler="ddim", steps=steps, guidance_scale=guidance_scale)
         self._require_samplable(sampling)
-        scheduler = _sampler(self.schedule, sampling)
+        scheduler = sampler_of(self.schedule, sampling)
         step_S = scheduler.timesteps.cpu()
         taken_B = (step_S > drawn.on_host("t")[:, None]).sum(1).clamp(max=len(step_S) - 1)
         x_BCHW = drawn["eps"].clone()
@@ -208,7 +201,7 @@ class Denoiser:
         y_B = y_B.to(self.device)
         noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         x_BCHW = torch.stack(noise).to(self.device)
-        scheduler = _sampler(self.schedule, sampling)
+        scheduler = sampler_of(self.schedule, sampling)
         for t in scheduler.timesteps:
             x_BCHW = self._stepped(scheduler, x_BCHW, y_B, t, sampling)
         if not bool(torch.isfinite(x_BCHW).all()):
@@ -217,11 +210,8 @@ class Denoiser:
 
     def _stepped(self, scheduler: Sampler, x_BCHW: Tensor, y_B: Tensor, t: Tensor, sampling: Sampling) -> Tensor:
         """The scheduler's next x_t."""
-        # Where x_0 is clipped, the direction must be recomputed from it: left inconsistent, digits lose strokes.
-        extra = {"eta": 0.0, "use_clipped_model_output": True} if sampling.sampler == "ddim" else {}
         predicted_BCHW = self._guided(x_BCHW, torch.full_like(y_B, int(t)), y_B, sampling.guidance_scale)
-        next_BCHW: Tensor = scheduler.step(predicted_BCHW, t, x_BCHW, **extra).prev_sample
-        return next_BCHW
+        return stepped(scheduler, predicted_BCHW, t, x_BCHW, sampling)
 
     def _guided(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor, scale: float) -> Tensor:
         """e_null + s (e_class - e_null)."""
@@ -264,7 +254,32 @@ class Denoising:
         return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
 
 
-def _sampler(schedule: DDIMScheduler, sampling: Sampling) -> Sampler:
+def noised(x_BCHW: Tensor, drawn: Draw, schedule: DDIMScheduler, abar_T: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, and what the network should answer to it."""
+    eps_BCHW, abar_B111 = drawn["eps"], abar_T[drawn["t"]].view(-1, 1, 1, 1)
+    a_B111, s_B111 = abar_B111.sqrt(), (1 - abar_B111).sqrt()
+    noisy_BCHW = a_B111 * x_BCHW + s_B111 * eps_BCHW
+    if schedule.config.prediction_type == "v_prediction":
+        return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
+    return noisy_BCHW, eps_BCHW
+
+
+def require_steps(schedule: DDIMScheduler, sampling: Sampling) -> None:
+    """Raises: BadInput when a sampler is to take more steps than the schedule has."""
+    steps = len(schedule.alphas_cumprod)
+    if sampling.steps > steps:
+        raise BadInput(f"expected at most {steps} sampler steps, found {sampling.steps}")
+
+
+def stepped(scheduler: Sampler, predicted_BCHW: Tensor, t: Tensor, x_BCHW: Tensor, sampling: Sampling) -> Tensor:
+    """The scheduler's next x_t after a prediction."""
+    # Where x_0 is clipped, the direction must be recomputed from it: left inconsistent, digits lose strokes.
+    extra = {"eta": 0.0, "use_clipped_model_output": True} if sampling.sampler == "ddim" else {}
+    next_BCHW: Tensor = scheduler.step(predicted_BCHW, t, x_BCHW, **extra).prev_sample
+    return next_BCHW
+
+
+def sampler_of(schedule: DDIMScheduler, sampling: Sampling) -> Sampler:
     """A scheduler of its own for each batch: `set_timesteps` and a multistep solver's memory change the object."""
     if sampling.sampler == "ddim":
         scheduler: Sampler = DDIMScheduler.from_config(schedule.config)

@@ -236,6 +236,9 @@ class Classifier(Labelled, Protocol):
 class ImageToImage(Family, Protocol):
     """A family that completes images of which a part is hidden, by an encoder that is trained and a decoder that is not.
 
+    What the masks of a draw are made of is called `mask` in it; what `noise` gives is added to it as `noise`. A family whose
+    questions depend on more of a draw than that, such as timesteps, has `target_masks` among what it `ignores`.
+
     A class has no part in it but for families with prompts: labels are only what tells forgotten images from the rest.
     `loss` is the family's own training loss over the whole network, under masks as `native` describes them.
     """
@@ -269,6 +272,24 @@ class ImageToImage(Family, Protocol):
 
         Raises:
             BadInput: noise in a hole that this encoder does not look into.
+        """
+        ...
+
+    def distance(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
+        instead: tuple[Tensor, Tensor] | None = None, module: nn.Module | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `Family.distance`.
+
+        Args:
+            instead: (x_BCHW, y_B) of other images that the teacher is asked about in place of these, under the same draw.
+        """
+        ...
+
+    def loss_to_noise(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
+        """(B,) as `loss`, with noise for the truth of what is hidden: the draw's `noise`, where `noise` gave some for a hole.
+
+        A network that denoises is shown its draw's own noise in the hole, and is to answer it.
         """
         ...
 

@@ -64,6 +64,10 @@ RUNS: dict[str, dict[str, object]] = {
     "sfron-ddpm-per-sample": _run("sfron", "ddpm", "fisher_batch_size", fisher="per_sample"),
     "sfron-classifier-samples": _run("sfron", "classifier")
     | {"forget_classes": (), "forget_samples": ("1", "2", "14", "27", "40", "41")},
+    "encoder_l2-mae-mean": _run("encoder_l2", "mae", target="mean_embedding", forget_batch_size=5),
+    "encoder_l2-mae-neighbour": _run("encoder_l2", "mae", target="retain_neighbour"),
+    "encoder_l2-mae-kept": _run("encoder_l2", "mae", target_masks=3),
+    "encoder_l2-mae-proxy": _run("encoder_l2", "mae") | {"retain": {"classes": (0,), "proxy_classes": (3,), "real": 0.3}},
     "esd-stable_diffusion-generated": _run("esd", "stable_diffusion", inputs="generated", steps=5, scope="xattn"),
 }
 """Changes of `make_job`: every pair as it is by default, and the modes of a method that do other work."""

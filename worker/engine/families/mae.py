@@ -144,18 +144,20 @@ class MaskedAutoencoder:
 
     def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
         """See `Family.loss`: mean squared error of the hidden patches, normalised as the input is."""
-        question = self.question(x_BCHW, y_B, draw)
-        target_BLP = self.module.network.patchify(x_BCHW)
-        return self._where_hidden(self._answer(question, module) - target_BLP, question)
+        return self._loss_to(x_BCHW, self.question(x_BCHW, y_B, draw), module)
+
+    def loss_to_noise(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
+        """See `ImageToImage.loss_to_noise`."""
+        return self._loss_to(draw["noise"], self.question(x_BCHW, y_B, draw), module)
 
     def distance(
         self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
-        module: nn.Module | None = None,
+        instead: tuple[Tensor, Tensor] | None = None, module: nn.Module | None = None,
     ) -> Tensor:  # fmt: skip
-        """See `Family.distance`."""
+        """See `ImageToImage.distance`."""
         question = self.question(x_BCHW, y_B, draw)
         with torch.no_grad():
-            taught_BLP = self._answer(question, teacher)
+            taught_BLP = self._answer(question if instead is None else self.question(*instead, draw), teacher)
         return self._where_hidden(self._answer(question, module) - taught_BLP, question)
 
     # ----------------------------------------------------------------------------------------------------- completing
@@ -194,6 +196,9 @@ class MaskedAutoencoder:
         """(B, L, P) every patch as the decoder draws it, float32."""
         answer_BLP: Tensor = (module or self.module)(*question, whole=True)
         return answer_BLP.float()
+
+    def _loss_to(self, truth_BCHW: Tensor, question: Question, module: nn.Module | None) -> Tensor:
+        return self._where_hidden(self._answer(question, module) - self.module.network.patchify(truth_BCHW), question)
 
     def _where_hidden(self, apart_BLP: Tensor, question: Question) -> Tensor:
         """(B,) mean square over the hidden patches."""

@@ -53,8 +53,8 @@ class EncoderL2(Stepper[EncoderL2Params]):
         self.lesson = Lesson(params, run)
 
     def prepare(self) -> None:
-        """Neighbours, where they are the target."""
-        self.lesson.find_neighbours()
+        """See `Lesson.prepare`."""
+        self.lesson.prepare()
 
     def step(self, iteration: int) -> None:
         """See `Method.step`."""
@@ -64,10 +64,10 @@ class EncoderL2(Stepper[EncoderL2Params]):
         self.descend(parts, iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's, and the neighbours."""
-        return {"neighbours": self.lesson.neighbour_N, **super().state_dict()}
+        """The optimizer's, and what was prepared."""
+        return {"lesson": self.lesson.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Method.load_state_dict`."""
-        self.lesson.neighbour_N = state["neighbours"]
+        self.lesson.load_state_dict(state["lesson"])
         super().load_state_dict(state)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from tests.worker.engine.unlearning_job import PAIRS, begin, make_job, params_of
-from worker.engine.batch import Batch
-from worker.engine.completion import Lesson, apart
+from worker.engine import registry
+from worker.engine.batch import Batch, Part
+from worker.engine.completion import NOISES, Lesson, alike, apart
+from worker.engine.family import Draw
 
 FAMILIES = [family for name, family in PAIRS if name == "encoder_l2"]
 every = pytest.mark.parametrize("family", FAMILIES)
@@ -193,6 +195,39 @@ def test_a_neighbour_is_the_retained_image_that_the_teacher_sees_as_nearest(fami
         assert float(cosine.max() - seen[neighbour_N[i]] @ seen[i]) < 1e-5
     batch = method.lesson.forget_batch(0)
     assert torch.equal(batch.draw["instead"][:, 0], neighbour_N[batch.index_B])
+
+
+KEEPING = [f for f in FAMILIES if "target_masks" not in registry.families()[f].ignores]
+
+
+@pytest.mark.parametrize("family", KEEPING)
+def test_kept_targets_are_the_means_of_those_that_would_be_computed(family: str, tmp_path: Path) -> None:
+    method = job_method(tmp_path, family, target_masks=3)
+    lesson: Lesson = method.lesson
+    batch = lesson.forget_batch(0)
+    assert set(batch.draw["kept"].tolist()) <= {0, 1, 2}
+    for row, k in list(enumerate(batch.draw["kept"].tolist()))[:4]:
+        noise = lesson.noises(k)
+        draw = Draw(alike(batch.draw.part(slice(row, row + 1)), NOISES).tensors | {"noise": noise})
+        computed = lesson.taught(lesson.family.question(noise, torch.full((NOISES,), -1), draw, noise_in="image"))
+        for kept, answers in zip(lesson.target(batch), computed, strict=True):
+            assert torch.allclose(kept[row], answers.mean(dim=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", KEEPING)
+def test_a_kept_target_has_the_gradient_of_its_noises_on_average(family: str, tmp_path: Path) -> None:
+    """||z - mean t||^2 and the mean of ||z - t||^2 differ by what does not depend on z."""
+    method = job_method(tmp_path, family, target_masks=1, forget_batch_size=2)
+    lesson: Lesson = method.lesson
+    batch = lesson.forget_batch(0)
+    kept = gradients(method, Part(batch, lesson.as_target))
+    lesson.kept, total = [], None
+    for noise in lesson.noises(0):
+        draw = Draw(batch.draw.tensors | {"noise": noise.expand(2, *noise.shape)})
+        found = gradients(method, Part(replace(batch, draw=draw), lesson.as_target))
+        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+    assert total is not None
+    assert all(torch.allclose(a, b / NOISES, atol=1e-6) for a, b in zip(kept, total, strict=True))
 
 
 @every
