@@ -42,7 +42,7 @@ def encoded(directory: Path, file: Path, prompts: Sequence[str], device: torch.d
             raise
         raise BadModel(f"transformers cannot build this text encoder: {error}") from error
     _load_text_encoder(encoder, directory / file)
-    token_KL, real_KL = _tokens(directory / TOKENIZER, prompts, encoder.config)
+    token_KL, real_KL = token_ids(directory / TOKENIZER, prompts, encoder.config)
     _require_different(token_KL, prompts)
     encoder = encoder.to(device)
     masked = getattr(encoder.config, "use_attention_mask", False)
@@ -55,8 +55,11 @@ def encoded(directory: Path, file: Path, prompts: Sequence[str], device: torch.d
     return torch.cat(parts).float()
 
 
-def _tokens(folder: Path, prompts: Sequence[str], config: CLIPTextConfig) -> tuple[Tensor, Tensor]:
-    """(K, L) ids of the prompts' tokens, and (K, L) which of them are no padding."""
+def token_ids(folder: Path, prompts: Sequence[str], config: CLIPTextConfig) -> tuple[Tensor, Tensor]:
+    """(K, L) ids of the prompts' tokens, and (K, L) which of them are no padding.
+
+    Raises: BadModel when the folder holds no tokenizer that fits the text encoder.
+    """
     if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         # transformers would make up a tokenizer that knows no word at all.
         raise BadModel(f"expected vocab.json or tokenizer.json in {TOKENIZER}/, found neither")

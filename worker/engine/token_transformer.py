@@ -8,8 +8,8 @@ all of them hidden; those that are hidden beyond that number come to it as the i
 whichever share is hidden. Where an image is completed the encoder is given every position.
 
 Where we differ from the published network: there is no dropout; a vector of its own stands for hidden tokens in the decoder,
-not the encoder's first token; keys and queries have no bias; and the head has a matrix of its own unless `tied_head` says that it
-is the table of words, as published. That table is then read by both halves, and a decoder that is to stay as it is keeps it
+not the encoder's first token; queries, keys and values have no bias; and the head has a matrix of its own, unless `tied_head`
+says that it is the table of words, as published. Both halves read that table, and a decoder that is to stay as it is keeps it
 from being trained.
 
 Shape suffixes: B images, L tokens of an image, row by row, K of them given to the encoder, T = 1 + K or 1 + L, D width,
@@ -95,7 +95,9 @@ class TransformerConfig(BaseModel):
                 f"{self.mask_ratio_min:g}"
             )
         if self.mask_ratio_max <= self.mask_ratio_min:
-            raise ValueError(f"expected mask_ratio_max above mask_ratio_min {self.mask_ratio_min:g}: the mask has to be learned")
+            raise ValueError(
+                f"expected mask_ratio_max above mask_ratio_min, as the mask is to be learned, got {self.mask_ratio_max:g}"
+            )
         return self
 
     @property

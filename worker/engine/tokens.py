@@ -3,8 +3,8 @@
 Every item is tokenised once and held as ids, two bytes a token for codebooks of up to 32,768 codes. Nothing here is trained and
 nothing is written: a saved model gets the tokenizer's files as they came.
 
-Shape suffixes: N items, B images, C channels, H, W pixels; h, w tokens, L = h w, row by row; M hidden tokens of an image, V codes,
-D numbers of a code.
+Shape suffixes: N items, B images, C channels, H, W pixels; h, w tokens, L = h w, row by row; M hidden tokens of an image;
+V codes, D numbers of each.
 Source: Esser et al. 2021 (VQGAN), arXiv:2012.09841, for the tokenizer; Chang et al. 2022 (MaskGIT), arXiv:2202.04200, section
 3.2, for the decoding.
 """
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from worker.engine import corruption, weights
 from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
 from worker.engine.halves import Answer, Encode
-from worker.engine.pixels import Normalisation
+from worker.engine.pixels import PREPROCESSOR, Normalisation
 from worker.engine.precision import channels_last
 from worker.engine.streams import generator
 
@@ -37,9 +37,6 @@ PIXELS = 1 << 19
 
 NOISES = 1024
 """Noise images that are tokenised, once; targets of noise are drawn from among them."""
-
-PLAIN = Normalisation((0.0,) * 3, (1.0,) * 3)
-"""Pixels from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,12 @@ class Tokenizer:
     device: torch.device
 
     @classmethod
-    def load(cls, directory: Path, file: Path, device: torch.device, *, normalisation: Normalisation | None = None) -> Self:
+    def load(cls, directory: Path, file: Path, device: torch.device, *, normalised: bool) -> Self:
         """Read `vqvae/` of a model folder; nothing is ever fetched.
 
         Args:
             file: the weights, relative to `directory`.
-            normalisation: of pixels; None: what the folder's preprocessor file says.
+            normalised: pixels as the folder's preprocessor file says, without one from -1 to 1; or from 0 to 1.
 
         Raises:
             BadModel: not a `VQModel`, or weights that `weights.load_into` refuses.
@@ -105,9 +102,10 @@ class Tokenizer:
             raise BadModel(f"diffusers cannot build this tokenizer: {type(error).__name__}: {error}") from error
         channels = (vq.config.in_channels, vq.config.out_channels)
         if channels[0] != channels[1]:
-            raise BadModel(f"expected a tokenizer with as many channels out as in, found {channels[0]} in and {channels[1]} out")
+            raise BadModel(f"expected a tokenizer of as many channels out as in, found {channels[1]} out and {channels[0]} in")
         weights.load_into(vq, directory / file)
-        normalisation = normalisation or Normalisation.read(directory / "preprocessor_config.json", channels[0])
+        plain = Normalisation((0.0,) * channels[0], (1.0,) * channels[0])
+        normalisation = Normalisation.read(directory / PREPROCESSOR, channels[0]) if normalised else plain
         return cls(channels_last(vq.to(device).eval().requires_grad_(False)), normalisation, device)  # type: ignore[arg-type]
 
     # -------------------------------------------------------------------------------------------------------------- shapes
@@ -161,8 +159,8 @@ class Tokenizer:
     @torch.no_grad()
     def decode(self, id_BL: Tensor, grid: corruption.Grid) -> Tensor:
         """uint8 (B, C, H, W) images of int64 ids, on the device. Raises: Diverged when a pixel is not finite."""
-        parts = [self._decoded(part_BL, grid) for part_BL in id_BL.split(max(1, PIXELS // (grid[0] * grid[1] * self.factor**2)))]
-        return torch.cat(parts)
+        size = max(1, PIXELS // (grid[0] * grid[1] * self.factor**2))
+        return torch.cat([self._decoded(part_BL, grid) for part_BL in id_BL.split(size)])
 
     def filled(self, images_BCHW: Tensor, hidden_Bhw: Tensor) -> Tensor:
         """uint8 images whose hidden cells are of the middle colour: the tokens beside a hole see into it, and must not."""
@@ -217,7 +215,7 @@ def _batches(images_NCHW: Tensor) -> Iterator[slice]:
     return (slice(i, i + size) for i in range(0, len(images_NCHW), size))
 
 
-# ----------------------------------------------------------------------------------------------------- filling in what is hidden
+# ---------------------------------------------------------------------------------------------------- filling in what is hidden
 
 
 def schedule(count: int, steps: int) -> list[tuple[float, int]]:
