@@ -136,7 +136,8 @@ def request_create(
     sample: Annotated[list[str] | None, typer.Option("--sample", help="Id of a training item, instead; repeat.")] = None,
     samples_file: Annotated[Path | None, typer.Option(help="Ids of training items, one a line or as JSON.")] = None,
     retain_class: Annotated[
-        list[str] | None, typer.Option("--retain-class", help="Class whose real images may be trained on; default: all; repeat.")
+        list[str] | None,
+        typer.Option("--retain-class", help="Class whose real images may be trained on; default: all; repeat."),
     ] = None,
     retain_real: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of real retained images; default: 0 with proxy data, 1 without.")

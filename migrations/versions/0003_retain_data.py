@@ -15,9 +15,7 @@ down_revision = "0002"
 def upgrade() -> None:
     op.add_column(
         "unlearn_request",
-        sa.Column(
-            "retain", sa.JSON(), nullable=True, comment="requests.retain.Choice; null: all that is not to be forgotten"
-        ),
+        sa.Column("retain", sa.JSON(), nullable=True, comment="requests.retain.Choice; null: all that is not to be forgotten"),
     )
 
 

@@ -37,12 +37,12 @@ LIMITS = (
     "Resistance to relearning, inversion and other attacks was tested only where a finding says so.",
 )
 SET_ASIDE = (
-    "The classes named as retainData.proxyClasses were set aside: they were not to be forgotten, and that the model still knows "
-    "them was not tested."
+    "The classes named as retainData.proxyClasses were set aside: they were not to be forgotten, and that the model still "
+    "knows them was not tested."
 )
 NOT_ALL_REAL = (
-    "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken on "
-    "trust. Verification and the judges that it trained looked at real images of all classes.",
+    "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
+    "on trust. Verification and the judges that it trained looked at real images of all classes.",
     "That the proxy data hold no image of what is forgotten is told by the names of their classes alone.",
 )
 """Limits of certificates about chosen retain data."""
@@ -119,6 +119,7 @@ def build(
             "seed": spec["seed"],
             "iterations": manifest["iterations_completed"],
             "ranks": spec["ranks"],
+            **({"frozen": manifest["frozen"]} if manifest.get("frozen") else {}),
         },
         "run": {
             "secondsPrepare": manifest["seconds_prepare"],

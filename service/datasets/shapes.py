@@ -77,8 +77,8 @@ def _of_webp(start: bytes) -> tuple[int, int]:
     """Width and height. Raises: struct.error."""
     match start[12:16]:
         case b"VP8X":
-            width_1, height_1 = (int.from_bytes(start[i : i + 3], "little") for i in (24, 27))
-            return 1 + width_1, 1 + height_1
+            low, high, rows_low, rows_high = struct.unpack_from("<HBHB", start, 24)
+            return 1 + low + (high << 16), 1 + rows_low + (rows_high << 16)
         case b"VP8L":
             (bits,) = struct.unpack_from("<I", start, 21)
             return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)

@@ -188,9 +188,7 @@ def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: lis
     require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
 
 
-def _policy(
-    settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None
-) -> dict[str, Any]:
+def _policy(settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None) -> dict[str, Any]:
     """The policy for all that will have been forgotten when the request is done: what came before must not come back.
 
     Raises:
