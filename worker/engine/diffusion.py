@@ -44,6 +44,22 @@ def schedule_of(config: Mapping[str, Any]) -> DDIMScheduler:
     return scheduler
 
 
+def sides(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(h, w) that a diffusers UNet works on. Raises: BadModel when its configuration does not say."""
+    size = config.get("sample_size")
+    both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise BadModel(f"expected sample_size to be one whole number, or a height and a width, found {size!r}")
+    return both
+
+
+def require_timesteps(config: Mapping[str, Any]) -> None:
+    """Raises: BadModel for a network that is told the time by more than the number of a step."""
+    kind = config.get("time_embedding_type") or "positional"
+    if kind != "positional":
+        raise BadModel(f"expected time_embedding_type 'positional', found {kind!r}")
+
+
 def draw(
     schedule: DDIMScheduler,
     count: int,

@@ -19,9 +19,7 @@ hole: its published code takes the same maps.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -58,7 +56,7 @@ class Inpainting:
         """Raises: BadInput for a grid of which the native mask hides all or nothing."""
         self.module, self.schedule, self.device = in_halves(unet, device), schedule, device
         self.native, self.grid = NATIVE, grid
-        self._hidden = corruption.hidden_count(self.native, grid)
+        self._hidden_cells = corruption.hidden_count(self.native, grid)
         self._abar_T = schedule.alphas_cumprod.to(device)
 
     def fresh(self, seed: int) -> nn.Module:
@@ -163,7 +161,7 @@ class Inpainting:
     def _in_the_hole(self, apart_BCHW: Tensor, draw: Draw) -> Tensor:
         """(B,) mean square of what is hidden."""
         square_BHW = apart_BCHW.square().mean(dim=1)
-        return square_BHW.masked_fill(~self.hidden(draw), 0.0).flatten(1).sum(dim=1) / self._hidden
+        return square_BHW.masked_fill(~self.hidden(draw), 0.0).flatten(1).sum(dim=1) / self._hidden_cells
 
     # --------------------------------------------------------------------------------------------------------- completing
 
@@ -181,7 +179,8 @@ class Inpainting:
         self.require_shape(images_BCHW)
         count = len(images_BCHW)
         if not count == len(hidden_Bhw) == len(seeds) or (y_B is not None and len(y_B) != count):
-            came = f"{count} images, {len(hidden_Bhw)} masks, {len(seeds)} seeds" + (f", {len(y_B)} labels" if y_B is not None else "")
+            labels = "" if y_B is None else f", {len(y_B)} labels"
+            came = f"{count} images, {len(hidden_Bhw)} masks, {len(seeds)} seeds{labels}"
             raise BadInput(f"expected a mask, a seed and, if any, a label an image, found {came}")
         diffusion.require_steps(self.schedule, sampling)
         if not count:
@@ -253,17 +252,16 @@ def encode(network: UNet, input_BCHW: Tensor, t_B: Tensor, prompt_BLD: Tensor | 
     def more(block: nn.Module) -> dict[str, Any]:
         return prompted if getattr(block, "has_cross_attention", False) else {}
 
-    x_BCHW = skip_BCHW = _centred(network, input_BCHW)
+    x_BCHW = input_BCHW.contiguous(memory_format=torch.channels_last)
+    if network.config.center_input_sample:
+        x_BCHW = 2 * x_BCHW - 1.0
     time_BE = network.time_embedding(network.time_proj(t_B).to(x_BCHW.dtype))
     if getattr(network, "time_embed_act", None) is not None:
         time_BE = network.time_embed_act(time_BE)
     x_BCHW = network.conv_in(x_BCHW)
     taps = [x_BCHW]
     for block in network.down_blocks:
-        if hasattr(block, "skip_conv"):
-            x_BCHW, states, skip_BCHW = block(hidden_states=x_BCHW, temb=time_BE, skip_sample=skip_BCHW)
-        else:
-            x_BCHW, states = block(hidden_states=x_BCHW, temb=time_BE, **more(block))
+        x_BCHW, states = block(hidden_states=x_BCHW, temb=time_BE, **more(block))
         taps.extend(states)
     if network.mid_block is not None:
         taps.append(network.mid_block(x_BCHW, time_BE, **more(network.mid_block)))
@@ -275,18 +273,6 @@ def answer(network: UNet, input_BCHW: Tensor, t_B: Tensor, prompt_BLD: Tensor | 
     prompted = {} if prompt_BLD is None else {"encoder_hidden_states": prompt_BLD}
     predicted_BCHW: Tensor = network(input_BCHW.contiguous(memory_format=torch.channels_last), t_B, **prompted).sample
     return predicted_BCHW
-
-
-def _centred(network: UNet, input_BCHW: Tensor) -> Tensor:
-    x_BCHW = input_BCHW.contiguous(memory_format=torch.channels_last)
-    return 2 * x_BCHW - 1.0 if network.config.center_input_sample else x_BCHW
-
-
-def require_timesteps(config: Mapping[str, Any]) -> None:
-    """Raises: BadModel for a network that is told the time by more than the number of a step."""
-    kind = config.get("time_embedding_type") or "positional"
-    if kind != "positional":
-        raise BadModel(f"expected time_embedding_type 'positional', found {kind!r}")
 
 
 def built(kind: type[U], config: Mapping[str, Any]) -> U:

@@ -115,7 +115,7 @@ class Latents:
 
     @torch.no_grad()
     def mean(self, x_BCHW: Tensor) -> Tensor:
-        """(B, D, h, w) float32, shifted and scaled as configured: the means of the posteriors of images in [-1, 1], on the device."""
+        """(B, D, h, w) float32: the means of the posteriors of images in [-1, 1], shifted and scaled as configured."""
         sizes = [x_BCHW[rows] for rows in _batches(x_BCHW, pixels=x_BCHW.shape[-2] * x_BCHW.shape[-1])]
         with torch.autocast(x_BCHW.device.type, enabled=False):
             mean_BDHW = torch.cat([self._moments(x.float()) for x in sizes]).chunk(2, dim=1)[0]

@@ -25,7 +25,10 @@ PARTS = (UNET, latents.FOLDER, TEXT)
 CARRIED = Path("safety_checker")
 """Weights that are copied and never read."""
 
-OTHER_INPUTS = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+OTHER_INPUTS = (
+    "class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)  # fmt: skip
 """Keys of a UNet's configuration that ask for more than x_t, t and a prompt."""
 
 AS_THE_PIPELINE = {"clip_sample": False, "thresholding": False, "steps_offset": 1}
@@ -81,15 +84,6 @@ def save(unet: nn.Module, directory: Path, base: Path) -> None:
     weights.save_like(unet, directory / file, base / file)
 
 
-def sides(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(h, w) of what a diffusers UNet works on. Raises: BadModel when its configuration does not say."""
-    size = config.get("sample_size")
-    both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
-        raise BadModel(f"expected sample_size to be one whole number, or a height and a width, found {size!r}")
-    return both
-
-
 def weight_files(directory: Path) -> dict[Path, Path]:
     """The one safetensors file of each part that is read, relative to the folder; `*.fp16.safetensors` is as good as any.
 
@@ -129,6 +123,7 @@ def _require_fitting(config: Mapping[str, Any], *, width: int, inputs: int, out:
     others = [key for key in OTHER_INPUTS if config.get(key) is not None]
     if others:
         raise BadModel(f"expected a UNet that is asked with a prompt alone, found {others[0]} = {config[others[0]]!r}")
+    diffusion.require_timesteps(config)
     if config.get("cross_attention_dim") != width:
         raise BadModel(f"expected cross_attention_dim = {width}, the text encoder's, found {config.get('cross_attention_dim')}")
     came = (config.get("in_channels"), config.get("out_channels"))

@@ -41,7 +41,7 @@ class StableDiffusion(LatentDenoising):
         self.module: nn.Module = channels_last(parts.unet.to(self.device).eval())
         self.class_count = k = len(self.prompt_KLD) - 1
         self.denoiser = diffusion.Denoiser.of(self.ask, self.module, parts.schedule, labels=k, null=k, device=self.device)
-        self._shape = (parts.unet.config.in_channels, *pipeline.sides(parts.unet.config))
+        self._shape = (parts.unet.config.in_channels, *diffusion.sides(parts.unet.config))
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
