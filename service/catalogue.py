@@ -96,6 +96,7 @@ class VerifierEntry(_Entry):
     held_out: Literal["all", "forgotten", "retained"] | None = Field(
         default=None, description="the classes of which it needs held-out images"
     )
+    completes: bool = Field(default=False, description="it looks at completed images, hidden as the policy's sampling says")
 
 
 class Catalogue(_Entry):
@@ -307,6 +308,8 @@ def _require_fit(policy: Json, kind: Kind, units: Collection[Unit]) -> None:
     problems = [f"{c['verifier']}: {text}" for c in policy["checks"] for text in _threshold_problems(c)]
     if problems:
         raise PolicyUnfit(f"the policy {policy['name']!r} has thresholds that do not fit: {'; '.join(problems)}")
+    if not policy.get("sampling", {}).get("corruptions") and any(entry.completes for entry in verifiers.values()):
+        raise PolicyUnfit(f"the policy {policy['name']!r} names no corruption in its sampling: nothing would be completed")
     unmeasured = sorted({UNITS[unit] for unit in units} - {entry.measures for entry in verifiers.values()})
     if unmeasured:
         what = " and ".join(unmeasured)

@@ -33,8 +33,8 @@ def ssim(images_NCHW: Tensor, truth_NCHW: Tensor, covered_N1HW: Tensor) -> Tenso
     """(N,) float64 in [-1, 1]: the structural similarity at the hidden pixels, on average over them and over channels.
 
     A Gaussian window of 11x11 pixels and standard deviation 1.5, K1 = .01, K2 = .03, as in the paper. A window near a border of
-    the hole sees visible pixels, too, which are equal. Where we differ: a window that reaches over the border of the image is cut
-    off there, and its weights sum to 1 again, so that every pixel and images of any size have a value.
+    the hole sees visible pixels, too, which are equal. Where we differ: a window that reaches over the border of the image is
+    cut off there, and its weights sum to 1 again, so that every pixel and images of any size have a value.
 
     Source: Wang, Bovik, Sheikh & Simoncelli 2004, "Image quality assessment: from error visibility to structural similarity",
     IEEE Trans. Image Processing 13(4), eq. (13).

@@ -83,9 +83,7 @@ class Judged:
 class Judge:
     """A trained network with its record."""
 
-    def __init__(
-        self, network: JudgeNetwork, record: JudgeRecord, device: torch.device, region: Region | None = None
-    ) -> None:
+    def __init__(self, network: JudgeNetwork, record: JudgeRecord, device: torch.device, region: Region | None = None) -> None:
         self.network = network
         self.record = record
         self.device = device
@@ -186,9 +184,7 @@ def _fresh(dataset: Dataset, seed: int, region: Region | None) -> JudgeNetwork:
         return JudgeNetwork(channels, height, width, len(dataset.class_names))
 
 
-def accuracy(
-    network: JudgeNetwork, dataset: Dataset, device: torch.device, region: Region | None = None
-) -> tuple[float, int]:
+def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device, region: Region | None = None) -> tuple[float, int]:
     """Share of held-out real images judged right, and how many there are; of a region, each under a mask of its own.
 
     Raises:

@@ -1,10 +1,10 @@
 """Completions by what has never seen a class, to hold a model against that should not know it either.
 
-A model that was retrained without a class still completes its images plausibly: it continues what it sees, with what it knows of
-other classes. Two references do the same without a model. The harmonic fill continues the visible colours as smoothly as can
-be, and has seen no image at all. The nearest image's fill copies what lies there in that image of other classes which looks
-most like the visible part. A retrained model may do better than both; so a model that does no better shows no knowledge of the
-class, and one that does may yet have none.
+A model that was retrained without a class still completes its images plausibly: it continues what it sees, with what it knows
+of other classes. Two references do the same without a model. The harmonic fill continues the visible colours as smoothly as
+can be, and has seen no image at all. The nearest image's fill copies what lies there in that image of other classes which looks
+most like the visible part. A retrained model may do better than both. So they are a cautious stand-in for it: a model that does
+no better than they do shows no knowledge of the class, and one that does better may yet have none.
 
 Shape suffixes: N images, M candidates, C channels, H, W pixels, P = C H W.
 """

@@ -285,8 +285,8 @@ def shown(spec: Spec, kind: Kind) -> str:
 
 
 def _blind(finding: Finding) -> str:
-    if finding.metric == "underpowered":
-        return f"{finding.check} is underpowered{_on(finding)}: {finding.detail}"
+    if finding.metric.startswith("underpowered"):
+        return f"{finding.check}{_on(finding)} is {finding.detail}"
     return f"the original passed {finding.check}{_on(finding)}"
 
 
