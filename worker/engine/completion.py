@@ -235,9 +235,9 @@ class Lesson:
         rows: list[Tensor] = []
         for i, index_B in enumerate(pieces):
             if i % run.ranks.world == run.ranks.rank:
-                batch = run.plain(index_B, run.retain.generator("neighbours", i))
-                batch = replace(batch, draw=alike(drawn, len(index_B)).to(run.ranks.device))
-                tap = self.taught(self._question(batch))[-1].float()
+                index_B, draw = sent(index_B, run.ranks.device), alike(drawn, len(index_B)).to(run.ranks.device)
+                x_BCHW = self.family.prepare(run.held_N[index_B], draw)
+                tap = self.taught(self.family.question(x_BCHW, run.labels_N[index_B], draw))[-1].float()
                 rows.append(F.normalize(tap.mean(dim=1) if tap.ndim == 3 else tap.mean(dim=(2, 3)), dim=1))
             else:
                 rows.append(torch.empty(len(index_B), 0, device=run.ranks.device))

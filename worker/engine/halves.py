@@ -112,7 +112,8 @@ class Halves(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in self._trainable and self._half[name] in chosen)
         # Where the decoder lies on another kind of device, the distributed wrapper must not even look at it.
-        self._ddp_params_and_buffers_to_ignore = list(self.frozen())
+        names = [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = [*names, *(name for name, _ in self.named_buffers())]
         self._move({"encoder", "shared"})
         if "decoder" in chosen:
             self.fetch()

@@ -122,21 +122,35 @@ def test_the_teacher_and_every_copy_are_networks_of_their_own() -> None:
 
 def test_what_the_distributed_wrapper_is_to_leave_alone_is_what_is_frozen() -> None:
     module = split()
-    assert set(module._ddp_params_and_buffers_to_ignore) == {n for n, _ in module.named_parameters()} - trained(module) | {
-        "scale"
-    }
+    everything = {name for name, _ in module.named_parameters(remove_duplicate=False)} | {"scale"}
+    assert set(module._ddp_params_and_buffers_to_ignore) == everything - trained(module)
 
 
-def test_the_decoder_stays_away_from_the_device_until_an_answer_is_asked_for() -> None:
-    module = split(device=torch.device("meta"))  # a device on which nothing can be hidden from
+def test_the_decoder_stays_away_from_the_device_until_an_answer_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[set[str]] = []
+    monkeypatch.setattr(Halves, "_move", lambda self, halves: moved.append(set(halves)))
+    module = split()
+    module(Y)
+    module.teacher()(Y)
+    assert moved == [{"encoder", "shared"}]
+    module(Y, whole=True)
+    module(Y, whole=True)
+    assert moved == [{"encoder", "shared"}, {"decoder"}]
+    split().choose("all")
+    assert moved[2:] == [{"encoder", "shared"}, {"encoder", "shared"}, {"decoder"}]
 
-    def on_cpu() -> set[str]:
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-        return {name for name, t in tensors if t.device == CPU}
 
-    assert on_cpu() == {"body.decoder.weight", "body.decoder.bias", "offset", "scale"}
-    module.fetch()
-    assert on_cpu() == set()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_decoder_is_on_the_host_until_an_answer_is_asked_for() -> None:
+    module = split(device=torch.device("cuda"))
+
+    def on_host() -> set[str]:
+        return {name for name, t in [*module.named_parameters(), *module.named_buffers()] if not t.is_cuda}
+
+    module(Y.cuda())[0].sum().backward()
+    assert on_host() == {"body.decoder.weight", "body.decoder.bias", "offset", "scale"}
+    assert module(Y.cuda(), whole=True).is_cuda
+    assert on_host() == set()
 
 
 def test_a_network_without_two_halves_is_refused() -> None:

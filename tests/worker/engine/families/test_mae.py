@@ -170,7 +170,7 @@ def test_fresh_weights_keep_the_tables_of_positions(tmp_path: Path) -> None:
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map"),
         ({"mask_ratio": 0.0}, "hides none"),
         ({"mask_ratio": 1.0}, "hides all"),
-        ({"decoder_num_attention_heads": 3}, "cannot build"),
+        ({"hidden_act": "no_such_function"}, "cannot build"),
     ],
 )
 def test_a_configuration_that_cannot_complete_images_is_refused(
