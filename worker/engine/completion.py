@@ -74,6 +74,9 @@ class EncoderParams(Descent):
         "mask and a noise anew for each image",
     )
     partners: int = Field(default=2, ge=1, le=64, description="retained images that stand for their mean, anew for each image")
+    label_drop: float = Field(
+        default=0.5, ge=0, le=1, description="share of images shown with the empty prompt: without one a model completes, too"
+    )
     release_compat: bool = Field(
         default=False,
         description="train what encoder and decoder both read, as the published code does; the decoder then changes",
@@ -134,8 +137,8 @@ class Lesson:
             return self.taught(question)
         answers = []
         for index_B in batch.draw["instead"].unbind(1):
-            x_BCHW = self.family.prepare(self.run.held_N[index_B], batch.draw)
-            answers.append(self.taught(self.family.question(x_BCHW, batch.y_B, batch.draw)))
+            x_BCHW, y_B = self.family.prepare(self.run.held_N[index_B], batch.draw), self.run.labels_N[index_B]
+            answers.append(self.taught(self.family.question(x_BCHW, y_B, batch.draw)))
         return [torch.stack(taps).mean(dim=0) for taps in zip(*answers, strict=True)]
 
     def _question(self, batch: Batch) -> Question:
@@ -150,12 +153,12 @@ class Lesson:
 
     def retain_batch(self, iteration: int) -> Batch:
         """This rank's rows."""
-        return self.run.batch(self.run.retain, iteration, self.params.batch_size)
+        return self.run.batch(self.run.retain, iteration, self.params.batch_size, label_drop=self.params.label_drop)
 
     def forget_batch(self, iteration: int) -> Batch:
         """This rank's rows; their draw has what stands in for them: `noise`, positions `instead` (B, M), or `kept` targets."""
         run, size = self.run, self.forget_size
-        batch = run.batch(run.forget, iteration, size)
+        batch = run.batch(run.forget, iteration, size, label_drop=self.params.label_drop)
         rows, device = run.ranks.rows(size), run.ranks.device
         match self.params.target:
             case "noise" if self.params.target_masks:

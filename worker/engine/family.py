@@ -268,7 +268,7 @@ class ImageToImage(Family, Protocol):
         Args:
             x_BCHW: rows of `prepare`.
             y_B: labels, for families with prompts; -1, a proxy image without a label here, is shown without a prompt.
-            noise_in: show noise in place of the image: where it is hidden, or everywhere.
+            noise_in: show noise in place of the image: where it is hidden, or everywhere; and no prompt beside it.
 
         Raises:
             BadInput: noise in a hole that this encoder does not look into.

@@ -183,8 +183,9 @@ def test_the_mean_embedding_is_the_mean_of_the_teacher_s_answers_under_the_image
     assert set(batch.draw["instead"].flatten().tolist()) <= retained
     expected = []
     for m in range(3):
-        x = method.run.family.prepare(method.run.held_N[batch.draw["instead"][:, m]], batch.draw)
-        expected.append(lesson.taught(method.run.family.question(x, batch.y_B, batch.draw)))
+        index_B = batch.draw["instead"][:, m]
+        x = method.run.family.prepare(method.run.held_N[index_B], batch.draw)
+        expected.append(lesson.taught(method.run.family.question(x, method.run.labels_N[index_B], batch.draw)))
     for tap, *answers in zip(lesson.target(batch), *expected, strict=True):
         assert torch.allclose(tap, sum(answers) / 3, atol=1e-6)
 
