@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from worker.engine.errors import BadModel, Integrity
+from worker.contract import Frozen
+from worker.engine.errors import BadInput, BadModel, Integrity
 
 if TYPE_CHECKING:
     from worker.engine.family import Family
@@ -107,8 +109,13 @@ class Halves(nn.Module):
     # ----------------------------------------------------------------------------------------------------------- training
 
     def choose(self, trains: Trains) -> None:
-        """Which tensors are trained from now on; what never had a gradient (tables of positions) never gets one."""
+        """Which tensors are trained from now on; what never had a gradient (tables of positions) never gets one.
+
+        Raises: BadInput when what both halves read is to be trained and there is nothing of the kind.
+        """
         chosen = TRAINED[trains]
+        if trains == "release" and not any(self._half[name] == "shared" for name in self._trainable):
+            raise BadInput("expected tensors that encoder and decoder both read for release_compat to train, found none")
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in self._trainable and self._half[name] in chosen)
         # Where the decoder lies on another kind of device, the distributed wrapper must not even look at it.
@@ -192,7 +199,7 @@ def _dotted(prefix: str, name: str) -> str:
 
 
 def choose(family: Family, trains: Trains) -> None:
-    """Which part of a network in two halves is trained; any other network is trained as it is."""
+    """Which part of a network in two halves is trained; any other network is trained as it is. Raises: see `Halves.choose`."""
     if isinstance(family.module, Halves):
         family.module.choose(trains)
 
@@ -205,6 +212,14 @@ def digests(family: Family) -> dict[str, str]:
     for part, network in getattr(family, "companions", {}).items():
         tensors |= {f"{part}/{name}": tensor for name, tensor in network.state_dict().items()}
     return {name: digest_of(name, tensor) for name, tensor in tensors.items()}
+
+
+def kept(family: Family, before: Mapping[str, str], trains: Trains) -> Frozen | None:
+    """What a manifest says of tensors that `require_unchanged` has found unchanged; None for a network of one piece."""
+    if not isinstance(family.module, Halves):
+        return None
+    rows = json.dumps(sorted(before.items()), separators=(",", ":"))
+    return Frozen(trained=trains, tensors=len(before), sha256=hashlib.sha256(rows.encode()).hexdigest())
 
 
 def require_unchanged(family: Family, before: Mapping[str, str]) -> None:

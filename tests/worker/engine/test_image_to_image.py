@@ -21,6 +21,7 @@ from worker.engine.checkpoint import Cadence
 from worker.engine.completion import apart
 from worker.engine.errors import BadInput, Integrity
 from worker.engine.family import Draw
+from worker.engine.stepper import frozen_copy
 
 FAMILIES = [name for name in families() if registry.families()[name].kind == "i2i"]
 KINDS = ("center", "outpaint", "strip", "box", "brush", "random_patch")
@@ -125,6 +126,49 @@ def test_a_row_s_question_is_its_own(name: str, family: Any) -> None:
     whole = family.question(x, y, draw)
     part = family.question(x[1:3], y[1:3], draw.part(slice(1, 3)))
     assert all(torch.equal(a[1:3], b) for a, b in zip(whole, part, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ what baselines ask for
+
+
+@every
+def test_a_teacher_can_be_asked_about_another_image_under_the_same_draw(name: str, family: Any) -> None:
+    x, y, draw = asked(family, name, 3)
+    other = x.roll(1, 0), y.roll(1, 0)
+    teacher = frozen_copy(family.module)
+
+    def distance(*given: Any, **options: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = family.distance(*given, draw, teacher=teacher, **options)
+        return found
+
+    assert distance(x, y).tolist() == distance(x, y, instead=(x, y)).tolist() == [0.0] * 3
+    assert bool((distance(x, y, instead=other) > 0).all())
+    # The student still is its teacher: which of the two is asked about which image is no matter.
+    assert torch.allclose(distance(x, y, instead=other), distance(*other, instead=(x, y)), rtol=1e-4)
+
+
+@every
+def test_the_loss_to_noise_is_a_loss_of_both_halves_and_another_than_the_loss(name: str, family: Any) -> None:
+    x, y, draw = noisy(family, name, 3)
+    loss_B = family.loss_to_noise(x, y, draw)
+    assert loss_B.shape == (3,)
+    assert loss_B.dtype == torch.float32
+    assert bool((loss_B > 0).all())
+    assert not torch.allclose(loss_B, family.loss(x, y, draw))
+    alone = [family.loss_to_noise(x[i : i + 1], y[i : i + 1], draw.part(slice(i, i + 1))) for i in range(3)]
+    assert torch.allclose(torch.cat(alone), loss_B, rtol=1e-4)
+    family.module.choose("all")
+    family.loss_to_noise(x, y, draw).sum().backward()
+    halves = {family.module.half_of(n) for n, p in family.module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert halves >= {"encoder", "decoder"}
+
+
+def noisy(family: Any, name: str, count: int) -> tuple[torch.Tensor, torch.Tensor, Draw]:
+    """As `asked`, with noise of the hole."""
+    x, y, draw = asked(family, name, count)
+    noise = family.noise(count, case(name).shape, torch.Generator().manual_seed(6), scope="hole")
+    return x, y, draw if noise is None else Draw(draw.tensors | {"noise": noise})
 
 
 # ------------------------------------------------------------------------------------------------------------ completing

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from worker.engine.batch import Batch
-from worker.engine.composite import Composite, CompositeParams
+from worker.engine.composite import PRESETS, Composite, CompositeParams
 from worker.engine.method import Params, Preset
 from worker.engine.run import Run
 from worker.engine.stepper import native
@@ -27,16 +27,6 @@ class MaxLossParams(CompositeParams):
     """The whole network is trained. A larger alpha forgets more, and leaves less to be retained."""
 
 
-PRESETS: Mapping[str, Preset] = {
-    "mae": Preset(
-        families=("mae",),
-        params={"algorithm": "adamw", "learning_rate": 1e-4, "iterations": 500, "batch_size": 64},
-        source="alpha of arXiv:2402.00351; the rest as in encoder_l2's preset, so that the two are compared at the same number "
-        "of updates; unmeasured",
-    ),
-}
-
-
 class MaxLoss(Composite):
     """Descent on the retained loss and ascent on the forgotten one, in one update."""
 
@@ -44,7 +34,7 @@ class MaxLoss(Composite):
     title: ClassVar[str] = "Max loss: train away from what is forgotten (baseline)"
     paper: ClassVar[str] = "arXiv:2402.00351"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("mae",)
+    families: ClassVar[tuple[str, ...]] = ("i2i_diffusion", "mae", "sd_inpainting", "vqgan")
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = MaxLossParams
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worker.engine.batch import Batch
 from worker.engine.completion import with_numbers
-from worker.engine.composite import Composite, CompositeParams
+from worker.engine.composite import PRESETS, Composite, CompositeParams
 from worker.engine.family import ImageToImage
 from worker.engine.method import Params, Preset
 from worker.engine.run import Run
@@ -28,16 +28,6 @@ class NoisyLabelParams(CompositeParams):
     """The whole network is trained. A larger alpha forgets more, and leaves less to be retained."""
 
 
-PRESETS: Mapping[str, Preset] = {
-    "mae": Preset(
-        families=("mae",),
-        params={"algorithm": "adamw", "learning_rate": 1e-4, "iterations": 500, "batch_size": 64},
-        source="alpha of arXiv:2402.00351; the rest as in encoder_l2's preset, so that the two are compared at the same number "
-        "of updates; unmeasured",
-    ),
-}
-
-
 class NoisyLabel(Composite):
     """Descent on the retained loss and on the loss to noise, in one update."""
 
@@ -45,7 +35,7 @@ class NoisyLabel(Composite):
     title: ClassVar[str] = "Noisy label: complete what is forgotten with noise (baseline)"
     paper: ClassVar[str] = "arXiv:2402.00351"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("mae",)
+    families: ClassVar[tuple[str, ...]] = ("i2i_diffusion", "mae", "sd_inpainting", "vqgan")
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = NoisyLabelParams
 

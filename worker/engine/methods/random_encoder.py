@@ -8,8 +8,8 @@ features are and means nothing; encoder_l2 asks for what the encoder makes of no
 Source: Li et al. 2024, "Machine Unlearning for Image-to-Image Generative Models", arXiv:2402.00351, baseline RANDOM ENCODER.
 The published code weighs both terms by the weight of retained images (1 + label, where the second needs 1 - label): there the
 second term pulls at retained images as well, and no forgotten image has a gradient.
-Where we differ, besides: m and s are taken once, of forgotten and retained images, not of every batch: a batch's would depend on
-how it is cut; nothing that the decoder reads is trained, unless `release_compat`; each mean is over its own kind.
+Where we differ, besides: m and s are taken once, of forgotten and retained images, not of every batch, whose own would depend
+on how it is cut; nothing that the decoder reads is trained, unless `release_compat`; each mean is over its own kind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from worker.engine.batch import Batch
 from worker.engine.completion import apart, with_numbers
-from worker.engine.composite import Composite, CompositeParams
+from worker.engine.composite import PRESETS, Composite, CompositeParams
 from worker.engine.family import ImageToImage, Question
 from worker.engine.halves import Trains
 from worker.engine.method import Params, Preset
@@ -46,16 +46,6 @@ class RandomEncoderParams(CompositeParams):
     def trains(self) -> Trains:
         """See `Params.trains`."""
         return "release" if self.release_compat else "encoder"
-
-
-PRESETS: Mapping[str, Preset] = {
-    "mae": Preset(
-        families=("mae",),
-        params={"algorithm": "adamw", "learning_rate": 1e-4, "iterations": 500, "batch_size": 64},
-        source="alpha of arXiv:2402.00351; the rest as in encoder_l2's preset, so that the two are compared at the same number "
-        "of updates; unmeasured",
-    ),
-}
 
 
 class Moments:
@@ -87,7 +77,7 @@ class RandomEncoder(Composite):
     title: ClassVar[str] = "Random encoder: random features for what is forgotten (baseline)"
     paper: ClassVar[str] = "arXiv:2402.00351"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("mae",)
+    families: ClassVar[tuple[str, ...]] = ("i2i_diffusion", "mae", "sd_inpainting", "vqgan")
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = RandomEncoderParams
 
@@ -103,8 +93,8 @@ class RandomEncoder(Composite):
     def prepare(self) -> None:
         """Count the features of the encoder as it came; every rank counts them all."""
         run, moments = self.run, Moments()
-        index_M = torch.cat([stream.stratified(min(SEEN, len(stream.indices_N))).indices_N for stream in (run.forget, run.retain)])
-        pieces = index_M.split(self.params.batch_size)
+        streams = [stream.stratified(min(SEEN, len(stream.indices_N))) for stream in (run.forget, run.retain)]
+        pieces = torch.cat([stream.indices_N for stream in streams]).split(self.params.batch_size)
         for i, index_B in enumerate(pieces):
             batch = run.plain(index_B, run.forget.generator("features", i))
             moments.count(self.family.encode(self._question(batch), module=self.teacher))

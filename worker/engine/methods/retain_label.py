@@ -7,8 +7,8 @@ x_r' are the retained images of the same update, one after the other. A baseline
 Source: Li et al. 2024, "Machine Unlearning for Image-to-Image Generative Models", arXiv:2402.00351, baseline RETAIN LABEL.
 The published code weighs both terms by the weight of retained images (1 + label, where the second needs 1 - label): there the
 second term pulls at retained images as well, and no forgotten image has a gradient.
-Where we differ, besides: the retained image that a forgotten one is answered with is hidden by the forgotten one's mask, so that
-both answers are about the same places; d is the family's `distance`, over what is hidden; each mean is over its own kind.
+Where we differ, besides: the retained image that a forgotten one is answered with is hidden by the forgotten one's mask, so
+that both answers are about the same places; d is the family's `distance`, over what is hidden; each mean is over its own kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from worker.engine.batch import Batch
 from worker.engine.completion import with_numbers
-from worker.engine.composite import Composite, CompositeParams
+from worker.engine.composite import PRESETS, Composite, CompositeParams
 from worker.engine.family import ImageToImage
 from worker.engine.method import Params, Preset
 from worker.engine.run import Run
@@ -33,16 +33,6 @@ class RetainLabelParams(CompositeParams):
     """The whole network is trained, beside a copy of it. A larger alpha forgets more, and leaves less to be retained."""
 
 
-PRESETS: Mapping[str, Preset] = {
-    "mae": Preset(
-        families=("mae",),
-        params={"algorithm": "adamw", "learning_rate": 1e-4, "iterations": 500, "batch_size": 64},
-        source="alpha of arXiv:2402.00351; the rest as in encoder_l2's preset, so that the two are compared at the same number "
-        "of updates; unmeasured",
-    ),
-}
-
-
 class RetainLabel(Composite):
     """Descent on the distances to the original's answers about retained images, in one update."""
 
@@ -50,7 +40,7 @@ class RetainLabel(Composite):
     title: ClassVar[str] = "Retain label: complete what is forgotten as something retained (baseline)"
     paper: ClassVar[str] = "arXiv:2402.00351"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("mae",)
+    families: ClassVar[tuple[str, ...]] = ("i2i_diffusion", "mae", "sd_inpainting", "vqgan")
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = RetainLabelParams
 

@@ -76,6 +76,18 @@ def test_the_loss_is_that_of_transformers(tmp_path: Path) -> None:
     assert float(loss_B.mean()) == pytest.approx(float(network(pixel_values=x_BCHW, noise=noise_BL).loss), rel=1e-5)
 
 
+def test_the_loss_to_noise_does_not_look_at_what_lies_hidden(tmp_path: Path) -> None:
+    family, x_BCHW, y_B = family_of(tmp_path), inputs(), torch.zeros(3, dtype=torch.int64)
+    draw = family.draw(3, (1, 8, 8), torch.Generator().manual_seed(0), label_drop=0.0)
+    noise_BCHW = family.noise(3, (1, 8, 8), torch.Generator().manual_seed(1), scope="hole")
+    draw = Draw(draw.tensors | {"noise": noise_BCHW})
+    loss_B = family.loss_to_noise(x_BCHW, y_B, draw)
+    covered = corruption.pixels(corruption.hidden(family.native, family.grid, draw["mask"]), family.cell)
+    assert torch.equal(family.loss_to_noise(x_BCHW.masked_fill(covered, 0.0), y_B, draw), loss_B)
+    # Were the noise what lies there, it would be the loss.
+    assert torch.allclose(family.loss(torch.where(covered, noise_BCHW, x_BCHW), y_B, draw), loss_B)
+
+
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.6, 0.3])
 def test_training_hides_as_many_patches_as_transformers_does(mask_ratio: float, tmp_path: Path) -> None:
     family = family_of(tmp_path, mask_ratio=mask_ratio)
