@@ -11,13 +11,14 @@ a tokenizer, asked once with the empty prompt. A cell of a mask is a token.
 - Noise is tokenised once, too: a target's is one of `tokens.NOISES` noise images. It stands in for the whole image: of a hidden
   token the encoder is told nothing but that it is hidden.
 - Where an image is completed its hidden pixels are of the middle colour before it is tokenised, for tokens see beyond their
-  own pixels; what is drawn is decoded with all the rest, and visible pixels are put back as they were given.
+  own pixels; what is drawn is decoded with all the rest, and visible pixels are put back as they were given. The tokens beside
+  a hole are still not those of the image, so the completed image is tokenised and completed anew.
 - Training hides another share of every image, as the networks' authors do; `native` names its mean.
 
 Shape suffixes: N items, B images, C channels, H, W pixels, h, w tokens, L = h w, K of them given to the encoder, V codes.
 Source: Li et al. 2024, arXiv:2402.00351, whose VQ-GAN is MAGE (arXiv:2211.09117); Patil et al. 2024 (aMUSEd), arXiv:2401.01808.
 Where we differ from their code: the loss has no smoothed labels, a hole is not widened by a token around it, what is drawn is
-not blended into its surroundings, and the steps of completing an image are all spent on the hole.
+not blended into its surroundings, the steps of completing an image are all spent on the hole, and there are two passes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ PIPELINES = ("AmusedPipeline", "AmusedInpaintPipeline", "AmusedImg2ImgPipeline")
 
 TEMPERATURE = 6.0
 """Of the published code's choice which tokens stay."""
+
+PASSES = 2
+"""Of completing an image. On striped images a small network's squared error in the hole fell by 15 to 60 % with the second, for
+every kind of hole that was tried, and by less with a third."""
 
 
 class MaskedTokens:
@@ -183,7 +188,7 @@ class MaskedTokens:
         sampling: Sampling,
         y_B: Tensor | None = None,
     ) -> Tensor:
-        """See `ImageToImage.complete`, and `tokens.filled_in` for its steps: `sampling.steps`, at most one a hidden token."""
+        """See `ImageToImage.complete`, and `tokens.filled_in` for a pass's steps: `sampling.steps`, or one a hidden token."""
         self._require_shape(images_BCHW)
         if not len(images_BCHW) == len(hidden_Bhw) == len(seeds):
             came = f"{len(images_BCHW)} images, {len(hidden_Bhw)} masks and {len(seeds)} seeds"
@@ -195,20 +200,23 @@ class MaskedTokens:
         return torch.cat([self._completed(images_BCHW[p], hidden_Bhw[p], count, seeds[p], sampling.steps) for p in parts])
 
     def _completed(self, images_BCHW: Tensor, hidden_Bhw: Tensor, count: int, seeds: Sequence[int], steps: int) -> Tensor:
-        id_BL = self.tokenizer.tokenise(self.tokenizer.filled(images_BCHW, hidden_Bhw)).long()
-        everywhere_BL = torch.arange(self.predictor.length, device=self.device).expand(len(id_BL), -1)
-        filled_BL = tokens.filled_in(
-            lambda shown_BL: self._answer(self._asked(shown_BL, everywhere_BL), None),
-            id_BL,
-            hidden_Bhw.to(self.device).flatten(1),
-            count,
-            seeds,
-            steps=steps,
-            mask_id=self.predictor.mask_id,
-            temperature=self.predictor.temperature,
-        )
-        drawn_BCHW = self.tokenizer.decode(filled_BL, self.grid).cpu()
-        return torch.where(corruption.pixels(hidden_Bhw, self.cell), drawn_BCHW, images_BCHW)
+        images_BCHW, hidden_Bhw = images_BCHW.to(self.device), hidden_Bhw.to(self.device)
+        is_covered_B1HW = corruption.pixels(hidden_Bhw, self.cell)
+        everywhere_BL = torch.arange(self.predictor.length, device=self.device).expand(len(images_BCHW), -1)
+        so_far_BCHW = self.tokenizer.filled(images_BCHW, hidden_Bhw)
+        for _ in range(PASSES):
+            filled_BL = tokens.filled_in(
+                lambda shown_BL: self._answer(self._asked(shown_BL, everywhere_BL), None),
+                self.tokenizer.tokenise(so_far_BCHW).long(),
+                hidden_Bhw.flatten(1),
+                count,
+                seeds,
+                steps=steps,
+                mask_id=self.predictor.mask_id,
+                temperature=self.predictor.temperature,
+            )
+            so_far_BCHW = torch.where(is_covered_B1HW, self.tokenizer.decode(filled_BL, self.grid), images_BCHW)
+        return so_far_BCHW.cpu()
 
     # ---------------------------------------------------------------------------------------------------------- asking
 

@@ -33,6 +33,7 @@ from tests.worker.engine.unlearning_job import begin, make_job, params_of, write
 from worker.contract import MaskSpec, Sampling
 from worker.engine import amused, corruption, halves, token_transformer, tokens
 from worker.engine.errors import BadInput, BadModel, Diverged
+from worker.engine.families import vqgan
 from worker.engine.families.vqgan import MaskedTokens
 from worker.engine.family import Draw
 from worker.engine.token_transformer import TransformerConfig
@@ -389,12 +390,29 @@ def test_hidden_tokens_are_drawn_over_steps_and_visible_ones_stay(layout: str, t
     family.module._answer = watch
     family.complete(images(2), hidden, [5, 6], sampling=Sampling(steps=4))
     mask_id = family.predictor.mask_id
+    seen, again = seen[:4], seen[4:]  # one pass and another
     assert [(shown == mask_id).sum(1).tolist() for shown in seen] == [[8, 8], [7, 7], [5, 5], [3, 3]]  # 8 cos(…), cut
     assert torch.equal(seen[0] == mask_id, hidden.flatten(1))
     visible = family.tokenizer.tokenise(family.tokenizer.filled(images(2), hidden)).long()
     for before, after in pairwise(seen):
         assert torch.equal(after[~hidden.flatten(1)], visible[~hidden.flatten(1)])
         assert bool(((after == before) | (before == mask_id)).all())  # what is uncovered stays
+    assert [(shown == mask_id).sum(1).tolist() for shown in again] == [[8, 8], [7, 7], [5, 5], [3, 3]]
+
+
+def test_the_second_pass_sees_the_completed_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(tmp_path)
+    hidden = corruption.masks(MaskSpec(kind="center", ratio=0.25), family.grid, [0, 0])
+    monkeypatch.setattr(vqgan, "PASSES", 1)
+    once = family.complete(images(2), hidden, [5, 6], sampling=Sampling(steps=2))
+    monkeypatch.undo()
+    seen: list[Tensor] = []
+    tokenise = family.tokenizer.tokenise
+    object.__setattr__(family.tokenizer, "tokenise", lambda given: seen.append(given) or tokenise(given))
+    family.complete(images(2), hidden, [5, 6], sampling=Sampling(steps=2))
+    assert torch.equal(seen[0], family.tokenizer.filled(images(2), hidden))
+    assert torch.equal(seen[1], once)
+    assert len(seen) == 2
 
 
 @each
