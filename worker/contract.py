@@ -269,19 +269,6 @@ class Environment(Document):
     threads: int
 
 
-class Frozen(Document):
-    """What training left as it was, of a network in an encoder and a decoder: the same bytes before it and after it.
-
-    Tables that nothing ever trains, and networks beside this one, are among it whatever was trained.
-    """
-
-    trained: Literal["encoder", "release", "all"] = Field(
-        description="the encoder, but for what the decoder reads, too; all of the encoder; or both halves: no decoder is kept"
-    )
-    tensors: int = Field(ge=0, description="that were compared")
-    sha256: Sha256 = Field(description="of the JSON list of (name, SHA-256 of name, dtype, shape and bytes), by name")
-
-
 class Manifest(Document):
     """The unlearning stage's answer: which files it wrote, and what it did. Written last, by rename."""
 
@@ -296,7 +283,6 @@ class Manifest(Document):
     seconds_unlearn: float = Field(ge=0)
     peak_memory_mb: float = Field(ge=0)
     environment: Environment
-    frozen: Frozen | None = Field(default=None, exclude_if=_absent, description="None: a network without such halves")
 
     @property
     def complete(self) -> bool:

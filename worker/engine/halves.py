@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from worker.contract import Frozen
 from worker.engine.errors import BadInput, BadModel, Integrity
 
 if TYPE_CHECKING:
@@ -212,14 +210,6 @@ def digests(family: Family) -> dict[str, str]:
     for part, network in getattr(family, "companions", {}).items():
         tensors |= {f"{part}/{name}": tensor for name, tensor in network.state_dict().items()}
     return {name: digest_of(name, tensor) for name, tensor in tensors.items()}
-
-
-def kept(family: Family, before: Mapping[str, str], trains: Trains) -> Frozen | None:
-    """What a manifest says of tensors that `require_unchanged` has found unchanged; None for a network of one piece."""
-    if not isinstance(family.module, Halves):
-        return None
-    rows = json.dumps(sorted(before.items()), separators=(",", ":"))
-    return Frozen(trained=trains, tensors=len(before), sha256=hashlib.sha256(rows.encode()).hexdigest())
 
 
 def require_unchanged(family: Family, before: Mapping[str, str]) -> None:

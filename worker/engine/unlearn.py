@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from worker.contract import Frozen, JobDirectory, Manifest, Spec, document_digest
+from worker.contract import JobDirectory, Manifest, Spec, document_digest
 from worker.engine import checkpoint, halves, loop, sharding
 from worker.engine.data import Dataset, load_dataset, load_proxy
 from worker.engine.distributed import Ranks
@@ -65,7 +65,7 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     if ranks.first:
         halves.require_unchanged(family, frozen)
         publish_weights(job, family)
-    manifest = describe(job, work, ranks, outcome, halves.kept(family, frozen, work.params.trains)) if ranks.first else None
+    manifest = describe(job, work, ranks, outcome) if ranks.first else None
     if manifest is not None:
         write_document(job.manifest, manifest)
         shutil.rmtree(job.steps, ignore_errors=True)  # of no use once the answer is there
@@ -199,7 +199,7 @@ def publish_weights(job: JobDirectory, family: Family) -> None:
     sync_directory(job.root)
 
 
-def describe(job: JobDirectory, work: Work, ranks: Ranks, outcome: loop.Outcome, frozen: Frozen | None) -> Manifest:
+def describe(job: JobDirectory, work: Work, ranks: Ranks, outcome: loop.Outcome) -> Manifest:
     """The manifest of what is in `out/` now."""
     return Manifest(
         spec_digest=document_digest(work.spec),
@@ -212,7 +212,6 @@ def describe(job: JobDirectory, work: Work, ranks: Ranks, outcome: loop.Outcome,
         seconds_unlearn=outcome.seconds_unlearn,
         peak_memory_mb=peak_memory_mb(ranks.device),
         environment=environment(ranks.device, ranks.world),
-        frozen=frozen,
     )
 
 

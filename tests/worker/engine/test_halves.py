@@ -186,20 +186,6 @@ def test_what_is_trained_may_move() -> None:
     assert not any(name.startswith("body.encoder") for name in before)
 
 
-def test_what_is_said_of_the_frozen_tensors_is_which_they_are_and_what_they_hold() -> None:
-    family = of(split())
-    before = halves.digests(family)
-    said = halves.kept(family, before, "encoder")
-    assert said is not None
-    assert (said.trained, said.tensors) == ("encoder", len(before))
-    assert halves.kept(family, dict(reversed(before.items())), "encoder") == said  # whichever their order
-    for name, digest in (("more", "0" * 64), (next(iter(before)), "0" * 64)):
-        other = halves.kept(family, before | {name: digest}, "encoder")
-        assert other is not None
-        assert other.sha256 != said.sha256
-    assert halves.kept(of(nn.Linear(2, 2)), {}, "all") is None
-
-
 def test_companions_are_watched_too() -> None:
     tokenizer = nn.Linear(2, 2)
     family = of(split(), companions={"tokenizer": tokenizer})

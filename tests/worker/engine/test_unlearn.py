@@ -278,32 +278,22 @@ def test_forgotten_samples_and_classes_of_the_lineage_stay_in_the_forget_set(tmp
     assert forgotten(spec, load_dataset(job, spec)).tolist() == [*range(1, 12), 13, 25]
 
 
-# -------------------------------------------------------------------------------------------------- what was left as it was
+# -------------------------------------------------------------------------------------------------- what is left as it was
 
 
-def test_the_manifest_says_what_was_trained_and_what_was_found_unchanged(tmp_path: Path) -> None:
-    said = {}
-    for method in ("encoder_l2", "random_encoder", "max_loss", "retrain"):
-        job = make_job(tmp_path / method, family="mae", method=method, params=params_of(method, "mae"))
-        frozen = in_process(job).frozen
-        assert frozen is not None
-        said[method] = frozen
-        base, out = weights_in(job.base), weights_in(job.out)
-        decoder = [name for name in base if name.startswith("decoder.") and name != "decoder.decoder_pos_embed"]
-        assert all(torch.equal(base[name], out[name]) for name in decoder) == (frozen.trained == "encoder")
-    assert {method: frozen.trained for method, frozen in said.items()} == {
-        "encoder_l2": "encoder", "random_encoder": "encoder", "max_loss": "all", "retrain": "all",
-    }  # fmt: skip
-    assert said["encoder_l2"] == said["random_encoder"]
-    assert said["max_loss"] == said["retrain"]
-    assert said["max_loss"].tensors == 2  # the tables of positions, which nothing trains
-    assert said["encoder_l2"].tensors > 2
-
-
-def test_a_network_of_one_piece_has_nothing_to_say_of_that(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    assert in_process(job).frozen is None
-    assert "frozen" not in json.loads(job.manifest.read_text())
+@pytest.mark.parametrize(
+    ("method", "trains"),
+    [("encoder_l2", "encoder"), ("encoder_l2_epsilon", "encoder"), ("random_encoder", "encoder"), ("max_loss", "all"),
+     ("noisy_label", "all"), ("retain_label", "all"), ("finetune", "all"), ("retrain", "all")],
+)  # fmt: skip
+def test_a_method_moves_the_decoder_if_and_only_if_it_says_so(method: str, trains: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, family="mae", method=method, params=params_of(method, "mae") | {"iterations": 3})
+    assert read_work(job, ONE_RANK).params.trains == trains
+    in_process(job)
+    base, out = weights_in(job.base), weights_in(job.out)
+    decoder = [name for name in base if name.startswith("decoder.") and name != "decoder.decoder_pos_embed"]
+    assert all(torch.equal(base[name], out[name]) for name in decoder) == (trains == "encoder")
+    assert torch.equal(base["decoder.decoder_pos_embed"], out["decoder.decoder_pos_embed"])  # which nothing trains
 
 
 # ------------------------------------------------------------------------------------------------------------ retain data
