@@ -43,7 +43,7 @@ SET_ASIDE = (
 NOT_ALL_REAL = (
     "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
     "on trust. Verification and the judges that it trained looked at real images of all classes.",
-    "That the proxy data hold no image of what is forgotten is told by the names of their classes alone.",
+    "That the proxy data hold no image of what is forgotten is told by the names of their classes and by whole files alone.",
 )
 """Limits of certificates about chosen retain data."""
 
@@ -119,7 +119,6 @@ def build(
             "seed": spec["seed"],
             "iterations": manifest["iterations_completed"],
             "ranks": spec["ranks"],
-            **({"frozen": manifest["frozen"]} if manifest.get("frozen") else {}),
         },
         "run": {
             "secondsPrepare": manifest["seconds_prepare"],

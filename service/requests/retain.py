@@ -29,6 +29,8 @@ class StandIn:
     id: str
     digest: str
     class_names: tuple[str, ...]
+    holds: frozenset[int] = frozenset()
+    """Classes of the model's own dataset of which it holds a file, by its bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def require_usable(choice: Choice, gone: Collection[int], class_names: Sequence[
 
     Args:
         gone: classes that the current version has forgotten, or this or a pending request is to forget.
-        stand_in: the proxy dataset. Its classes are told apart by name, whatever the case of the letters.
+        stand_in: the proxy dataset. What it shows is told by the names of its classes, whatever the case of the letters, and
+            by its files where they are the model's dataset's own.
 
     Raises:
         ProxyForgotten, RetainUnfit, NothingToRetain.
@@ -83,6 +86,9 @@ def require_usable(choice: Choice, gone: Collection[int], class_names: Sequence[
         if same := sorted({forgotten[name] for name in map(_folded, stand_in.class_names) if name in forgotten}):
             said = "expected a proxy dataset without classes that are forgotten or to be forgotten, it has: "
             raise ProxyForgotten(said + _named(same, class_names), pointer=PROXY_DATASET_POINTER)
+        if held := sorted(stand_in.holds & set(gone)):
+            said = "expected a proxy dataset without files of classes that are forgotten or to be forgotten, it has some of: "
+            raise ProxyForgotten(said + _named(held, class_names), pointer=PROXY_DATASET_POINTER)
     if len({*gone, *choice.proxy_classes}) >= len(class_names):
         said = "with what is forgotten, pending or set aside as proxy, no class would be left to retain"
         raise NothingToRetain(said, pointer=PROXY_CLASSES_POINTER)

@@ -84,7 +84,8 @@ def places_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCr
     if proxy_id is None:
         return Places(data, None)
     row = datasets.get(session, proxy_id)
-    return Places(data, (StandIn(row.id, row.digest, tuple(row.class_names)), items.source(session, proxy_id)))
+    source = items.source(session, proxy_id)
+    return Places(data, (StandIn(row.id, row.digest, source.class_names, items.classes_within(data, source)), source))
 
 
 def read_places(where: Places, wanted: UnlearnRequestCreate) -> Known:

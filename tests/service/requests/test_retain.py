@@ -245,6 +245,35 @@ def test_the_models_own_dataset_is_no_other(client: TestClient, model: dict[str,
 
 
 @one_database
+def test_a_dataset_with_a_file_of_a_forgotten_class_is_422_whatever_it_calls_it(
+    client: TestClient, model: dict[str, Any], tmp_path: Path
+) -> None:
+    body = {"format": "npz", "location": str(tmp_path / "data"), "class_names": ["a", "b", "c", "d", "e"]}
+    same = client.post("/datasets", json=body).json()["id"]  # one file of all classes
+    assert code_of(ask(client, model, 3, retain={"proxy": {"dataset_id": same}})) == "proxy_forgotten"
+
+    def pictures(folder: Path, **seeds: int) -> Path:
+        for name, seed in seeds.items():
+            (folder / name).mkdir(parents=True)
+            noise = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{seed}.png")
+        return folder
+
+    def registered(folder: Path, *names: str) -> str:
+        body = {"format": "image_folder", "location": str(folder), "class_names": names}
+        return str(client.post("/datasets", json=body).json()["id"])
+
+    mine = registered(pictures(tmp_path / "mine", cat=1, dog=2, cow=3), "cat", "dog", "cow")
+    weights = {"family": "mae", "location": str(model_folder(tmp_path / "m")), "class_names": ["cat", "dog", "cow"]}
+    animals = client.post("/models", json={**weights, "dataset_id": mine}).json()
+    pets = registered(pictures(tmp_path / "pets", soft=2, small=9), "soft", "small")
+    refused = ask(client, animals, "dog", retain={"proxy": {"dataset_id": pets}})
+    assert (refused.status_code, code_of(refused)) == (422, "proxy_forgotten")
+    assert refused.json()["detail"].endswith("it has some of: dog")
+    assert ask(client, animals, "cat", retain={"proxy": {"dataset_id": pets}}).status_code == 202
+
+
+@one_database
 def test_a_dataset_beside_real_images_alone_would_not_be_looked_at(
     client: TestClient, model: dict[str, Any], letters: str
 ) -> None:
