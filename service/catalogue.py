@@ -17,15 +17,16 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from service.config import Settings
-from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownFamily, UnknownMethod
+from service.errors import InvalidParams, PolicyUnfit, RetainUnsupported, SamplesUnverifiable, UnknownFamily, UnknownMethod
 
 HERE = Path(__file__).resolve().parent
 CATALOGUE_FILE = HERE / "catalogue.json"
 POLICIES = HERE / "policies"
-PREFERRED_METHOD = "sfron"
+PREFERRED_METHODS = ("sfron", "encoder_l2")
+"""Of those that a family has, the first one is its default."""
 
 Json = dict[str, Any]
-Kind = Literal["generator", "classifier"]
+Kind = Literal["generator", "classifier", "i2i"]
 Unit = Literal["class", "sample"]
 
 DEFAULT_POLICIES: dict[tuple[Kind, frozenset[Unit]], str] = {
@@ -33,8 +34,12 @@ DEFAULT_POLICIES: dict[tuple[Kind, frozenset[Unit]], str] = {
     ("classifier", frozenset({"class"})): "classifier-v1",
     ("classifier", frozenset({"sample"})): "classifier-samples-v1",
     ("classifier", frozenset({"class", "sample"})): "classifier-classes-and-samples-v1",
+    ("i2i", frozenset({"class"})): "i2i-v1",
 }
 """The packaged policy by kind of model and by what was ever forgotten. What is missing cannot be verified at all."""
+
+KINDS: dict[Kind, str] = {"generator": "a generator", "classifier": "a classifier", "i2i": "an image-to-image model"}
+"""As sentences call them."""
 
 UNITS: dict[Unit, Literal["classes", "samples"]] = {"class": "classes", "sample": "samples"}
 
@@ -91,6 +96,7 @@ class VerifierEntry(_Entry):
     held_out: Literal["all", "forgotten", "retained"] | None = Field(
         default=None, description="the classes of which it needs held-out images"
     )
+    completes: bool = Field(default=False, description="it looks at completed images, hidden as the policy's sampling says")
 
 
 class Catalogue(_Entry):
@@ -134,10 +140,22 @@ def choose_method(family: str, wanted: str | None) -> str:
     if wanted is None:
         if not known:
             raise UnknownMethod("no method works on this family", pointer="/method")
-        return PREFERRED_METHOD if PREFERRED_METHOD in known else known[0]
+        return next((name for name in PREFERRED_METHODS if name in known), known[0])
     if wanted not in known:
         raise UnknownMethod(f"expected one of: {', '.join(known)}", pointer="/method")
     return wanted
+
+
+def require_choice_of_retain_data(family: str) -> None:
+    """Refuse retain data that are chosen for a model whose methods may look at others: the engine's own rule.
+
+    Raises:
+        RetainUnsupported, UnknownFamily.
+    """
+    kind = require_family(family).kind
+    if kind != "i2i":
+        said = f"retain data can be chosen for {KINDS['i2i']} alone, and this is {KINDS[kind]}"
+        raise RetainUnsupported(said, pointer="/retain")
 
 
 def effective_params(method: str, family: str, params: Json, *, unit: Unit = "class") -> Json:
@@ -270,7 +288,8 @@ def current_policy(settings: Settings, family: str, units: Collection[Unit]) -> 
     kind = require_family(family).kind
     packaged = DEFAULT_POLICIES.get((kind, frozenset(units)))
     if packaged is None:
-        raise SamplesUnverifiable(f"forgetting single samples cannot be verified for a {kind} yet", pointer="/forget/samples")
+        said = f"forgetting single samples cannot be verified for {KINDS[kind]} yet"
+        raise SamplesUnverifiable(said, pointer="/forget/samples")
     path = settings.policy_file or POLICIES / f"{packaged}.json"
     try:
         policy = _read_policy(path, path.stat().st_mtime_ns)
@@ -285,10 +304,12 @@ def _require_fit(policy: Json, kind: Kind, units: Collection[Unit]) -> None:
     verifiers = {c["verifier"]: get_catalogue().verifiers[c["verifier"]] for c in policy["checks"]}
     unfit = sorted(name for name, entry in verifiers.items() if kind not in entry.kinds)
     if unfit:
-        raise PolicyUnfit(f"the policy {policy['name']!r} has checks that are not for a {kind}: {', '.join(unfit)}")
+        raise PolicyUnfit(f"the policy {policy['name']!r} has checks that are not for {KINDS[kind]}: {', '.join(unfit)}")
     problems = [f"{c['verifier']}: {text}" for c in policy["checks"] for text in _threshold_problems(c)]
     if problems:
         raise PolicyUnfit(f"the policy {policy['name']!r} has thresholds that do not fit: {'; '.join(problems)}")
+    if not policy.get("sampling", {}).get("corruptions") and any(entry.completes for entry in verifiers.values()):
+        raise PolicyUnfit(f"the policy {policy['name']!r} names no corruption in its sampling: nothing would be completed")
     unmeasured = sorted({UNITS[unit] for unit in units} - {entry.measures for entry in verifiers.values()})
     if unmeasured:
         what = " and ".join(unmeasured)
@@ -303,13 +324,21 @@ def _threshold_problems(check: Json) -> Iterable[str]:
         yield from (text for _, text in map(_sentence, wrong))
 
 
-def classes_held_out(policy: Json, forgotten: Collection[int], of_samples: Collection[int], class_count: int) -> set[int]:
+def classes_held_out(
+    policy: Json,
+    forgotten: Collection[int],
+    of_samples: Collection[int],
+    class_count: int,
+    *,
+    set_aside: Collection[int] = (),
+) -> set[int]:
     """The classes of which a policy's checks look at held-out images.
 
     Args:
         forgotten: classes that were ever forgotten on the lineage.
         of_samples: classes of the single items that were.
         class_count: of the model.
+        set_aside: classes that stand in for others, and so are not verified as retained.
     """
     needed: set[int] = set()
     for entry in (get_catalogue().verifiers[c["verifier"]] for c in policy["checks"]):
@@ -317,7 +346,7 @@ def classes_held_out(policy: Json, forgotten: Collection[int], of_samples: Colle
             case "all":
                 needed.update(range(class_count))
             case "retained":
-                needed.update(set(range(class_count)).difference(forgotten))
+                needed.update(set(range(class_count)).difference(forgotten, set_aside))
             case "forgotten":
                 needed.update(of_samples if entry.measures == "samples" else forgotten)
     return needed

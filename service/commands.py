@@ -135,6 +135,17 @@ def request_create(
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Class name or index; repeat.")] = None,
     sample: Annotated[list[str] | None, typer.Option("--sample", help="Id of a training item, instead; repeat.")] = None,
     samples_file: Annotated[Path | None, typer.Option(help="Ids of training items, one a line or as JSON.")] = None,
+    retain_class: Annotated[
+        list[str] | None,
+        typer.Option("--retain-class", help="Class whose real images may be trained on; default: all; repeat."),
+    ] = None,
+    retain_real: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of real retained images; default: 0 with proxy data, 1 without.")
+    ] = None,
+    proxy_class: Annotated[
+        list[str] | None, typer.Option("--proxy-class", help="Class that stands in for retained ones, set aside; repeat.")
+    ] = None,
+    proxy_dataset: Annotated[str | None, typer.Option(help="Id of a dataset that stands in for retained images.")] = None,
     method: Annotated[str | None, typer.Option()] = None,
     params: Annotated[str | None, typer.Option(help="JSON object of method parameters.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -150,6 +161,8 @@ def request_create(
     body: dict[str, Any] = {"model_id": model, "forget": _wish(forget, sample, samples_file)}
     optional = {"method": method, "seed": seed, "reason": reason, "external_id": external_id, "on_conflict": on_conflict}
     body.update({k: v for k, v in optional.items() if v is not None})
+    if retain := _retain(retain_class, retain_real, proxy_class, proxy_dataset):
+        body["retain"] = retain
     if params is not None:
         body["params"] = _json(params, "--params")
     if ranks is not None:
@@ -166,6 +179,14 @@ def _wish(classes: list[str] | None, samples: list[str] | None, samples_file: Pa
     if bool(classes) == bool(ids):
         raise fail("say what to forget: --forget CLASS, or --sample ID and --samples-file FILE; not both", 3)
     return {"classes": classes} if classes else {"samples": ids}
+
+
+def _retain(
+    classes: list[str] | None, real: float | None, proxy_classes: list[str] | None, proxy_dataset: str | None
+) -> dict[str, Any]:
+    """Only what was given: the service knows what the rest means, and what does not go together."""
+    proxy = {k: v for k, v in {"classes": proxy_classes, "dataset_id": proxy_dataset}.items() if v}
+    return {k: v for k, v in {"classes": classes or None, "real": real, "proxy": proxy or None}.items() if v is not None}
 
 
 def _ids(file: Path) -> list[str]:

@@ -166,6 +166,24 @@ class PolicyUnfit(Unprocessable):
     code, title = "policy_unfit", "The verification policy does not fit the model, its data or what is forgotten"
 
 
+class RetainUnsupported(Unprocessable):
+    """Methods for this kind of model may look at other data than a request could choose."""
+
+    code, title = "retain_unsupported", "Retain data cannot be chosen for this kind of model"
+
+
+class RetainUnfit(Unprocessable):
+    """The retain data contradict the wish, each other, or the model's own images."""
+
+    code, title = "retain_unfit", "The retain data do not fit the request or the model"
+
+
+class ProxyForgotten(Unprocessable):
+    """Images of a class that is to be forgotten would be trained on in the place of retained ones."""
+
+    code, title = "proxy_forgotten", "Proxy data must not hold a class that is forgotten"
+
+
 class NothingToRetain(Unprocessable):
     """Forgetting every class leaves nothing to retain."""
 

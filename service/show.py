@@ -99,6 +99,8 @@ def _row(report: Mapping[str, Any], finding: Mapping[str, Any]) -> tuple[str, ..
     sign = {"ge": "≥", "le": "≤", "eq": "="}.get(finding["comparator"] or "", "")
     bound = finding["lower95"] if finding["comparator"] == "ge" else finding["upper95"]
     label = finding["metric"].replace("_", " ") + (f" ({finding['class_name']})" if finding["class_name"] else "")
+    if hidden := finding.get("corruption"):
+        label += f", {hidden['kind'].replace('_', ' ')} {hidden['ratio']}"
     numbers = ("" if v is None else f"{v:.3f}" for v in (finding["value"], bound))
     needs = "" if finding["threshold"] is None else f"{sign} {finding['threshold']:.3g}"
     return (label, _before(report, finding), *numbers, needs, _mark(finding["passed"] is True))
@@ -106,7 +108,7 @@ def _row(report: Mapping[str, Any], finding: Mapping[str, Any]) -> tuple[str, ..
 
 def _before(report: Mapping[str, Any], finding: Mapping[str, Any]) -> str:
     for other in report["findings"]:
-        same = all(other[k] == finding[k] for k in ("check", "metric", "class_index"))
+        same = all(other.get(k) == finding.get(k) for k in ("check", "metric", "class_index", "corruption"))
         if same and other["subject"] != finding["subject"] and other["value"] is not None:
             return f"{other['value']:.3f}"
     return ""

@@ -138,6 +138,9 @@ class UnlearnRequest(Row):
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     forget_classes: Mapped[list[Any]]
     forget_samples: Mapped[list[Any]] = mapped_column(default=list, deferred=True)
+    retain: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True), comment="requests.retain.Choice; null: all that is not to be forgotten"
+    )
     method: Mapped[str] = mapped_column(String(64))
     params: Mapped[dict[str, Any]]
     seed: Mapped[int] = mapped_column(BigInteger)

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import unicodedata
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, StringConstraints
@@ -82,6 +83,14 @@ def small_json(limit: int) -> AfterValidator:
 def sorted_json(value: Any) -> bytes:
     """JSON with sorted keys and no blanks: the form that is hashed to compare documents."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decimal_string(value: float) -> str:
+    """A number as every JSON tool reads it: 0.05 -> "0.05". Raises: ValueError for NaN or infinity."""
+    number = Decimal(repr(value))
+    if not number.is_finite():
+        raise ValueError(f"expected a finite number, got {value}")
+    return format(number, "f")
 
 
 def is_id(value: str) -> bool:

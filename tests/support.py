@@ -29,6 +29,7 @@ CATALOGUE: Json = {
         "stone": {"title": "A family that no method works on"},
         "resnet": {"title": "Classifier", "kind": "classifier"},
         "wordy": {"title": "Text-conditional generator", "kind": "generator", "prompts": True},
+        "mae": {"title": "Completes images", "kind": "i2i"},
     },
     "methods": {
         "sfron": {
@@ -44,7 +45,8 @@ CATALOGUE: Json = {
                 },
             },
         },
-        "aaa_baseline": {"title": "Baseline", "families": ["ddpm"], "params": {"type": "object", "properties": {}}},
+        "aaa_baseline": {"title": "Baseline", "families": ["ddpm", "mae"], "params": {"type": "object", "properties": {}}},
+        "encoder_l2": {"title": "Distillation", "families": ["mae"], "params": {"type": "object", "properties": {}}},
         "staged": {
             "title": "A method with presets",
             "families": ["ddpm", "resnet", "wordy"],
@@ -70,9 +72,9 @@ CATALOGUE: Json = {
         },
     },
     "verifiers": {
-        "integrity": {"title": "Integrity"},
-        "classes_gone": {"title": "Of every kind of model", "measures": "classes"},
-        "samples_gone": {"title": "Of every kind of model", "measures": "samples"},
+        "integrity": {"title": "Integrity", "kinds": ["generator", "classifier", "i2i"]},
+        "classes_gone": {"title": "Of every kind", "kinds": ["generator", "classifier", "i2i"], "measures": "classes"},
+        "samples_gone": {"title": "Of every kind", "kinds": ["generator", "classifier", "i2i"], "measures": "samples"},
         "forget_rate": {"title": "Samples judged", "kinds": ["generator"], "measures": "classes"},
         "retain_accuracy": {"title": "Samples judged", "kinds": ["generator"]},
         "feature_distance": {"title": "Samples judged", "kinds": ["generator"]},
@@ -156,6 +158,26 @@ def register_classifier(client: TestClient, folder: Path, class_names: list[str]
     assert made.status_code == 201, made.text
     weights = {"family": "resnet", "location": str(model_folder(folder / "classifier")), "class_names": names}
     model = client.post("/models", json={**weights, "dataset_id": made.json()["id"]})
+    assert model.status_code == 201, model.text
+    answer: Json = model.json()
+    return answer
+
+
+def register_dataset(client: TestClient, path: Path, class_names: list[str], shape: tuple[int, ...] = (8, 8)) -> str:
+    """An npz dataset of two images a class, registered through the API; returns its id."""
+    count = len(class_names)
+    dataset_file(path, images=np.zeros((2 * count, *shape), np.uint8), labels=np.arange(2 * count) % count, ids=None)
+    made = client.post("/datasets", json={"format": "npz", "location": str(path), "class_names": class_names})
+    assert made.status_code == 201, made.text
+    return str(made.json()["id"])
+
+
+def register_completer(client: TestClient, folder: Path, class_names: list[str] | None = None) -> Json:
+    """An image-to-image model of grey images of 8x8, registered through the API; returns the model."""
+    names = class_names or DIGITS
+    dataset_id = register_dataset(client, folder / "data" / "d.npz", names)
+    weights = {"family": "mae", "location": str(model_folder(folder / "completer")), "class_names": names}
+    model = client.post("/models", json={**weights, "dataset_id": dataset_id})
     assert model.status_code == 201, model.text
     answer: Json = model.json()
     return answer

@@ -1,8 +1,8 @@
 """The doorway between the conductor and the engine: a job directory and the documents in it.
 
-The conductor writes `spec.json`, `base/`, `original/` and `data/`; the engine answers with `events.jsonl`, `out/`,
-`manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and nothing here imports more than pydantic,
-so either side can be tested, or run by hand, without the other.
+The conductor writes `spec.json`, `base/`, `original/`, `data/` and, if the spec names one, `proxy/`; the engine answers with
+`events.jsonl`, `out/`, `manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and nothing here imports
+more than pydantic, so either side can be tested, or run by hand, without the other.
 
 Units: rates are fractions 0-1, keys ending `_points` are 0-100, times are seconds, images are uint8 in [0, 255].
 """
@@ -40,6 +40,11 @@ def _safe_relative(path: str) -> str:
     return path
 
 
+def _absent(value: object) -> bool:
+    """Is it the default of a field that older documents do not have? Left out, a document keeps the digest that it had."""
+    return value is None or value == ()
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_safe_relative)]
 
@@ -73,8 +78,22 @@ def document_digest(document: Document) -> str:
 # --------------------------------------------------------------------------------------------------- what is asked for
 
 
+class MaskSpec(Document):
+    """Which cells of an image are hidden from a model that is to complete it. A cell is the model's: a pixel, or a patch.
+
+    Every mask of one spec on one grid hides equally many cells.
+    """
+
+    kind: Literal["center", "outpaint", "strip", "box", "brush", "random_patch"] = Field(
+        description="a rectangle in the middle, all but one, a strip along a side, a rectangle anywhere, a stroke of a brush, "
+        "or single cells anywhere"
+    )
+    ratio: float = Field(gt=0, lt=1, description="share of the cells that is hidden, as near as whole rows and columns allow")
+    seed: int = Field(default=0, ge=0, lt=2**53, description="of the masks that verification draws, beside an image's own seed")
+
+
 class Sampling(Document):
-    """How verification draws images from a generator. Scores depend on it, so it is part of the policy."""
+    """How verification draws images from a generator, or has them completed. Scores depend on it: it is part of the policy."""
 
     sampler: Literal["ddim", "dpm++"] = Field(
         default="ddim", description="DDIM with eta 0, or DPM-Solver++(2M); both give the same image for the same seed"
@@ -82,6 +101,9 @@ class Sampling(Document):
     steps: int = Field(default=20, ge=1, le=1000)
     guidance_scale: float = Field(default=2.0, ge=0.0, le=50.0, description="e = e_null + s (e_class - e_null); 1 is unguided")
     batch_size: int = Field(default=256, ge=1, le=65536, description="images per network call and rank; not part of the result")
+    corruptions: tuple[MaskSpec, ...] = Field(
+        default=(), exclude_if=_absent, description="what is hidden of the images that an image-to-image model is to complete"
+    )
 
 
 class JudgePolicy(Document):
@@ -118,6 +140,32 @@ class DatasetSpec(Document):
     held_out_ids: tuple[str, ...] = ()
 
 
+class RetainData(Document):
+    """What the unlearner may look at to keep the rest: real images of retained classes, or others that stand in for them.
+
+    Proxy classes stand in: they are of the same dataset, neither forgotten nor retained, and so not verified. A proxy dataset
+    is another one, in `proxy/`; of its classes, none may be one that is forgotten.
+    """
+
+    classes: tuple[int, ...] = Field(default=(), description="trained on to be kept; default: all neither forgotten nor proxy")
+    real: float = Field(default=1.0, ge=0, le=1, description="share of real retained images in what is trained on to be kept")
+    proxy_classes: tuple[int, ...] = Field(default=(), description="of the same dataset; set aside where real is 1")
+    proxy_dataset: DatasetSpec | None = None
+    proxy_class_names: tuple[str, ...] = Field(default=(), description="of the proxy dataset, in index order")
+
+    @model_validator(mode="after")
+    def _enough_to_draw_from(self) -> Self:
+        if self.real < 1 and not (self.proxy_classes or self.proxy_dataset):
+            raise ValueError(f"expected proxy data where real retain data are {self.real:g} of a batch, got none")
+        if self.real == 1 and self.proxy_dataset:
+            raise ValueError("expected real below 1 beside a proxy dataset, which would not be looked at, got 1")
+        if self.real == 0 and self.classes:
+            raise ValueError("expected no retain classes where no real retain data are used, got some")
+        if bool(self.proxy_dataset) != bool(self.proxy_class_names):
+            raise ValueError("expected a proxy dataset and its class names, or neither, got one of them")
+        return self
+
+
 class Spec(Document):
     """What to do. Everything that decides the result is here; two runs of one Spec give the same weights."""
 
@@ -139,6 +187,7 @@ class Spec(Document):
     original_digest: Sha256
     dataset: DatasetSpec
     policy: Policy
+    retain: RetainData | None = Field(default=None, exclude_if=_absent, description="default: every image not to be forgotten")
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
@@ -146,6 +195,24 @@ class Spec(Document):
             raise ValueError("expected forget_classes or forget_samples, got both or neither")
         if self.prompts and len(self.prompts) != len(self.class_names):
             raise ValueError(f"expected {len(self.class_names)} prompts, one a class, got {len(self.prompts)}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_forgotten_is_kept(self) -> Self:
+        if self.retain is None:
+            return self
+        gone = set(self.all_forgotten)
+        for role, classes in (("retain classes", self.retain.classes), ("proxy classes", self.retain.proxy_classes)):
+            if len(set(classes)) != len(classes) or not all(0 <= k < len(self.class_names) for k in classes):
+                raise ValueError(f"expected different {role} from 0 to {len(self.class_names) - 1}, got {list(classes)}")
+            if gone & set(classes):
+                names = ", ".join(self.class_names[k] for k in sorted(gone & set(classes)))
+                raise ValueError(f"expected {role} that are not to be forgotten, got {names}")
+        if both := set(self.retain.classes) & set(self.retain.proxy_classes):
+            raise ValueError(f"expected classes that are retained or stand in, got {sorted(both)} as both")
+        forgotten = {self.class_names[k].strip().casefold() for k in gone if k < len(self.class_names)}
+        if same := [n for n in self.retain.proxy_class_names if n.strip().casefold() in forgotten]:
+            raise ValueError(f"expected a proxy dataset without the classes to forget, got {', '.join(same)}")
         return self
 
     @property
@@ -165,9 +232,14 @@ class Spec(Document):
 
     @property
     def retain_classes(self) -> tuple[int, ...]:
-        """Every class that the result must still know, in index order."""
-        gone = set(self.all_forgotten)
+        """Every class that the result must still know, in index order. Those that stand in for others are set aside."""
+        gone = {*self.all_forgotten, *(self.retain.proxy_classes if self.retain else ())}
         return tuple(k for k in range(len(self.class_names)) if k not in gone)
+
+    @property
+    def trained_classes(self) -> tuple[int, ...]:
+        """The retained classes whose images may be trained on, in index order."""
+        return tuple(sorted(self.retain.classes)) if self.retain and self.retain.classes else self.retain_classes
 
 
 # ----------------------------------------------------------------------------------------------------- what comes back
@@ -236,6 +308,9 @@ class Finding(Document):
     count: int | None = Field(default=None, ge=0, description="hits among n")
     class_index: int | None = None
     class_name: str | None = None
+    corruption: MaskSpec | None = Field(
+        default=None, exclude_if=_absent, description="what was hidden of the images that were completed"
+    )
     detail: str = Field(default="", description="one plain sentence")
 
 
@@ -283,6 +358,7 @@ class Failure(Document):
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
     "forget_accuracy": "classes",
+    "forget_completion": "classes",
     "sample_membership": "samples",
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
@@ -294,8 +370,13 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_accuracy": "forgotten",
     "sample_membership": "forgotten",
     "retain_test_accuracy": "retained",
+    "forget_completion": "all",
+    "retain_completion": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
+
+COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion"})
+"""Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
 
 def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
@@ -321,18 +402,19 @@ def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
 def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
     """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
 
-    ERROR if a check of the policy left no gating finding on something that it owes one on, or if no check measures whether what
+    ERROR if a check of the policy left no gating finding on something that it owes one on, be it under one corruption of
+    several, or if no check measures whether what
     is forgotten is forgotten, classes and samples each; VOID if a control passed, or if a check that measures forgetting left
     none for something; FAIL if any gating finding did not pass; else PASS.
     """
     findings = tuple(findings)
     due = owed(spec)
-    expected = {(name, k) for name, subjects in due.items() for k in subjects}
+    expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
     gating = [f for f in findings if f.gating]
     if unmeasured_units(spec) or expected - set(map(_about, gating)):
         return "ERROR"
     controls = [f for f in findings if f.control]
-    uncontrolled = {(name, k) for name, k in expected if name in MEASURES_FORGETTING} - set(map(_about, controls))
+    uncontrolled = {about for about in expected if about[0] in MEASURES_FORGETTING} - set(map(_about, controls))
     if uncontrolled or any(f.passed is not False for f in controls):
         return "VOID"
     return "PASS" if all(f.passed is True for f in gating) else "FAIL"
@@ -348,9 +430,15 @@ def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
     return [unit for unit, any_gone in gone.items() if any_gone and unit not in measured]
 
 
-def _about(finding: Finding) -> tuple[str, int | None]:
+def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:
     by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
-    return finding.check, finding.class_index if by_class else None
+    corruption = finding.corruption if finding.check in COMPLETES else None
+    return finding.check, finding.class_index if by_class else None, corruption
+
+
+def _corruptions(verifier: str, spec: Spec) -> tuple[MaskSpec | None, ...]:
+    """Under which a check owes its findings. Where a policy names none, one that completes images owes what it cannot have."""
+    return (spec.policy.sampling.corruptions or (None,)) if verifier in COMPLETES else (None,)
 
 
 # --------------------------------------------------------------------------------------------------- the job directory
@@ -367,6 +455,8 @@ class JobDirectory:
         self.original = self.root / "original"
         """The lineage's root, before any forgetting: the control. May be a link to `base`."""
         self.data = self.root / "data"
+        self.proxy = self.root / "proxy"
+        """Another dataset that stands in for retained images, where the spec names one."""
         self.judges = self.root / "judges"
         """Judges by cache key; the conductor brings cached ones and keeps new ones."""
         self.fishers = self.root / "fishers"

@@ -79,12 +79,25 @@ class ModelRegistered(Fact):
     digest: Sha256
 
 
+class RetainChosen(BaseModel):
+    """What the unlearner may look at to keep the rest: classes by index, the share of real images, and what stands in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    real: str = Field(description="a decimal, 0 to 1")
+    classes: tuple[int, ...] | None = Field(description="None: all that are neither forgotten nor proxy")
+    proxy_classes: tuple[int, ...]
+    proxy_dataset_id: str | None
+    proxy_dataset_digest: Sha256 | None
+
+
 class RequestReceived(Fact):
     """Somebody asked a model to forget classes, or samples: one of the two is empty."""
 
     action = "unlearning.request.received"
     classes: tuple[int, ...]
     samples: SampleDigest | None = None
+    retain: RetainChosen | None = None
     method: str
     params_sha256: Sha256
     seed: int
@@ -123,6 +136,7 @@ class PlanCommitted(Fact):
     base_digest: Sha256
     original_digest: Sha256
     dataset_digest: Sha256
+    proxy_digest: Sha256 | None = None
 
 
 class RunFinished(Fact):

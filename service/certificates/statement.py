@@ -6,11 +6,11 @@ makes no claim. Source: in-toto Attestation Framework v1 (Statement layer); the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from service.audit.leaves import sample_digest
+from service.values import decimal_string
 from service.verifier import claim
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -36,6 +36,16 @@ LIMITS = (
     "The tests were run by the operator that issued the certificate.",
     "Resistance to relearning, inversion and other attacks was tested only where a finding says so.",
 )
+SET_ASIDE = (
+    "The classes named as retainData.proxyClasses were set aside: they were not to be forgotten, and that the model still "
+    "knows them was not tested."
+)
+NOT_ALL_REAL = (
+    "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
+    "on trust. Verification and the judges that it trained looked at real images of all classes.",
+    "That the proxy data hold no image of what is forgotten is told by the names of their classes and by whole files alone.",
+)
+"""Limits of certificates about chosen retain data."""
 
 
 def decimals(value: Any) -> Any:
@@ -48,10 +58,7 @@ def decimals(value: Any) -> Any:
         case bool() | None | str() | int():
             return value
         case float():
-            number = Decimal(repr(value))
-            if not number.is_finite():
-                raise ValueError(f"expected a finite number, got {value}")
-            return format(number, "f")
+            return decimal_string(value)
         case Mapping():
             return {str(k): decimals(v) for k, v in value.items()}
         case list() | tuple():
@@ -76,6 +83,7 @@ def build(
     report: Mapping[str, Any],
     report_sha256: str,
     guarantee: str = "empirical",
+    proxy: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The statement to be signed.
 
@@ -90,6 +98,7 @@ def build(
         manifest: the engine's Manifest as JSON.
         report: the engine's Report as JSON.
         guarantee: one of GUARANTEES.
+        proxy: {"id", "digest"} of the dataset that stood in for retained images.
 
     Returns:
         A JSON object without floats, ready for RFC 8785.
@@ -103,6 +112,7 @@ def build(
         "original": dict(original),
         "forgetSet": _forget_set(request["id"], spec),
         "dataset": dict(dataset),
+        **_retain_data(spec, proxy),
         "algorithm": {
             "name": spec["method"],
             "parameters": manifest["effective_params"],
@@ -125,7 +135,7 @@ def build(
             "findings": report["findings"],
             "environment": report["environment"],
         },
-        "limits": list(LIMITS),
+        "limits": list(_limits(spec.get("retain"))),
     }
     subjects = sorted(({"name": f["path"], "digest": {"sha256": f["sha256"]}} for f in manifest["files"]), key=_name)
     return {
@@ -150,6 +160,31 @@ def _forget_set(request_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
         if spec[key]:
             forget_set[field] = sample_digest(request_id, spec[key]).model_dump()
     return forget_set
+
+
+def _retain_data(spec: Mapping[str, Any], proxy: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What training could look at to keep the rest, where the request chose it. `classes` are those with real images in it."""
+    chosen = spec.get("retain")
+    if chosen is None:
+        return {}
+    apart = {*spec["forget_classes"], *spec["forgotten_classes"], *chosen["proxy_classes"]}
+    others = [k for k in range(len(spec["class_names"])) if k not in apart]
+    data: dict[str, Any] = {
+        "real": chosen["real"],
+        "classes": (sorted(chosen["classes"]) or others) if chosen["real"] > 0 else [],
+        "proxyClasses": sorted(chosen["proxy_classes"]),
+    }
+    if proxy is not None:
+        data["proxyDataset"] = {**proxy, "classNames": list(chosen["proxy_class_names"])}
+    return {"retainData": data}
+
+
+def _limits(chosen: Mapping[str, Any] | None) -> Iterator[str]:
+    yield from LIMITS
+    if chosen is not None and chosen["proxy_classes"]:
+        yield SET_ASIDE
+    if chosen is not None and chosen["real"] < 1:
+        yield from NOT_ALL_REAL
 
 
 def _name(subject: Mapping[str, Any]) -> str:

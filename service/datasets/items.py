@@ -28,6 +28,8 @@ class Source:
     paths: tuple[str, ...]
     class_names: tuple[str, ...]
     held_out_ids: frozenset[str]
+    sha256s: tuple[str, ...] = ()
+    """Of the files, as `paths`; none before they are hashed."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def source(session: OrmSession, dataset_id: str) -> Source:
         paths=tuple(f["path"] for f in row.files),
         class_names=tuple(row.class_names),
         held_out_ids=frozenset(row.held_out_ids),
+        sha256s=tuple(f["sha256"] for f in row.files),
     )
 
 
@@ -62,6 +65,16 @@ def read(where: Source) -> Items:
     for name, index, apart in rows:
         (held_out if apart or name in where.held_out_ids else class_of)[name] = index
     return Items(class_of, held_out)
+
+
+def classes_within(where: Source, other: Source) -> frozenset[int]:
+    """Classes of which another dataset holds a file, byte for byte and under whatever name. Of one npz: all its classes."""
+    theirs = set(other.sha256s)
+    if where.format == "npz":
+        return frozenset(range(len(where.class_names))) if theirs.intersection(where.sha256s) else frozenset()
+    index_of = {name: k for k, name in enumerate(where.class_names)}
+    pairs = zip(where.paths, where.sha256s, strict=True)
+    return frozenset(index_of[path.split("/")[-2]] for path, sha256 in pairs if sha256 in theirs)
 
 
 def require_usable(where: Source) -> None:

@@ -14,6 +14,7 @@ from service.errors import (
     AlreadyForgotten,
     BadLocation,
     BadRequest,
+    DatasetNotFound,
     DuplicateRequest,
     EmptiedClass,
     FileNotFound,
@@ -26,7 +27,10 @@ from service.errors import (
     ModelNotFound,
     NothingToRetain,
     PolicyUnfit,
+    ProxyForgotten,
     RequestNotFound,
+    RetainUnfit,
+    RetainUnsupported,
     SamplesUnverifiable,
     UnknownClass,
     UnknownMethod,
@@ -67,9 +71,9 @@ class ReportNotFound(RequestNotFound):
     response_model=UnlearnRequestRead,
     summary="Ask a model to forget classes, or single samples",
     responses=problems(
-        BadRequest, ModelNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
-        NothingToRetain, EmptiedClass, AlreadyForgotten, UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit,
-        BadLocation, IdempotencyKeyReused, Unprocessable,
+        BadRequest, ModelNotFound, DatasetNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
+        NothingToRetain, EmptiedClass, AlreadyForgotten, RetainUnsupported, RetainUnfit, ProxyForgotten, UnknownMethod,
+        InvalidParams, SamplesUnverifiable, PolicyUnfit, BadLocation, IdempotencyKeyReused, Unprocessable,
     ),
 )  # fmt: skip
 def create_unlearn_request(
@@ -81,8 +85,8 @@ def create_unlearn_request(
     """
     settings = request.app.state.settings
     with reading() as session:
-        where = service.items_for(session, settings, wanted, idempotency_key)
-    known = None if where is None else service.read_items(where, wanted)
+        where = service.places_for(session, settings, wanted, idempotency_key)
+    known = None if where is None else service.read_places(where, wanted)
     with writing() as session:
         row, replayed = service.create(session, settings, wanted, idempotency_key, known)
         shown = views.read(session, row)

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service.errors import RequestNotFound
 from service.requests.lifecycle import PENDING
+from service.requests.retain import Choice
 from service.requests.schemas import RequestQuery
 from service.requests.wishes import Gone
 from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestEvent, UnlearnRequest
@@ -51,6 +52,7 @@ class Waiting:
 
     id: str
     gone: Gone
+    retain: Choice | None
     status: str
     created_at: datetime
 
@@ -62,6 +64,7 @@ def pending(session: OrmSession, model_id: str) -> list[Waiting]:
             UnlearnRequest.id,
             UnlearnRequest.forget_classes,
             UnlearnRequest.forget_samples,
+            UnlearnRequest.retain,
             UnlearnRequest.status,
             UnlearnRequest.created_at,
         )
@@ -69,8 +72,8 @@ def pending(session: OrmSession, model_id: str) -> list[Waiting]:
         .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
     )
     return [
-        Waiting(request_id, Gone(frozenset(classes), frozenset(samples)), status, at)
-        for request_id, classes, samples, status, at in session.execute(query)
+        Waiting(request_id, Gone(frozenset(classes), frozenset(samples)), Choice.of(retain), status, at)
+        for request_id, classes, samples, retain, status, at in session.execute(query)
     ]
 
 

@@ -27,6 +27,8 @@ OnConflict = Literal["queue_after", "reject", "use_existing"]
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]{1,255}$"
 
 MOST_WANTED = 100_000
+MOST_RETAINED = 2_000
+"""Classes of one list: they are spelled out in the ledger, whose entries hold 64 KiB."""
 
 ClassRef = Annotated[StrictInt | Annotated[StrictStr, Field(max_length=200)], Field(union_mode="left_to_right")]
 """An index or a name. JSON's true is neither, though Python takes it for 1."""
@@ -57,6 +59,69 @@ class Forget(BaseModel):
         return self
 
 
+class ProxyData(BaseModel):
+    """What stands in for real retained images: other classes of the model's dataset, another dataset, or both."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    classes: list[ClassRef] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_RETAINED,
+        description="names or indices; set aside: neither forgotten nor verified as retained by this request",
+    )
+    dataset_id: Key | None = Field(
+        default=None,
+        description="a registered dataset with images of the same size; none of its class names may be one that is forgotten, "
+        "whatever the case of the letters",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.classes is None and self.dataset_id is None:
+            raise ValueError("expected classes or dataset_id")
+        return self
+
+
+class Retain(BaseModel):
+    """What the unlearner may look at to keep the rest. Image-to-image models only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    classes: list[ClassRef] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MOST_RETAINED,
+        description="names or indices of the classes whose real images may be trained on; default: all that are neither "
+        "forgotten nor proxy",
+    )
+    real: Annotated[float, Field(strict=True)] | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of real retained images in what is trained on to be kept; the rest is proxy data. Default: 0 with "
+        "`proxy`, 1 without",
+    )
+    proxy: ProxyData | None = Field(default=None, description="needed where `real` is below 1")
+
+    @property
+    def real_share(self) -> float:
+        """What `real` is, or means where it is not given."""
+        return self.real if self.real is not None else 0.0 if self.proxy else 1.0
+
+    @model_validator(mode="after")
+    def _enough_to_draw_from(self) -> Self:
+        if self.classes is None and self.real is None and self.proxy is None:
+            raise ValueError("expected classes, real or proxy")
+        if self.real_share < 1 and self.proxy is None:
+            raise ValueError("expected proxy data where real is below 1")
+        if self.real_share == 1 and self.proxy is not None and self.proxy.dataset_id is not None:
+            raise ValueError("expected real below 1 beside a proxy dataset, which would not be looked at")
+        if self.real_share == 0 and self.classes is not None:
+            raise ValueError("expected no retain classes where no real retain data are used; real is 0 beside proxy by default")
+        return self
+
+
 class Resources(BaseModel):
     """What to run on."""
 
@@ -72,6 +137,9 @@ class UnlearnRequestCreate(BaseModel):
 
     model_id: Key
     forget: Forget
+    retain: Retain | None = Field(
+        default=None, description="default: every training image that is not to be forgotten may be looked at"
+    )
     method: Key | None = Field(default=None, description="default: the family's; see /catalogue")
     params: Annotated[dict[str, JsonValue], small_json(16_384)] = Field(
         default_factory=dict, description="of the method; see /catalogue for their schema and defaults"
@@ -129,6 +197,21 @@ class ForgetRead(ClassSet):
     samples: SampleSet
 
 
+class ProxyRead(ClassSet):
+    """What stands in: classes that are set aside, and the dataset."""
+
+    dataset_id: str | None
+
+
+class RetainRead(BaseModel):
+    """The retain data that were chosen."""
+
+    classes: list[int] | None = Field(description="null: all that are neither forgotten nor proxy, or none where real is 0")
+    class_names: list[str] | None
+    real: float
+    proxy: ProxyRead | None
+
+
 class UnlearnRequestSummary(BaseModel):
     """An unlearn request, in short."""
 
@@ -139,6 +222,7 @@ class UnlearnRequestSummary(BaseModel):
     phase: Phase | None
     model_id: str
     forget: ForgetSet
+    retain: RetainRead | None = Field(description="null: every training image that is not to be forgotten")
     method: str
     params: dict[str, Any]
     seed: int

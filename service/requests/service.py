@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +13,10 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import catalogue
 from service.audit import ledger
-from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn, sample_digest
+from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn, RetainChosen, sample_digest
 from service.config import Settings
-from service.datasets import items
+from service.datasets import items, shapes
+from service.datasets import repository as datasets
 from service.datasets.items import Items, Source
 from service.db import now
 from service.errors import (
@@ -26,11 +28,12 @@ from service.errors import (
     PolicyUnfit,
 )
 from service.models import repository as models
-from service.requests import repository
+from service.requests import repository, retain
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.repository import Waiting
-from service.requests.schemas import UnlearnRequestCreate
+from service.requests.retain import Choice, StandIn
+from service.requests.schemas import Retain, UnlearnRequestCreate
 from service.requests.wishes import (
     Gone,
     Wish,
@@ -40,7 +43,7 @@ from service.requests.wishes import (
     resolve_samples,
 )
 from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
-from service.values import sorted_json
+from service.values import decimal_string, sorted_json
 
 LARGEST_RANDOM_SEED = 2**31
 
@@ -50,49 +53,83 @@ def sha256_of(document: Any) -> str:
     return hashlib.sha256(sorted_json(document)).hexdigest()
 
 
-def items_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Source | None:
-    """Where to read the items that a wish is about, or is verified with; None for one that is a repetition.
+@dataclass(frozen=True)
+class Places:
+    """Where the files are that a wish is about, or is verified with: the model's dataset, and the one that stands in."""
 
-    Read them before the transaction of `create` begins: it holds the model's row.
+    data: Source
+    proxy: tuple[StandIn, Source] | None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What these files say: the items of the model's dataset, where they could be read, and which dataset stands in."""
+
+    items: Items | None = None
+    stand_in: StandIn | None = None
+
+
+def places_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Places | None:
+    """Where to read what a wish is about; None for one that is a repetition.
+
+    Read it before the transaction of `create` begins: it holds the model's row.
 
     Raises:
-        ModelNotFound.
+        ModelNotFound, DatasetNotFound.
     """
     if key is not None and repository.idempotency_key(session, settings.tenant, key):
         return None
-    return items.source(session, models.get(session, wanted.model_id).dataset_id)
+    data = items.source(session, models.get(session, wanted.model_id).dataset_id)
+    proxy_id = wanted.retain.proxy.dataset_id if wanted.retain and wanted.retain.proxy else None
+    if proxy_id is None:
+        return Places(data, None)
+    row = datasets.get(session, proxy_id)
+    source = items.source(session, proxy_id)
+    return Places(data, (StandIn(row.id, row.digest, source.class_names, items.classes_within(data, source)), source))
 
 
-def read_items(where: Source, wanted: UnlearnRequestCreate) -> Items | None:
-    """The items at a place; None if they cannot be read just now and the wish can be understood without them.
+def read_places(where: Places, wanted: UnlearnRequestCreate) -> Known:
+    """What the files say. Items that cannot be read just now are None where the wish can be understood without them.
 
     Raises:
-        BadLocation: they are needed and cannot be read.
+        BadLocation: what is needed cannot be read.
+        RetainUnfit: the proxy dataset's images are of another size.
     """
+    known: Items | None = None
     try:
-        return items.read(where)
+        known = items.read(where.data)
     except BadLocation:
-        if wanted.forget.samples is None:
-            return None  # the worker reads them again, and hashes them: it will say what is wrong
-        raise
+        if wanted.forget.samples is not None:
+            raise
+        # else the worker reads them again, and hashes them: it will say what is wrong
+    if where.proxy is None:
+        return Known(known)
+    stand_in, source = where.proxy
+    try:
+        proxy_shape = shapes.image_shape(source)
+    except BadLocation as error:
+        raise BadLocation(error.detail, pointer=retain.PROXY_DATASET_POINTER) from error
+    retain.require_same_shape(proxy_shape, None if known is None else shapes.image_shape(where.data))
+    return Known(known, stand_in)
 
 
 def create(
-    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None, known: Items | None = None
+    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None, known: Known | None = None
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
     The model's row is locked first: two requests on one lineage are judged one after the other.
 
     Args:
-        known: the dataset's items, where they could be read.
+        known: what `read_places` found; None for a repetition.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
 
     Raises:
         ModelNotFound, UnknownClass, UnknownSample, HeldOutSample, AlreadyForgotten, NothingToRetain, EmptiedClass,
-            UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit: it cannot be meant.
+            UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit, RetainUnsupported, RetainUnfit, ProxyForgotten: it
+            cannot be meant.
         DuplicateRequest, LineageBusy: another request stands in the way.
         IdempotencyKeyReused: the key was used with another body.
     """
@@ -100,10 +137,12 @@ def create(
     model = models.get(session, wanted.model_id, lock=True)
     if key is not None and (first := _replay(session, settings, key, body_sha256)):
         return first, True
-    wish = _wish(wanted, model, known)
+    known = known or Known()
+    wish = _wish(wanted, model, known.items)
+    choice = _choice(wanted.retain, model)
     waiting = repository.pending(session, model.id)
-    existing = _judge_conflicts(session, wanted, wish, waiting)
-    request = existing or _row(session, settings, wanted, model, wish, waiting, known)
+    existing = _judge_conflicts(session, wanted, wish, choice, waiting)
+    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known)
     if key is not None:
         first = _insert_with_key(session, settings, request, key, body_sha256)
         if first is not None:
@@ -111,7 +150,7 @@ def create(
     if existing is None:
         session.add(request)
         session.flush()  # the event refers to it
-        _record(session, request)
+        _record(session, request, known.stand_in)
     return request, False
 
 
@@ -121,6 +160,22 @@ def _wish(wanted: UnlearnRequestCreate, model: Model, known: Items | None) -> Wi
     assert wanted.forget.samples is not None, "the schema lets one of the two be missing"
     assert known is not None, "the caller reads the items first, unless the request is a repetition"
     return Wish(samples=resolve_samples(wanted.forget.samples, known.class_of, known.held_out))
+
+
+def _choice(wanted: Retain | None, model: Model) -> Choice | None:
+    """The retain data that are meant. Raises: RetainUnsupported, UnknownClass."""
+    if wanted is None:
+        return None
+    catalogue.require_choice_of_retain_data(model.family)
+    proxy = wanted.proxy
+    return Choice(
+        real=wanted.real_share,
+        classes=tuple(resolve_classes(wanted.classes or (), model.class_names, retain.CLASSES_POINTER)),
+        proxy_classes=tuple(
+            resolve_classes((proxy.classes if proxy else None) or (), model.class_names, retain.PROXY_CLASSES_POINTER)
+        ),
+        proxy_dataset_id=proxy.dataset_id if proxy else None,
+    )
 
 
 def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: list[Waiting], known: Items | None) -> None:
@@ -134,7 +189,7 @@ def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: lis
     require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
 
 
-def _policy(settings: Settings, model: Model, gone: Gone, known: Items | None) -> dict[str, Any]:
+def _policy(settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None) -> dict[str, Any]:
     """The policy for all that will have been forgotten when the request is done: what came before must not come back.
 
     Raises:
@@ -144,7 +199,9 @@ def _policy(settings: Settings, model: Model, gone: Gone, known: Items | None) -
     policy = catalogue.current_policy(settings, model.family, [unit for unit, any_gone in units.items() if any_gone])
     if known is not None:
         of_samples = {known.class_of[name] for name in gone.samples if name in known.class_of}
-        needed = catalogue.classes_held_out(policy, gone.classes, of_samples, len(model.class_names))
+        needed = catalogue.classes_held_out(
+            policy, gone.classes, of_samples, len(model.class_names), set_aside=choice.proxy_classes if choice else ()
+        )
         without = [model.class_names[k] for k in sorted(needed - set(known.held_out.values()))]
         if without:
             names = ", ".join(without[:20]) + (", …" if len(without) > 20 else "")
@@ -162,11 +219,13 @@ def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str)
 
 
 def _judge_conflicts(
-    session: OrmSession, wanted: UnlearnRequestCreate, wish: Wish, waiting: list[Waiting]
+    session: OrmSession, wanted: UnlearnRequestCreate, wish: Wish, choice: Choice | None, waiting: list[Waiting]
 ) -> UnlearnRequest | None:
-    """The pending request that answers this one, if the caller is content with it."""
+    """The pending request that answers this one, if the caller is content with it. One that chose other retain data is not
+    what a caller who chooses some asked for: it may look at images that he forbids."""
     if wanted.on_conflict == "use_existing":
-        covering = next((w for w in waiting if w.gone.covers(wish) and w.status != "cancelling"), None)
+        fitting = (w for w in waiting if w.gone.covers(wish) and w.status != "cancelling")
+        covering = next((w for w in fitting if choice is None or w.retain == choice), None)
         if covering is not None:
             return repository.get(session, covering.id)
     for other in waiting:
@@ -184,11 +243,15 @@ def _row(
     wanted: UnlearnRequestCreate,
     model: Model,
     wish: Wish,
+    choice: Choice | None,
     waiting: list[Waiting],
-    known: Items | None,
+    known: Known,
 ) -> UnlearnRequest:
     forgotten = models.forgotten_by(session, model)
-    _require_forgettable(model, wish, forgotten, waiting, known)
+    _require_forgettable(model, wish, forgotten, waiting, known.items)
+    gone = Gone.together([forgotten, *(w.gone for w in waiting), wish.gone])
+    if choice is not None:
+        retain.require_usable(choice, gone.classes, model.class_names, known.stand_in)
     method = catalogue.choose_method(model.family, wanted.method)
     unit: catalogue.Unit = "sample" if wish.samples else "class"
     at = now(session)
@@ -199,12 +262,13 @@ def _row(
         model_id=model.id,
         forget_classes=sorted(wish.classes),
         forget_samples=sorted(wish.samples),
+        retain=choice.row() if choice else None,
         method=method,
         params=catalogue.effective_params(method, model.family, wanted.params, unit=unit),
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
         on_conflict=wanted.on_conflict,
-        policy=_policy(settings, model, Gone.together([forgotten, *(w.gone for w in waiting), wish.gone]), known),
+        policy=_policy(settings, model, gone, choice, known.items),
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,
@@ -241,11 +305,12 @@ def _insert_with_key(
     return None
 
 
-def _record(session: OrmSession, request: UnlearnRequest) -> None:
+def _record(session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None) -> None:
     announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
         samples=sample_digest(request.id, request.forget_samples) if request.forget_samples else None,
+        retain=_chosen(Choice.of(request.retain), stand_in),
         method=request.method,
         params_sha256=sha256_of(request.params),
         seed=request.seed,
@@ -257,6 +322,18 @@ def _record(session: OrmSession, request: UnlearnRequest) -> None:
         "metadata": request.client_metadata,
     }
     ledger.append(session, fact, actor=LOCAL, request_id=request.id, model_id=request.model_id, private=private)
+
+
+def _chosen(choice: Choice | None, stand_in: StandIn | None) -> RetainChosen | None:
+    if choice is None:
+        return None
+    return RetainChosen(
+        real=decimal_string(choice.real),
+        classes=choice.classes or None,
+        proxy_classes=choice.proxy_classes,
+        proxy_dataset_id=stand_in.id if stand_in else None,
+        proxy_dataset_digest=stand_in.digest if stand_in else None,
+    )
 
 
 def cancel(session: OrmSession, request_id: str) -> UnlearnRequest:

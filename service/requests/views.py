@@ -10,12 +10,15 @@ from sqlalchemy.orm import Session as OrmSession
 from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
 from service.requests import repository
+from service.requests.retain import Choice
 from service.requests.schemas import (
     AttemptRead,
     ForgetRead,
     Policy,
     Progress,
+    ProxyRead,
     Resources,
+    RetainRead,
     SampleSet,
     UnlearnRequestRead,
     UnlearnRequestSummary,
@@ -31,7 +34,21 @@ def etag(request: UnlearnRequest) -> str:
     return f'"{request.version}-{int(request.progress_at.timestamp() * 1e6)}"'
 
 
-def _fields(row: UnlearnRequest) -> dict[str, Any]:
+def _retain(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
+    if choice is None:
+        return None
+    kept = ClassSet.of(list(choice.classes), class_names) if choice.classes else None
+    stands_in = bool(choice.proxy_classes or choice.proxy_dataset_id)
+    aside = ClassSet.of(list(choice.proxy_classes), class_names)
+    return RetainRead(
+        classes=kept.classes if kept else None,
+        class_names=kept.class_names if kept else None,
+        real=choice.real,
+        proxy=ProxyRead(**aside.model_dump(), dataset_id=choice.proxy_dataset_id) if stands_in else None,
+    )
+
+
+def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
     """All but `forget`, which a page of requests shows in short."""
     return {
         "id": row.id,
@@ -39,6 +56,7 @@ def _fields(row: UnlearnRequest) -> dict[str, Any]:
         "status": row.status,
         "phase": row.phase,
         "model_id": row.model_id,
+        "retain": _retain(Choice.of(row.retain), class_names),
         "method": row.method,
         "params": row.params,
         "seed": row.seed,
@@ -72,7 +90,8 @@ def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, 
     samples = repository.sample_counts(session, (row.id for row in rows))
     return {
         row.id: UnlearnRequestSummary(
-            **_fields(row), forget=ForgetSet.of_both(row.forget_classes, found[row.model_id].class_names, samples[row.id])
+            **_fields(row, found[row.model_id].class_names),
+            forget=ForgetSet.of_both(row.forget_classes, found[row.model_id].class_names, samples[row.id]),
         )
         for row in rows
     }
@@ -87,7 +106,7 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
-        **_fields(row),
+        **_fields(row, model.class_names),
         forget=ForgetRead(
             **ClassSet.of(row.forget_classes, model.class_names).model_dump(),
             samples=SampleSet(count=len(wanted), ids=wanted),

@@ -65,20 +65,23 @@ class Gone:
         return sample in self.samples or class_index in self.classes
 
 
-def resolve_classes(wanted: Collection[int | str], class_names: Sequence[str]) -> list[int]:
+def resolve_classes(wanted: Collection[int | str], class_names: Sequence[str], pointer: str = POINTER) -> list[int]:
     """The class indices meant, ascending, each once: "3", 3 and the name of class 3 are one class.
 
     A name wins over an index written as text, so a model whose classes are called "1" and "0" is asked for by name.
+
+    Args:
+        pointer: where in the body they were asked for.
 
     Raises:
         UnknownClass: names the known ones.
     """
     named = any(isinstance(item, str) for item in wanted)
     index_of = {name: k for k, name in enumerate(class_names)} if named else {}
-    return sorted({_resolve(item, index_of, class_names) for item in wanted})
+    return sorted({_resolve(item, index_of, class_names, pointer) for item in wanted})
 
 
-def _resolve(item: int | str, index_of: dict[str, int], class_names: Sequence[str]) -> int:
+def _resolve(item: int | str, index_of: dict[str, int], class_names: Sequence[str], pointer: str) -> int:
     if isinstance(item, int):
         index = item
     else:
@@ -90,7 +93,7 @@ def _resolve(item: int | str, index_of: dict[str, int], class_names: Sequence[st
         known = ", ".join(class_names[:20]) + (", …" if len(class_names) > 20 else "")
         raise UnknownClass(
             f"the model's classes are 0 to {len(class_names) - 1}: {known}",
-            pointer=POINTER,
+            pointer=pointer,
             known_classes=list(class_names[:MOST_NAMED]),
         )
     return index

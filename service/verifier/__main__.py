@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from service.verifier.certificate import USAGE, Outcome, verify_directory
 
@@ -36,17 +36,24 @@ def sentence(outcome: Outcome) -> str:
     facts = outcome.facts
     samples = [f"{facts['forgotten_samples']} samples"] if facts["forgotten_samples"] else []
     names = ", ".join([*facts["forgotten_class_names"], *samples])
+    kept = facts["retain_data"]
     return "\n".join(
         [
             f"VALID: {outcome.files} files, {outcome.reason}",
             f"  checkpoint  {facts['checkpoint_id']}",
             f"  model       {facts['model_id']}",
             f"  forgotten   {names}",
+            *([f"  retain data {_retain_data(kept)}"] if kept else []),
             f"  method      {facts['method']}",
             f"  issued at   {facts['issued_at']}",
             f"  guarantee   {facts['guarantee']}: {facts['statement']}",
         ]
     )
+
+
+def _retain_data(kept: Mapping[str, Any]) -> str:
+    stood_in = [*kept["proxy_class_names"], *([kept["proxy_dataset_id"]] if kept["proxy_dataset_id"] else [])]
+    return f"{kept['real']} real" + (f"; stood in: {', '.join(stood_in)}" if stood_in else "")
 
 
 if __name__ == "__main__":

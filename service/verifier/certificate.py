@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,23 @@ def _claims(predicate: Mapping[str, Any]) -> dict[str, Any]:
         "forgotten_classes": sorted(gone),
         "forgotten_class_names": [names[k] for k in sorted(gone)],
         "forgotten_samples": sum(samples),
+        "retain_data": _retain_data(predicate.get("retainData"), names),
         "method": predicate["algorithm"]["name"],
         "guarantee": predicate["claim"]["guarantee"],
         "statement": predicate["claim"]["statement"],
         "limits": predicate["limits"],
+    }
+
+
+def _retain_data(data: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+    """What training could look at to keep the rest; None: the certificate does not say."""
+    if data is None:
+        return None
+    dataset = data.get("proxyDataset")
+    return {
+        "real": data["real"],
+        "proxy_classes": data["proxyClasses"],
+        "proxy_class_names": [names[k] for k in data["proxyClasses"]],
+        "proxy_dataset_id": dataset["id"] if dataset else None,
+        "proxy_dataset_digest": dataset["digest"] if dataset else None,
     }

@@ -6,6 +6,7 @@ numbers. Numbers are integers or decimal strings, as in the statement.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
@@ -13,13 +14,17 @@ from typing import Any, Literal
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
     "forget_accuracy": "classes",
+    "forget_completion": "classes",
     "sample_membership": "samples",
 }
 """Checks whose word counts only beside an original that fails them; and what they show to be forgotten."""
 
+COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion"})
+"""Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
+
 Finding = Mapping[str, Any]
-About = tuple[str, int | None]
-"""A check and the class that it looked at; None: at everything together."""
+About = tuple[str, int | None, str | None]
+"""A check, the class that it looked at (None: at everything together), and the corruption, as JSON with sorted keys."""
 
 
 class Unreadable(ValueError):
@@ -31,7 +36,7 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
 
     Every gating finding must have passed and every control failed, by their own numbers. Every check of the policy must have
     left a gating finding, and everything that is said to be forgotten, on this lineage and ever, must have been measured by
-    one, class by class, beside a control.
+    one, class by class, beside a control. What stood in for retained data must be named, and be nothing that is forgotten.
 
     Args:
         predicate: of the statement, as `service.certificates.statement.build` writes it.
@@ -41,7 +46,7 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
     """
     try:
         return _shortcomings(predicate)
-    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise Unreadable("the claim or its findings are not readable") from error
 
 
@@ -59,21 +64,39 @@ def _shortcomings(predicate: Mapping[str, Any]) -> list[str]:
         found.append("a control did not fail")
     if any(f["passed"] is not _meets(f) for f in (*gating, *controls) if f["passed"] is not None):
         found.append("a finding's own numbers say otherwise than it does")
-    return found + _gaps(predicate, gating, controls)
+    return found + _gaps(predicate, gating, controls) + _proxies(predicate)
 
 
 def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Iterable[Finding]) -> list[str]:
     forgotten = _forgotten(predicate["forgetSet"])
-    checks = {c["verifier"] for c in predicate["plan"]["policy"]["checks"]}
+    policy = predicate["plan"]["policy"]
+    checks = {c["verifier"] for c in policy["checks"]}
     subjects = {name: forgotten[MEASURES_FORGETTING[name]] if name in MEASURES_FORGETTING else [None] for name in checks}
-    owed: set[About] = {(name, k) for name, some in subjects.items() for k in some}
+    owed: set[About] = {(name, k, c) for name, some in subjects.items() for k in some for c in _corruptions(name, policy)}
     found: list[str] = []
     if not checks or owed - set(map(_about, gating)):
         found.append("a check of its policy has no gating finding")
     if {unit for unit, some in forgotten.items() if some} - {MEASURES_FORGETTING.get(name) for name in checks}:
         found.append("something that it says is forgotten was not measured")
-    if {(name, k) for name, k in owed if name in MEASURES_FORGETTING} - set(map(_about, controls)):
+    if {about for about in owed if about[0] in MEASURES_FORGETTING} - set(map(_about, controls)):
         found.append("a check that measures forgetting has no control")
+    return found
+
+
+def _proxies(predicate: Mapping[str, Any]) -> list[str]:
+    """Names are compared as the service compares them: without outer blanks, whatever the case of the letters."""
+    if "retainData" not in predicate:
+        return []
+    data, names = predicate["retainData"], predicate["model"]["classNames"]
+    real, classes, dataset = _number(data["real"]), set(data["proxyClasses"]), data.get("proxyDataset")
+    gone = {*predicate["forgetSet"]["classes"], *predicate["forgetSet"]["forgottenEarlier"]}
+    forgotten = {names[k].strip().casefold() for k in gone}
+    shown = {name.strip().casefold() for name in dataset["classNames"]} if dataset else set()
+    found: list[str] = []
+    if not 0 <= real <= 1 or (real < 1 and not classes and not dataset):
+        found.append("it does not say what stood in for real retained data")
+    if gone & {*classes, *data["classes"]} or forgotten & shown:
+        found.append("retained or proxy data held a class that it says is forgotten")
     return found
 
 
@@ -84,8 +107,16 @@ def _forgotten(forget_set: Mapping[str, Any]) -> dict[Literal["classes", "sample
 
 
 def _about(finding: Finding) -> About:
-    by_class = MEASURES_FORGETTING.get(finding["check"]) == "classes"
-    return finding["check"], finding["class_index"] if by_class else None
+    check = finding["check"]
+    corruption = finding.get("corruption") if check in COMPLETES else None
+    by_class = MEASURES_FORGETTING.get(check) == "classes"
+    return check, finding["class_index"] if by_class else None, json.dumps(corruption, sort_keys=True) if corruption else None
+
+
+def _corruptions(check: str, policy: Mapping[str, Any]) -> Sequence[str | None]:
+    """Under which a check owes its findings. Where a policy names none, one that completes images owes what it cannot have."""
+    named = policy.get("sampling", {}).get("corruptions", ()) if check in COMPLETES else ()
+    return [json.dumps(corruption, sort_keys=True) for corruption in named] or [None]
 
 
 def _meets(finding: Finding) -> bool:

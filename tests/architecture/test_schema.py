@@ -52,6 +52,7 @@ def test_rows_of_the_first_schema_are_carried_over_with_their_guards(database: s
     migrate.upgrade()
     with db.reading() as session:
         assert session.scalars(select(UnlearnRequest.forget_samples)).one() == []
+        assert session.scalars(select(UnlearnRequest.retain)).one() is None
         assert session.scalars(select(ModelVersion.forgotten_samples)).one() == []
         assert session.scalars(select(Model)).one().prompts is None
     for statement in ("UPDATE unlearn_request SET method = 'x'", "DELETE FROM unlearn_request"):

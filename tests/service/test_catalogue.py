@@ -212,6 +212,23 @@ def test_the_packaged_policy_fits_the_kind_of_model_and_what_is_forgotten(rules:
     assert packaged_name("resnet", "sample", "class") == "classifier-classes-and-samples-v1"
 
 
+def test_an_image_to_image_model_has_a_policy_of_its_own_and_none_for_samples() -> None:
+    """By the packaged catalogue."""
+    assert packaged_name("mae", "class") == "i2i-v1"
+    for units in (["sample"], ["class", "sample"]):
+        with pytest.raises(SamplesUnverifiable):
+            packaged_name("mae", *units)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"corruptions": []}, {"steps": 5}])
+def test_a_policy_that_completes_images_and_hides_nothing_is_refused(tmp_path: Path, sampling: dict[str, object]) -> None:
+    """By the packaged catalogue. Fail closed: the checks would have nothing to complete, after hours of work."""
+    policy = json.loads((catalogue.POLICIES / "i2i-v1.json").read_text()) | {"sampling": sampling}
+    settings = Settings(policy_file=write_json(tmp_path / "mine.json", policy))
+    with pytest.raises(PolicyUnfit, match="names no corruption"):
+        catalogue.current_policy(settings, "mae", ["class"])
+
+
 def test_the_policy_for_classes_and_samples_asks_all_that_the_two_for_one_of_them_ask() -> None:
     def packaged_checks(name: str) -> list[object]:
         checks: list[object] = json.loads((catalogue.POLICIES / f"{name}.json").read_text())["checks"]
@@ -288,7 +305,8 @@ def test_thresholds_that_a_check_does_not_have_are_refused(tmp_path: Path, param
 def test_the_packaged_catalogue_says_of_every_check_what_it_measures_and_looks_at(packaged: Catalogue) -> None:
     said = {name: entry.measures for name, entry in packaged.verifiers.items() if entry.measures}
     assert said == contract.MEASURES_FORGETTING
-    assert [name for name, entry in packaged.verifiers.items() if entry.held_out is None] == ["integrity"]
+    assert [name for name, entry in packaged.verifiers.items() if entry.held_out is None] == ["frozen_decoder", "integrity"]
+    assert {name for name, entry in packaged.verifiers.items() if entry.completes} == contract.COMPLETES
 
 
 @one_database

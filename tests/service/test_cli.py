@@ -282,3 +282,26 @@ def test_a_list_of_requests_says_how_many_samples(posts: list[tuple[str, dict[st
     lines = runner.invoke(app, ["request", "list"]).output.splitlines()
     assert "3 samples" in lines[2]
     assert "samples" not in lines[1]
+
+
+def test_retain_data_are_sent_as_they_were_given_and_no_more(posts: list[tuple[str, dict[str, Any]]]) -> None:
+    for arguments, wanted in (
+        ([], None),
+        (
+            ["--retain-real", "0.25", "--proxy-class", "x", "--proxy-class", "7"],
+            {"real": 0.25, "proxy": {"classes": ["x", "7"]}},
+        ),
+        (["--proxy-dataset", "dset_1"], {"proxy": {"dataset_id": "dset_1"}}),
+        (["--retain-class", "y", "--retain-real", "1"], {"classes": ["y"], "real": 1.0}),
+        (["--retain-real", "0"], {"real": 0.0}),  # the service says what is missing
+    ):
+        done = runner.invoke(app, ["request", "create", "mdl_1", "--forget", "3", *arguments])
+        assert done.exit_code == 0, done.output
+        assert posts.pop()[1].get("retain") == wanted
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "half"])
+def test_a_share_that_is_none_is_a_mistake(posts: list[tuple[str, dict[str, Any]]], share: str) -> None:
+    done = runner.invoke(app, ["request", "create", "mdl_1", "--forget", "3", "--retain-real", share])
+    assert done.exit_code == 2
+    assert posts == []

@@ -14,7 +14,8 @@ from safetensors.numpy import save
 
 from service.errors import BadLocation, PickleWeights
 from service.files import FileEntry, Found, dataset_digest, hash_files, open_file, read_location, tree_digest
-from service.formats import check_safetensors
+from service.formats import check_model, check_safetensors
+from tests.worker.engine.tiny import case, families
 from worker import contract
 
 
@@ -148,3 +149,9 @@ def test_a_name_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
         stream.write(b"x")
     with pytest.raises(BadLocation):
         read_location(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", families())
+def test_a_folder_of_every_family_may_be_registered(tmp_path: Path, family: str) -> None:
+    case(family).write(tmp_path / family)
+    check_model(read_location(str(tmp_path / family)))

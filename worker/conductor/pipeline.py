@@ -122,6 +122,7 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
         base_digest=plan.base.digest,
         original_digest=plan.original.digest,
         dataset_digest=plan.dataset.digest,
+        proxy_digest=plan.proxy.digest if plan.proxy else None,
     )
     heart.write(lambda session: leases.record(session, lease, fact, detail={"ranks": ranks, "spec_sha256": plan.spec_sha256}))
     return plan
@@ -197,6 +198,7 @@ def _certify(room: Room, heart: Heart, plan: Plan, manifest: Manifest, report: R
         report=document_json(report),
         report_sha256=document_digest(report),
         guarantee=get_catalogue().methods[plan.spec.method].guarantee,
+        proxy={"id": plan.proxy.id, "digest": plan.proxy.digest} if plan.proxy else None,
     )
     return Result(checkpoint_id, digest, files, _sign(room, heart, statement))
 

@@ -15,9 +15,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.requests.leases import Lease
+from service.requests.retain import Choice
 from service.tables import Dataset, Model, ModelVersion, UnlearnRequest
 from worker.conductor.outcomes import Failed, problem
-from worker.contract import DatasetSpec, FileEntry, Policy, Spec, document_digest, tree_digest
+from worker.contract import DatasetSpec, FileEntry, Policy, RetainData, Spec, document_digest, tree_digest
 
 SECRET_BYTES = 32
 
@@ -43,6 +44,8 @@ class Plan:
     base: Source
     original: Source
     dataset: Source
+    proxy: Source | None = None
+    """The dataset that stands in for retained images."""
 
     @property
     def spec_sha256(self) -> str:
@@ -71,8 +74,10 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Pla
         select(ModelVersion).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number).limit(1)
     ).scalar_one()
     dataset = session.get_one(Dataset, model.dataset_id)
+    choice = Choice.of(request.retain)
+    other = session.get_one(Dataset, choice.proxy_dataset_id) if choice and choice.proxy_dataset_id else None
     try:
-        data = Source(dataset.id, dataset.digest, dataset.location, _entries(dataset.files))
+        data, proxy = _dataset(dataset), _dataset(other) if other else None
         spec = Spec(
             request_id=request.id,
             family=model.family,
@@ -89,19 +94,37 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Pla
             forgotten_samples=tuple(sorted(base.forgotten_samples)),
             base_digest=base.digest,
             original_digest=root.digest,
-            # of the files alone: the engine proves it from `data/`, and the split is beside it in this very document
-            dataset=DatasetSpec(
-                format=dataset.format,
-                digest=tree_digest(data.files),
-                held_out_ids=tuple(dataset.held_out_ids),
-            ),
+            dataset=_described(dataset, data),
             policy=Policy.model_validate(request.policy),
+            retain=_retain_data(choice, _described(other, proxy) if other and proxy else None, other),
         )
-        return Plan(spec, model.id, base.number + 1, _version(base), _version(root), data)
+        return Plan(spec, model.id, base.number + 1, _version(base), _version(root), data, proxy)
     except ValidationError as error:
-        fields = sorted({".".join(map(str, e["loc"])) for e in error.errors(include_url=False, include_input=False)})
-        message = f"the registered request makes no valid spec; wrong: {', '.join(fields)}"
+        # of the document as a whole there is a sentence of the contract's, in place of a field
+        wrong = sorted({".".join(map(str, e["loc"])) or e["msg"] for e in error.errors(include_url=False, include_input=False)})
+        message = f"the registered request makes no valid spec; wrong: {', '.join(wrong)}"
         raise Failed(problem("bad_input", message)) from error
+
+
+def _dataset(row: Dataset) -> Source:
+    return Source(row.id, row.digest, row.location, _entries(row.files))
+
+
+def _described(row: Dataset, source: Source) -> DatasetSpec:
+    # of the files alone: the engine proves it from what is staged, and the split is beside it in this very document
+    return DatasetSpec(format=row.format, digest=tree_digest(source.files), held_out_ids=tuple(row.held_out_ids))
+
+
+def _retain_data(choice: Choice | None, proxy: DatasetSpec | None, row: Dataset | None) -> RetainData | None:
+    if choice is None:
+        return None
+    return RetainData(
+        classes=choice.classes,
+        real=choice.real,
+        proxy_classes=choice.proxy_classes,
+        proxy_dataset=proxy,
+        proxy_class_names=tuple(row.class_names) if row else (),
+    )
 
 
 def verification_seed(secret: bytes, request_id: str) -> int:

@@ -63,6 +63,8 @@ def stage(job: JobDirectory, plan: Plan, store: Store, settings: Settings, check
     else:
         bring(plan.original, job.original, store, check)
     bring(plan.dataset, job.data, store, check)
+    if plan.proxy is not None:
+        bring(plan.proxy, job.proxy, store, check)
     caches.bring_all(job, settings)
     part = job.root / ".spec.json"
     part.write_text(plan.spec.model_dump_json(indent=1))

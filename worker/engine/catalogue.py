@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from worker.contract import MEASURES_FORGETTING, NEEDS_HELD_OUT, Policy
+from worker.contract import COMPLETES, MEASURES_FORGETTING, NEEDS_HELD_OUT, Policy
 from worker.engine import registry
 from worker.engine.intake import default_preset
 from worker.engine.method import Unit
@@ -60,6 +60,7 @@ def catalogue() -> dict[str, Any]:
                 "kinds": list(verifier.kinds),
                 "measures": MEASURES_FORGETTING.get(name),
                 "held_out": NEEDS_HELD_OUT.get(name),
+                "completes": name in COMPLETES,
                 "params": verifier.Params.model_json_schema(),
                 "defaults": verifier.Params().model_dump(mode="json"),
             }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from worker.contract import JobDirectory, Spec
+from worker.contract import DatasetSpec, JobDirectory, Spec
 from worker.engine.errors import BadInput
 from worker.engine.files import require_digest
 
@@ -78,13 +78,29 @@ def load_dataset(job: JobDirectory, spec: Spec) -> Dataset:
         BadInput: wrong shapes or dtypes, unknown label, repeated id, a held-out id that is not there, images of
             several sizes, or a class without a training image.
     """
-    require_digest(job.data, spec.dataset.digest, "the dataset")
-    read = {"npz": _read_npz, "image_folder": _read_image_folder}[spec.dataset.format]
-    images_NCHW, labels_N, ids, held_out_N = read(job.data, spec.class_names)
-    held_out_N = held_out_N | _marked(ids, spec.dataset.held_out_ids)
-    dataset = Dataset(
-        torch.from_numpy(images_NCHW), torch.from_numpy(labels_N), ids, spec.class_names, torch.from_numpy(held_out_N)
-    )
+    return _load(job.data, spec.dataset, spec.class_names, "the dataset")
+
+
+def load_proxy(job: JobDirectory, spec: Spec, beside: Dataset) -> Dataset | None:
+    """Read `proxy/`, the dataset whose images stand in for retained ones; None where the spec names none.
+
+    Raises:
+        Integrity, BadInput: as `load_dataset`; or its images have another shape than those that they stand in for.
+    """
+    if spec.retain is None or spec.retain.proxy_dataset is None:
+        return None
+    proxy = _load(job.proxy, spec.retain.proxy_dataset, spec.retain.proxy_class_names, "the proxy dataset")
+    if proxy.image_shape != beside.image_shape:
+        raise BadInput(f"expected proxy images of shape {beside.image_shape}, as the dataset's, found {proxy.image_shape}")
+    return proxy
+
+
+def _load(directory: Path, described: DatasetSpec, class_names: tuple[str, ...], what: str) -> Dataset:
+    require_digest(directory, described.digest, what)
+    read = {"npz": _read_npz, "image_folder": _read_image_folder}[described.format]
+    images_NCHW, labels_N, ids, held_out_N = read(directory, class_names)
+    held_out_N = held_out_N | _marked(ids, described.held_out_ids)
+    dataset = Dataset(torch.from_numpy(images_NCHW), torch.from_numpy(labels_N), ids, class_names, torch.from_numpy(held_out_N))
     _require_training_images(dataset)
     return dataset
 

@@ -44,6 +44,22 @@ def schedule_of(config: Mapping[str, Any]) -> DDIMScheduler:
     return scheduler
 
 
+def sides(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(h, w) that a diffusers UNet works on. Raises: BadModel when its configuration does not say."""
+    size = config.get("sample_size")
+    both = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise BadModel(f"expected sample_size to be one whole number, or a height and a width, found {size!r}")
+    return both
+
+
+def require_timesteps(config: Mapping[str, Any]) -> None:
+    """Raises: BadModel for a network that is told the time by more than the number of a step."""
+    kind = config.get("time_embedding_type") or "positional"
+    if kind != "positional":
+        raise BadModel(f"expected time_embedding_type 'positional', found {kind!r}")
+
+
 def draw(
     schedule: DDIMScheduler,
     count: int,
@@ -68,13 +84,6 @@ def draw(
     if augment != "none":
         numbers["flip"] = torch.rand(count, generator=generator) < 0.5
     return Draw(numbers)
-
-
-def mirrored(x_BCHW: Tensor, drawn: Draw) -> Tensor:
-    """Images whose `flip` is set, left to right."""
-    if "flip" not in drawn.tensors:
-        return x_BCHW
-    return torch.where(drawn["flip"].view(-1, 1, 1, 1), x_BCHW.flip(-1), x_BCHW)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Denoiser:
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, drawn: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`; both in mean squared error over pixels, from one forward pass with a gradient."""
+        """See `Labelled.contrast`; both in mean squared error over pixels, from one forward pass with a gradient."""
         noisy_BCHW, target_BCHW = self._noisy_and_target(x_BCHW, drawn)
         with torch.no_grad():
             anchored_BCHW = self._ask(None, noisy_BCHW, drawn["t"], self._shown(anchor_B, drawn))
@@ -151,13 +160,7 @@ class Denoiser:
         return class_BCHW, null_BCHW
 
     def _noisy_and_target(self, x_BCHW: Tensor, drawn: Draw) -> tuple[Tensor, Tensor]:
-        """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, and what the network should answer to it."""
-        eps_BCHW, abar_B111 = drawn["eps"], self.abar_T[drawn["t"]].view(-1, 1, 1, 1)
-        a_B111, s_B111 = abar_B111.sqrt(), (1 - abar_B111).sqrt()
-        noisy_BCHW = a_B111 * x_BCHW + s_B111 * eps_BCHW
-        if self.schedule.config.prediction_type == "v_prediction":
-            return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
-        return noisy_BCHW, eps_BCHW
+        return noised(x_BCHW, drawn, self.schedule, self.abar_T)
 
     # ----------------------------------------------------------------------------------------------------------- sampling
 
@@ -189,8 +192,7 @@ class Denoiser:
     def _require_samplable(self, sampling: Sampling) -> None:
         if sampling.guidance_scale != 1.0 and self.null_label is None:
             raise BadInput(f"guidance {sampling.guidance_scale} needs a null label and this model has none; use 1")
-        if sampling.steps > len(self.abar_T):
-            raise BadInput(f"expected at most {len(self.abar_T)} sampler steps, found {sampling.steps}")
+        require_steps(self.schedule, sampling)
 
     @torch.no_grad()
     def denoised(self, y_B: Tensor, drawn: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
@@ -200,7 +202,7 @@ class Denoiser:
         """
         sampling = Sampling(sampler="ddim", steps=steps, guidance_scale=guidance_scale)
         self._require_samplable(sampling)
-        scheduler = _sampler(self.schedule, sampling)
+        scheduler = sampler_of(self.schedule, sampling)
         step_S = scheduler.timesteps.cpu()
         taken_B = (step_S > drawn.on_host("t")[:, None]).sum(1).clamp(max=len(step_S) - 1)
         x_BCHW = drawn["eps"].clone()
@@ -215,7 +217,7 @@ class Denoiser:
         y_B = y_B.to(self.device)
         noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         x_BCHW = torch.stack(noise).to(self.device)
-        scheduler = _sampler(self.schedule, sampling)
+        scheduler = sampler_of(self.schedule, sampling)
         for t in scheduler.timesteps:
             x_BCHW = self._stepped(scheduler, x_BCHW, y_B, t, sampling)
         if not bool(torch.isfinite(x_BCHW).all()):
@@ -224,11 +226,8 @@ class Denoiser:
 
     def _stepped(self, scheduler: Sampler, x_BCHW: Tensor, y_B: Tensor, t: Tensor, sampling: Sampling) -> Tensor:
         """The scheduler's next x_t."""
-        # Where x_0 is clipped, the direction must be recomputed from it: left inconsistent, digits lose strokes.
-        extra = {"eta": 0.0, "use_clipped_model_output": True} if sampling.sampler == "ddim" else {}
         predicted_BCHW = self._guided(x_BCHW, torch.full_like(y_B, int(t)), y_B, sampling.guidance_scale)
-        next_BCHW: Tensor = scheduler.step(predicted_BCHW, t, x_BCHW, **extra).prev_sample
-        return next_BCHW
+        return stepped(scheduler, predicted_BCHW, t, x_BCHW, sampling)
 
     def _guided(self, x_BCHW: Tensor, t_B: Tensor, y_B: Tensor, scale: float) -> Tensor:
         """e_null + s (e_class - e_null)."""
@@ -250,7 +249,7 @@ class Denoising:
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`: towards the answer under the anchor's label or prompt."""
+        """See `Labelled.contrast`: towards the answer under the anchor's label or prompt."""
         return self.denoiser.contrast(x_BCHW, y_B, anchor_B, draw, module=module)
 
     def distance(
@@ -271,7 +270,32 @@ class Denoising:
         return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
 
 
-def _sampler(schedule: DDIMScheduler, sampling: Sampling) -> Sampler:
+def noised(x_BCHW: Tensor, drawn: Draw, schedule: DDIMScheduler, abar_T: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps, and what the network should answer to it."""
+    eps_BCHW, abar_B111 = drawn["eps"], abar_T[drawn["t"]].view(-1, 1, 1, 1)
+    a_B111, s_B111 = abar_B111.sqrt(), (1 - abar_B111).sqrt()
+    noisy_BCHW = a_B111 * x_BCHW + s_B111 * eps_BCHW
+    if schedule.config.prediction_type == "v_prediction":
+        return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
+    return noisy_BCHW, eps_BCHW
+
+
+def require_steps(schedule: DDIMScheduler, sampling: Sampling) -> None:
+    """Raises: BadInput when a sampler is to take more steps than the schedule has."""
+    steps = len(schedule.alphas_cumprod)
+    if sampling.steps > steps:
+        raise BadInput(f"expected at most {steps} sampler steps, found {sampling.steps}")
+
+
+def stepped(scheduler: Sampler, predicted_BCHW: Tensor, t: Tensor, x_BCHW: Tensor, sampling: Sampling) -> Tensor:
+    """The scheduler's next x_t after a prediction."""
+    # Where x_0 is clipped, the direction must be recomputed from it: left inconsistent, digits lose strokes.
+    extra = {"eta": 0.0, "use_clipped_model_output": True} if sampling.sampler == "ddim" else {}
+    next_BCHW: Tensor = scheduler.step(predicted_BCHW, t, x_BCHW, **extra).prev_sample
+    return next_BCHW
+
+
+def sampler_of(schedule: DDIMScheduler, sampling: Sampling) -> Sampler:
     """A scheduler of its own for each batch: `set_timesteps` and a multistep solver's memory change the object."""
     if sampling.sampler == "ddim":
         scheduler: Sampler = DDIMScheduler.from_config(schedule.config)

@@ -1,13 +1,14 @@
 """The protocols of a model family: how weights are loaded, trained on, drawn from or asked, and saved.
 
-Two kinds share the training half. A generator draws images of a class; a classifier names the class of an image.
+Three kinds share the training half. A generator draws images of a class; a classifier names the class of an image; an
+image-to-image model completes an image of which a part is hidden.
 
 Shape suffixes: N items of the dataset, B images of a batch (this rank's part of it), C channels, H, W pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol, Self
@@ -15,12 +16,19 @@ from typing import ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from worker.contract import Sampling
+from worker.contract import MaskSpec, Sampling
+from worker.engine.halves import Halves
 
 Augment = Literal["none", "flip", "crop_flip"]
 """How a training image may be varied. Digits are not flipped; natural images are (and, for classifiers, shifted)."""
 
-Kind = Literal["generator", "classifier"]
+Kind = Literal["generator", "classifier", "i2i"]
+
+Scope = Literal["hole", "image"]
+"""Where noise stands in for what is to be forgotten: in the hidden part alone, or in the whole image."""
+
+Question = tuple[Tensor, ...]
+"""What an encoder is given, row by row: its `Halves` is called with these."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Family(Protocol):
-    """A kind of class-conditional image model: what a method that only trains may ask of it."""
+    """A kind of image model: what a method that only trains may ask of it."""
 
     name: ClassVar[str]
     """API name; the file is called the same."""
@@ -129,16 +137,6 @@ class Family(Protocol):
         """
         ...
 
-    def contrast(
-        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B,) the loss as `loss` gives it, and (B,) how far the answer under `y_B` is from the one due to `anchor_B`.
-
-        What relabelling descends. A generator compares with its own answer under the anchor's label, through which no
-        gradient flows, in the units of the loss; a classifier takes the cross-entropy to the anchor.
-        """
-        ...
-
     def distance(
         self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
         module: nn.Module | None = None,
@@ -146,7 +144,7 @@ class Family(Protocol):
         """(B,) how far the answer is from a frozen teacher's to the same question; no gradient flows into the teacher.
 
         Generators: mean squared difference of the predictions. Classifiers: T² KL(teacher ‖ module) of the softmaxes at
-        temperature T.
+        temperature T. Image-to-image models: mean squared difference of the answers where the image is hidden.
         """
         ...
 
@@ -163,7 +161,21 @@ class Family(Protocol):
         ...
 
 
-class Generator(Family, Protocol):
+class Labelled(Family, Protocol):
+    """A family whose loss depends on the label."""
+
+    def contrast(
+        self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B,) the loss as `loss` gives it, and (B,) how far the answer under `y_B` is from the one due to `anchor_B`.
+
+        What relabelling descends. A generator compares with its own answer under the anchor's label, through which no
+        gradient flows, in the units of the loss; a classifier takes the cross-entropy to the anchor.
+        """
+        ...
+
+
+class Generator(Labelled, Protocol):
     """A family that draws images."""
 
     def negated(
@@ -209,7 +221,7 @@ class Generator(Family, Protocol):
         ...
 
 
-class Classifier(Family, Protocol):
+class Classifier(Labelled, Protocol):
     """A family that names the class of an image."""
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
@@ -217,5 +229,99 @@ class Classifier(Family, Protocol):
 
         Raises:
             Diverged: a logit is not finite.
+        """
+        ...
+
+
+class ImageToImage(Family, Protocol):
+    """A family that completes images of which a part is hidden, by an encoder that is trained and a decoder that is not.
+
+    What the masks of a draw are made of is called `mask` in it; what `noise` gives is added to it as `noise`. A family whose
+    questions depend on more of a draw than that, such as timesteps, has `target_masks` among what it `ignores`.
+
+    A class has no part in it but for families with prompts: labels are only what tells forgotten images from the rest.
+    `loss` is the family's own training loss over the whole network, under masks as `native` describes them.
+    """
+
+    module: Halves
+    """The encoder is trained; see `Halves.choose` for methods that train more."""
+    cell: int
+    """Pixels of a side of a cell, the smallest part that can be hidden."""
+    native: MaskSpec
+    """How images are hidden in training."""
+    companions: Mapping[str, nn.Module]
+    """Frozen networks beside the module, by name: an autoencoder, a tokenizer, a text encoder. Mostly none."""
+
+    def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator, *, scope: Scope) -> Tensor | None:
+        """(count, …) network inputs that are noise, on the CPU; a method adds them to a draw as `noise`.
+
+        Returns:
+            None where `question` takes noise that the draw has anyhow.
+        """
+        ...
+
+    def question(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, noise_in: Scope | None = None) -> Question:
+        """What the encoder is asked about images that are hidden as `draw` says, and noisy as it says.
+
+        Two questions with one draw differ in their images alone: same mask, same timestep, same noise of a diffusion.
+
+        Args:
+            x_BCHW: rows of `prepare`.
+            y_B: labels, for families with prompts; -1, a proxy image without a label here, is shown without a prompt.
+            noise_in: show noise in place of the image: where it is hidden, or everywhere; and no prompt beside it.
+
+        Raises:
+            BadInput: noise in a hole that this encoder does not look into.
+        """
+        ...
+
+    def distance(
+        self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, teacher: nn.Module, temperature: float = 1.0,
+        instead: tuple[Tensor, Tensor] | None = None, module: nn.Module | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `Family.distance`.
+
+        Args:
+            instead: (x_BCHW, y_B) of other images that the teacher is asked about in place of these, under the same draw.
+        """
+        ...
+
+    def loss_to_noise(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
+        """(B,) as `loss`, with noise for the truth of what is hidden: the draw's `noise`, where `noise` gave some for a hole.
+
+        A network that denoises is shown its draw's own noise in the hole, and is to answer it.
+        """
+        ...
+
+    def encode(self, question: Question, *, module: nn.Module | None = None) -> list[Tensor]:
+        """Taps: what the encoder hands to the decoder, each (B, T, D) tokens or (B, C, H, W) maps, with gradient.
+
+        Args:
+            module: run this instead of `self.module`: its distributed wrapper, or a teacher.
+        """
+        ...
+
+    def complete(
+        self,
+        images_BCHW: Tensor,
+        hidden_Bhw: Tensor,
+        seeds: Sequence[int],
+        *,
+        sampling: Sampling,
+        y_B: Tensor | None = None,
+    ) -> Tensor:
+        """uint8 (B, C, H, W) images, on the CPU: the model's where cells are hidden, exactly the given ones elsewhere.
+
+        Image i depends on row i of the arguments alone, not on which others share its batch. What lies under a hidden cell is
+        not looked at.
+
+        Args:
+            images_BCHW: uint8, on the CPU.
+            hidden_Bhw: bool over cells, equally many in every row; `corruption.masks` makes them.
+            y_B: classes whose prompts are shown; None: none is.
+
+        Raises:
+            BadInput: images of another size, masks of another grid, or that hide all, nothing, or unequally much.
+            Diverged: a completed pixel is not finite.
         """
         ...

@@ -1,4 +1,4 @@
-"""The judge: a small classifier that says which class an image shows.
+"""The judge: a small classifier that says which class an image shows, or the hidden part of one.
 
 It is trained by the service on the registered data's training split, never on held-out items, never by the unlearner, and
 it is cached by everything that decides its weights. A cached judge is believed only after its weights hash to what its
@@ -25,6 +25,7 @@ from worker.contract import JudgePolicy, JudgeRecord
 from worker.engine.data import Dataset
 from worker.engine.errors import JudgeUnfit, is_out_of_memory
 from worker.engine.files import write_atomically, write_document
+from worker.engine.region import Region
 
 RECIPE = "judge-cnn/1"
 """Part of the cache key. Change it whenever a line below changes the weights that training gives."""
@@ -82,27 +83,41 @@ class Judged:
 class Judge:
     """A trained network with its record."""
 
-    def __init__(self, network: JudgeNetwork, record: JudgeRecord, device: torch.device) -> None:
+    def __init__(self, network: JudgeNetwork, record: JudgeRecord, device: torch.device, region: Region | None = None) -> None:
         self.network = network
         self.record = record
         self.device = device
+        self.region = region
 
-    def look(self, images_NCHW: Tensor) -> Judged:
+    def look(self, images_NCHW: Tensor, hidden_Nhw: Tensor | None = None) -> Judged:
         """Judge uint8 images (N, C, H, W).
+
+        Args:
+            hidden_Nhw: bool over cells, for a judge of a region: it sees what is hidden and nothing else.
 
         Raises:
             JudgeUnfit: its answer is not finite.
         """
-        return _look(self.network, images_NCHW, self.device)
+        return _look(self.network, images_NCHW, self.device, self.region, hidden_Nhw)
 
 
 @torch.inference_mode()
-def _look(network: JudgeNetwork, images_NCHW: Tensor, device: torch.device) -> Judged:
+def _look(
+    network: JudgeNetwork,
+    images_NCHW: Tensor,
+    device: torch.device,
+    region: Region | None = None,
+    hidden_Nhw: Tensor | None = None,
+) -> Judged:
     # One fixed batch size: a batch's shape may pick another kernel, and features would then depend on who else was asked.
     network.eval()
     probabilities, features = [], []
-    for images_BCHW in images_NCHW.split(256):
-        logits_BK, features_BD = network(_scaled(images_BCHW, device))
+    for rows in torch.arange(len(images_NCHW)).split(256):
+        x_BCHW = _scaled(images_NCHW[rows], device)
+        if region is not None:
+            assert hidden_Nhw is not None
+            x_BCHW = region.seen(x_BCHW, hidden_Nhw[rows].to(device))
+        logits_BK, features_BD = network(x_BCHW)
         probabilities.append(logits_BK.double().softmax(dim=1).cpu())
         features.append(features_BD.double().cpu())
     judged = Judged(torch.cat(probabilities), torch.cat(features))
@@ -128,11 +143,15 @@ def _shifted(x_BCHW: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def train(dataset: Dataset, policy: JudgePolicy, device: torch.device) -> JudgeNetwork:
-    """Train a judge on the training split alone. The same data, policy and machine give the same weights on a CPU."""
+def train(dataset: Dataset, policy: JudgePolicy, device: torch.device, region: Region | None = None) -> JudgeNetwork:
+    """Train a judge on the training split alone. The same data, policy and machine give the same weights on a CPU.
+
+    Args:
+        region: show it this part of the images, hidden anew each time, and no other.
+    """
     chosen_N = dataset.train_of(range(len(dataset.class_names)))
     images_NCHW, labels_N = dataset.images_NCHW[chosen_N], dataset.labels_N[chosen_N]
-    network = _fresh(dataset, policy.seed).to(device).train()
+    network = _fresh(dataset, policy.seed, region).to(device).train()
     generator = torch.Generator().manual_seed(policy.seed)
     steps = policy.epochs * math.ceil(len(labels_N) / BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -141,6 +160,8 @@ def train(dataset: Dataset, policy: JudgePolicy, device: torch.device) -> JudgeN
     for _ in range(policy.epochs):
         for items_B in torch.randperm(len(labels_N), generator=generator).split(BATCH):
             x_BCHW = _shifted(_scaled(images_NCHW[items_B], device), reach, generator)
+            if region is not None:
+                x_BCHW = region.seen(x_BCHW, region.drawn(len(items_B), dataset.image_shape, generator).to(device))
             logits_BK, _ = network(x_BCHW)
             loss = F.cross_entropy(logits_BK, labels_N[items_B].to(device), label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
@@ -150,17 +171,21 @@ def train(dataset: Dataset, policy: JudgePolicy, device: torch.device) -> JudgeN
     return network.eval()
 
 
-def _fresh(dataset: Dataset, seed: int) -> JudgeNetwork:
+def _fresh(dataset: Dataset, seed: int, region: Region | None) -> JudgeNetwork:
     channels, height, width = dataset.image_shape
-    if channels not in (1, 3) or not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
+    if channels not in (1, 3):
+        raise JudgeUnfit(f"expected images of 1 or 3 channels, got {channels}x{height}x{width}")
+    if region is not None:
+        channels, height, width = region.seen_shape(dataset.image_shape)
+    elif not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
         raise JudgeUnfit(f"expected 1 or 3 channels and sides of {SIDES[0]}-{SIDES[1]}, got {channels}x{height}x{width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return JudgeNetwork(channels, height, width, len(dataset.class_names))
 
 
-def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device) -> tuple[float, int]:
-    """Share of held-out real images judged right, and how many there are.
+def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device, region: Region | None = None) -> tuple[float, int]:
+    """Share of held-out real images judged right, and how many there are; of a region, each under a mask of its own.
 
     Raises:
         JudgeUnfit: a class has no held-out image, so nothing shows that the judge knows it.
@@ -170,7 +195,9 @@ def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device) -> t
         if len(dataset.held_out_of([k])) == 0:
             raise JudgeUnfit(f"expected held-out images of every class, got none of {dataset.class_names[k]!r}")
     chosen_N = dataset.held_out_of(every)
-    predicted_N = _look(network, dataset.images_NCHW[chosen_N], device).predicted_N
+    ids = [dataset.ids[i] for i in chosen_N.tolist()]
+    hidden_Nhw = region.of_ids(ids, dataset.image_shape) if region is not None else None
+    predicted_N = _look(network, dataset.images_NCHW[chosen_N], device, region, hidden_Nhw).predicted_N
     right = int((predicted_N == dataset.labels_N[chosen_N]).sum())
     return right / len(chosen_N), len(chosen_N)
 
@@ -178,25 +205,39 @@ def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device) -> t
 # ------------------------------------------------------------------------------------------------------------ the cache
 
 
-def cache_key(dataset: Dataset, dataset_digest: str, policy: JudgePolicy) -> str:
+def recipe_of(region: Region | None) -> str:
+    """The name of a judge, as its record has it."""
+    return RECIPE if region is None else f"{RECIPE} of {region.name}"
+
+
+def cache_key(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, region: Region | None = None) -> str:
     """SHA-256 of everything that decides the judge's weights: recipe, policy, data, their order, and who is held out."""
     ingredients = {
-        "recipe": RECIPE,
+        "recipe": recipe_of(region),
         "policy": policy.model_dump(mode="json"),
         "dataset": dataset_digest,
         "held_out": sorted(i for i, held in zip(dataset.ids, dataset.held_out_N.tolist(), strict=True) if held),
         "shape": list(dataset.image_shape),
         "class_names": list(dataset.class_names),
+        **({} if region is None else {"region": region.ingredients}),
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def obtain(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: Path, device: torch.device) -> tuple[Judge, str]:
+def obtain(
+    dataset: Dataset,
+    dataset_digest: str,
+    policy: JudgePolicy,
+    judges: Path,
+    device: torch.device,
+    region: Region | None = None,
+) -> tuple[Judge, str]:
     """The judge for a dataset: the cached one if it proves itself, else a freshly trained one, which is then cached.
 
     Args:
         dataset_digest: digest of the registered data, as in the spec.
         judges: folder of cached judges, one sub-folder per cache key.
+        region: the part of an image that it judges; None: all of it.
 
     Returns:
         The judge and one sentence about where it came from.
@@ -204,16 +245,16 @@ def obtain(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: P
     Raises:
         JudgeUnfit: its held-out accuracy is below `policy.min_accuracy`, or cannot be measured.
     """
-    key = cache_key(dataset, dataset_digest, policy)
+    key = cache_key(dataset, dataset_digest, policy, region)
     try:
-        network, record = _load(judges / key, key, dataset, policy, device)
+        network, record = _load(judges / key, key, dataset, policy, device, region)
         origin = "cached judge, digest and accuracy checked again"
     except _Refused as refusal:
-        network = train(dataset, policy, device)
-        measured, n = accuracy(network, dataset, device)
+        network = train(dataset, policy, device, region)
+        measured, n = accuracy(network, dataset, device, region)
         weights = safetensors.torch.save(_on_cpu(network))
         record = JudgeRecord(
-            name=RECIPE,
+            name=recipe_of(region),
             sha256=hashlib.sha256(weights).hexdigest(),
             cache_key=key,
             held_out_accuracy=measured,
@@ -223,10 +264,11 @@ def obtain(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, judges: P
         origin = f"trained: {refusal}"
     if record.held_out_accuracy < policy.min_accuracy:
         raise JudgeUnfit(
-            f"expected a judge that is right on at least {policy.min_accuracy:.1%} of held-out real images, "
+            f"expected a judge that is right on at least {policy.min_accuracy:.1%} of held-out real "
+            f"{'images' if region is None else f'images, hidden by {region.name},'} "
             f"got {record.held_out_accuracy:.1%} of {record.held_out_n}"
         )
-    return Judge(network, record, device), origin
+    return Judge(network, record, device, region), origin
 
 
 class _Refused(Exception):
@@ -234,7 +276,7 @@ class _Refused(Exception):
 
 
 def _load(
-    folder: Path, key: str, dataset: Dataset, policy: JudgePolicy, device: torch.device
+    folder: Path, key: str, dataset: Dataset, policy: JudgePolicy, device: torch.device, region: Region | None
 ) -> tuple[JudgeNetwork, JudgeRecord]:
     try:
         record = JudgeRecord.model_validate_json((folder / "judge.json").read_bytes())
@@ -243,12 +285,12 @@ def _load(
         raise _Refused("none was cached") from absent
     except ValueError as malformed:
         raise _Refused("the cached record is malformed") from malformed
-    if (record.cache_key, record.name) != (key, RECIPE) or hashlib.sha256(weights).hexdigest() != record.sha256:
+    if (record.cache_key, record.name) != (key, recipe_of(region)) or hashlib.sha256(weights).hexdigest() != record.sha256:
         raise _Refused("the cached judge does not match its record")
-    network = _fresh(dataset, policy.seed).to(device).eval()
+    network = _fresh(dataset, policy.seed, region).to(device).eval()
     try:
         network.load_state_dict(safetensors.torch.load(weights))
-        measured, n = accuracy(network, dataset, device)
+        measured, n = accuracy(network, dataset, device, region)
     except (SafetensorError, RuntimeError, JudgeUnfit) as unusable:
         if is_out_of_memory(unusable):
             raise

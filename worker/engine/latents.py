@@ -108,12 +108,23 @@ class Latents:
         latent_channels, height, width = self.shape(images_NCHW.shape[1:])
         held_NDHW = torch.empty(len(images_NCHW), 2 * latent_channels, height, width, dtype=HELD, device=self.device)
         for rows in _batches(images_NCHW, pixels=images_NCHW.shape[-2] * images_NCHW.shape[-1]):
-            x_BCHW = images_NCHW[rows].to(self.device).float().div(127.5).sub(1.0)
-            posterior = self.vae.encode(x_BCHW.contiguous(memory_format=torch.channels_last)).latent_dist
-            held_NDHW[rows] = torch.cat([posterior.mean, posterior.logvar], dim=1).to(HELD)
+            held_NDHW[rows] = self._moments(images_NCHW[rows].to(self.device).float().div(127.5).sub(1.0)).to(HELD)
         if not bool(torch.isfinite(held_NDHW).all()):
             raise BadModel(f"expected finite latents, found the autoencoder to give NaN, infinity or more than {HELD} holds")
         return held_NDHW
+
+    @torch.no_grad()
+    def mean(self, x_BCHW: Tensor) -> Tensor:
+        """(B, D, h, w) float32: the means of the posteriors of images in [-1, 1], shifted and scaled as configured."""
+        sizes = [x_BCHW[rows] for rows in _batches(x_BCHW, pixels=x_BCHW.shape[-2] * x_BCHW.shape[-1])]
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            mean_BDHW = torch.cat([self._moments(x.float()) for x in sizes]).chunk(2, dim=1)[0]
+        return (mean_BDHW - self._shift) * self.vae.config.scaling_factor
+
+    def _moments(self, x_BCHW: Tensor) -> Tensor:
+        """(B, 2D, h, w) mean before log-variance."""
+        posterior = self.vae.encode(x_BCHW.contiguous(memory_format=torch.channels_last)).latent_dist
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)
 
     def draw(
         self,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from worker.engine.family import Augment
+from worker.engine.halves import Trains
 
 if TYPE_CHECKING:
     from worker.engine.run import Run
@@ -63,6 +64,11 @@ class Params(BaseModel):
         default="auto",
         description="several ranks each hold all weights, or a part of every weight; auto: a part where all do not fit a GPU",
     )
+
+    @property
+    def trains(self) -> Trains:
+        """Which part of a network in two halves is trained; the rest, decoder and all, comes out as it went in."""
+        return "all"
 
 
 class Descent(Params):

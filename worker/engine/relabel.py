@@ -103,7 +103,7 @@ class Relabelling:
         return parts
 
     def forget_rows(self, batch: Batch, module: nn.Module) -> tuple[Tensor, Tensor]:
-        """(B,) the distance to what the anchors' labels ask for, and (B,) the native loss; see `Family.contrast`."""
+        """(B,) the distance to what the anchors' labels ask for, and (B,) the native loss; see `Labelled.contrast`."""
         anchor_B = self.anchor_N[batch.index_B]
         loss_B, distance_B = self.run.family.contrast(batch.x_BCHW, batch.y_B, anchor_B, batch.draw, module=module)
         return distance_B, loss_B

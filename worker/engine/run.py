@@ -25,7 +25,7 @@ from worker.engine.events import Events
 from worker.engine.family import Draw, Family, sent
 from worker.engine.gradients import Gradients
 from worker.engine.method import Params
-from worker.engine.streams import Stream
+from worker.engine.streams import Mixture, Stream
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Run:
     dataset: Dataset
     ranks: Ranks
     forget: Stream
-    retain: Stream
+    retain: Stream | Mixture
     module: nn.Module
     """The network to call in a loss: `family.module` (sharded or not), or its distributed wrapper."""
     held_N: Tensor
     """What the family keeps of every item, on the device."""
     labels_N: Tensor
-    """int64, on the device."""
+    """int64, on the device; -1 for an image of a proxy dataset, which has no class here."""
     events: Events
     cache: Path
     """Folder of tables that later runs on the same weights and data may use."""
@@ -90,7 +90,7 @@ class Run:
         whole_N = torch.isin(stream.labels_N, torch.tensor(self.spec.all_forgotten))
         return replace(stream, indices_N=stream.indices_N[whole_N], labels_N=stream.labels_N[whole_N])
 
-    def batch(self, stream: Stream, iteration: int, size: int, *, label_drop: float = 0.0) -> Batch:
+    def batch(self, stream: Stream | Mixture, iteration: int, size: int, *, label_drop: float = 0.0) -> Batch:
         """This rank's rows of the global batch that `stream` deals at `iteration`, varied as `params.augment` says.
 
         Raises: BadInput when there are fewer images than ranks.

@@ -1,9 +1,9 @@
-"""Drawing images from saved models, shared out over the ranks.
+"""Drawing images from saved models, or having them completed, shared out over the ranks.
 
 The first rank asks, every rank draws its rows, the first rank gathers. The other ranks only `serve`: which checks run, and
 in which order, is decided in one place, so no two ranks can disagree about the next collective.
 
-Shapes: B images of one request, C channels, H height, W width.
+Shapes: B images of one request, C channels, H height, W width; h, w cells.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker.contract import Sampling
+from worker.contract import MaskSpec, Sampling
+from worker.engine import corruption
+from worker.engine.data import Dataset
 from worker.engine.distributed import Ranks
 from worker.engine.errors import EngineError, OutOfMemory, is_out_of_memory
-from worker.engine.family import Family, Generator, Kind
+from worker.engine.family import Family, Generator, ImageToImage, Kind
 
 PATIENCE = timedelta(hours=24)
 """How long a rank waits for the first one to ask: training a judge on a large dataset takes longer than a collective."""
+
+
+ERASED = 128
+"""What stands under a hidden cell of an image that a model is given. A model that looks there finds nothing."""
 
 
 class SamplingFailed(EngineError):
@@ -42,18 +48,29 @@ def sample_seed(verification_seed: int, class_index: int, index: int) -> int:
 
     HMAC-SHA256 of the class and the index under the verification seed: knowing some seeds tells nothing of the others.
     """
-    message = f"sample/{class_index}/{index}".encode()
-    mac = hmac.digest(str(verification_seed).encode(), message, hashlib.sha256)
+    return _seed(verification_seed, f"sample/{class_index}/{index}")
+
+
+def completion_seed(verification_seed: int, spec: MaskSpec, item: str) -> int:
+    """The seed of an item's mask under a corruption, and of a model's noise in it, in [0, 2^63): the same for every subject.
+
+    As `sample_seed`, of the corruption and the item's id.
+    """
+    return _seed(verification_seed, f"completion/{spec.kind}/{spec.ratio!r}/{spec.seed}/{item}")
+
+
+def _seed(verification_seed: int, message: str) -> int:
+    mac = hmac.digest(str(verification_seed).encode(), message.encode(), hashlib.sha256)
     return int.from_bytes(mac[:8], "big") >> 1
 
 
 class Studio:
-    """Loads saved models by folder and draws images from them.
+    """Loads saved models by folder, draws images from them, or has them complete images of the dataset.
 
     Args:
         family: how the folders are loaded.
         folders: subject name -> folder; only these can be drawn from.
-        image_shape: (C, H, W) that every sample must have.
+        dataset: of its shape every sample must be; its images are those that are completed.
     """
 
     def __init__(
@@ -62,14 +79,14 @@ class Studio:
         folders: Mapping[str, Path],
         *,
         labels: Sequence[str],
-        image_shape: tuple[int, int, int],
+        dataset: Dataset,
         sampling: Sampling,
         ranks: Ranks,
     ) -> None:
         self._family = family
         self._folders = dict(folders)
         self._labels = tuple(labels)
-        self._image_shape = image_shape
+        self._dataset = dataset
         self._sampling = sampling
         self._ranks = ranks
         self._loaded: dict[str, Family] = {}
@@ -105,35 +122,60 @@ class Studio:
             SamplingFailed: a rank cannot load the subject, or a pixel is NaN or infinite.
             OutOfMemory: a rank's device is too small.
         """
-        command = (subject, list(labels), list(seeds))
-        self._broadcast(command)
-        answers = self._gather(self._attempt(*command))
+        return self._asked("draw", len(labels), subject, list(labels), list(seeds))
+
+    def complete(
+        self, subject: str, indices: Sequence[int], hidden_Bhw: Tensor, seeds: Sequence[int], *, prompted: bool = False
+    ) -> Tensor:
+        """First rank only: uint8 (B, C, H, W) items of the dataset on the CPU, completed by the subject where they are hidden.
+
+        The subject is not shown what it is to complete: it is erased before.
+
+        Args:
+            indices: positions in the dataset.
+            hidden_Bhw: bool over the cells of this family, equally many in each image.
+            prompted: with the prompts of the classes that they show.
+
+        Raises:
+            MissingSamples: as `draw`; or a visible pixel is not as it was given.
+            SamplingFailed, OutOfMemory: as `draw`.
+        """
+        images_BCHW = self._asked("complete", len(indices), subject, list(indices), hidden_Bhw, list(seeds), prompted)
+        height = images_BCHW.shape[-2]
+        covered_B1HW = corruption.pixels(hidden_Bhw, height // hidden_Bhw.shape[1]).expand_as(images_BCHW)
+        if not torch.equal(images_BCHW[~covered_B1HW], self._dataset.images_NCHW[list(indices)][~covered_B1HW]):
+            raise MissingSamples(f"expected visible pixels as they were given to the {subject}, found others")
+        return images_BCHW
+
+    def serve(self) -> Any:
+        """Every rank but the first: draw what is asked until the first rank closes; returns its closing word."""
+        while True:
+            wish, *arguments = self._broadcast(())
+            if wish == "closed":
+                return arguments[0]
+            self._gather(self._attempt(wish, *arguments))
+
+    def close(self, word: Any = None) -> None:
+        """First rank only: release the others; `word` is what their `serve` returns."""
+        self._broadcast(("closed", word))
+
+    def _asked(self, wish: str, count: int, subject: str, *arguments: Any) -> Tensor:
+        """What all ranks together make of a wish."""
+        self._broadcast((wish, count, subject, *arguments))
+        answers = self._gather(self._attempt(wish, count, subject, *arguments))
         for answer in answers:
             if isinstance(answer, EngineError):
                 raise answer
         images_BCHW = torch.cat([answer for answer in answers if isinstance(answer, Tensor)])
-        expected = (len(labels), *self._image_shape)
+        expected = (count, *self._dataset.image_shape)
         if tuple(images_BCHW.shape) != expected or images_BCHW.dtype != torch.uint8:
             raise MissingSamples(
                 f"expected uint8 samples {list(expected)} of {subject}, got {images_BCHW.dtype} {list(images_BCHW.shape)}"
             )
         return images_BCHW
 
-    def serve(self) -> Any:
-        """Every rank but the first: draw what is asked until the first rank closes; returns its closing word."""
-        while True:
-            command = self._broadcast(None)
-            if "closed" in command:
-                return command["closed"]
-            self._gather(self._attempt(*command["draw"]))
-
-    def close(self, word: Any = None) -> None:
-        """First rank only: release the others; `word` is what their `serve` returns."""
-        if self._ranks.world > 1:
-            dist.broadcast_object_list([{"closed": word}], src=0, group=self._group)
-
-    def _broadcast(self, command: tuple[str, list[int], list[int]] | None) -> Any:
-        carrier = [{"draw": command}]
+    def _broadcast(self, command: tuple[Any, ...]) -> tuple[Any, ...]:
+        carrier = [command]
         if self._ranks.world > 1:
             dist.broadcast_object_list(carrier, src=0, group=self._group)
         return carrier[0]
@@ -145,19 +187,36 @@ class Studio:
         dist.gather_object(answer, answers, dst=0, group=self._group)
         return answers or []
 
-    def _attempt(self, subject: str, labels: list[int], seeds: list[int]) -> Tensor | EngineError:
+    def _attempt(self, wish: str, count: int, subject: str, *arguments: Any) -> Tensor | EngineError:
         """This rank's rows, or the error: it must reach the first rank, who would else wait for images for ever."""
-        rows = self._ranks.rows(len(labels))
+        rows = self._ranks.rows(count)
+        expected = len(range(count)[rows])
+        work: Callable[..., Tensor] = {"draw": self._drawn, "complete": self._completed}[wish]
         try:
-            label_B = torch.tensor(labels[rows], dtype=torch.int64)
-            images_BCHW = cast(Generator, self.load(subject)).sample(label_B, seeds[rows], sampling=self._sampling)
+            images_BCHW = work(self.load(subject), rows, *arguments)
         except EngineError as error:
             return SamplingFailed(f"no samples of the {subject}: {error}")
         except Exception as error:
             if is_out_of_memory(error):
-                return OutOfMemory(f"the device ran out of memory while drawing {len(labels[rows])} images of {subject}")
+                return OutOfMemory(f"the device ran out of memory while drawing {expected} images of {subject}")
             traceback.print_exc()
             return SamplingFailed(f"no samples of the {subject}: unexpected {type(error).__name__}; the log has the details")
-        if len(images_BCHW) != len(label_B):
-            return MissingSamples(f"expected {len(label_B)} samples of {subject} from a rank, got {len(images_BCHW)}")
+        if len(images_BCHW) != expected:
+            return MissingSamples(f"expected {expected} samples of {subject} from a rank, got {len(images_BCHW)}")
         return images_BCHW
+
+    def _drawn(self, family: Family, rows: slice, labels: list[int], seeds: list[int]) -> Tensor:
+        label_B = torch.tensor(labels[rows], dtype=torch.int64)
+        return cast(Generator, family).sample(label_B, seeds[rows], sampling=self._sampling)
+
+    def _completed(
+        self, family: Family, rows: slice, indices: list[int], hidden_Bhw: Tensor, seeds: list[int], prompted: bool
+    ) -> Tensor:
+        model, index_B = cast(ImageToImage, family), torch.tensor(indices[rows], dtype=torch.int64)
+        given_BCHW = self._dataset.images_NCHW[index_B]
+        if not len(given_BCHW):
+            return given_BCHW
+        hidden_Bhw = hidden_Bhw[rows]
+        erased_BCHW = given_BCHW.masked_fill(corruption.pixels(hidden_Bhw, model.cell), ERASED)
+        y_B = self._dataset.labels_N[index_B] if prompted else None
+        return model.complete(erased_BCHW, hidden_Bhw, seeds[rows], sampling=self._sampling, y_B=y_B)

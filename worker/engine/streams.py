@@ -6,6 +6,7 @@ So a resumed run sees what an unbroken one would have seen, and all ranks deal t
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -43,9 +44,12 @@ class Stream:
 
     def pick(self, iteration: int, size: int) -> Tensor:
         """(size,) positions in the dataset: the global batch of `iteration`. Every pass shows every item once."""
+        return self.between(iteration * size, (iteration + 1) * size)
+
+    def between(self, first: int, end: int) -> Tensor:
+        """(end - first,) positions in the dataset: a stretch of the endless stream."""
         n = len(self.indices_N)
-        first, end = iteration * size, (iteration + 1) * size
-        parts = []
+        parts = [torch.empty(0, dtype=torch.int64)]
         for number in range(first // n, (end - 1) // n + 1):
             order_N = self._order(number)
             parts.append(order_N[max(first - number * n, 0) : end - number * n])
@@ -59,6 +63,10 @@ class Stream:
             self._orders[number] = torch.randperm(len(self.indices_N), generator=self.generator("pass", number))
         return self._orders[number]
 
+    def named(self, name: str) -> Stream:
+        """The same items in an order of their own."""
+        return Stream(name, self.seed, self.indices_N, self.labels_N)
+
     def stratified(self, count: int) -> Stream:
         """About `count` of the items, as evenly over the classes as they allow; at least one of each."""
         chosen = []
@@ -70,3 +78,51 @@ class Stream:
             chosen.append(of_class[order[:share]])
         row_N = torch.cat(chosen)
         return Stream(f"{self.name}-part", self.seed, self.indices_N[row_N], self.labels_N[row_N])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Items of two streams, the first's a fixed share of what is dealt: over any number of batches, to within one item.
+
+    What methods ask of a stream may be asked of it.
+    """
+
+    name: str
+    real: Stream
+    proxy: Stream
+    share: float
+    """Of the real ones, in (0, 1)."""
+
+    @property
+    def seed(self) -> int:
+        """Of both streams."""
+        return self.real.seed
+
+    @property
+    def indices_N(self) -> Tensor:
+        """int64 positions in the dataset, of all items that may be dealt."""
+        return torch.cat([self.real.indices_N, self.proxy.indices_N])
+
+    @property
+    def labels_N(self) -> Tensor:
+        """Their classes."""
+        return torch.cat([self.real.labels_N, self.proxy.labels_N])
+
+    def generator(self, *names: str | int) -> torch.Generator:
+        """A generator that belongs to this stream and `names`."""
+        return generator(self.seed, self.name, *names)
+
+    def pick(self, iteration: int, size: int) -> Tensor:
+        """(size,) positions in the dataset: the global batch of `iteration`, real ones and others in random order."""
+        first, end = iteration * size, (iteration + 1) * size
+        real_first, real_end = math.floor(first * self.share), math.floor(end * self.share)
+        both = [self.real.between(real_first, real_end), self.proxy.between(first - real_first, end - real_end)]
+        return torch.cat(both)[torch.randperm(size, generator=self.generator("mix", iteration))]
+
+    def named(self, name: str) -> Mixture:
+        """The same items at the same share, in an order of their own."""
+        return Mixture(name, self.real.named(name), self.proxy.named(f"{name}-proxy"), self.share)
+
+    def stratified(self, count: int) -> Stream:
+        """See `Stream.stratified`; of all items, whichever their share."""
+        return Stream(self.name, self.seed, self.indices_N, self.labels_N).stratified(count)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.contract import JobDirectory, Manifest, Spec, document_digest
-from worker.engine import checkpoint, loop, sharding
-from worker.engine.data import Dataset, load_dataset
+from worker.engine import checkpoint, halves, loop, sharding
+from worker.engine.data import Dataset, load_dataset, load_proxy
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
 from worker.engine.errors import BadInput
@@ -23,7 +23,7 @@ from worker.engine.files import entries, require_digest, sync_directory, write_d
 from worker.engine.intake import effective, method_of, read_spec, recorded
 from worker.engine.method import Method, Params
 from worker.engine.run import Run
-from worker.engine.streams import Stream
+from worker.engine.streams import Mixture, Stream
 
 PHASE = "unlearning"
 
@@ -42,7 +42,8 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     """Unlearn what `spec.json` asks for and leave `out/` and `manifest.json`.
 
     Raises:
-        BadInput, BadModel, Integrity: the job cannot be worked on; nothing was written.
+        BadInput, BadModel, Integrity: the job cannot be worked on, or training changed what it should not have; nothing was
+            written.
         Diverged: the run stopped before the update that would have spoiled the weights; nothing was written.
         Stopped: asked to stop; a step checkpoint was left.
     """
@@ -54,13 +55,15 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     require_digest(job.base, work.spec.base_digest, "the base weights")
     dataset = load_dataset(job, work.spec)
     family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
-    run = make_run(work, family, dataset, ranks, events, cache=job.fishers)
+    run = make_run(work, family, dataset, ranks, events, cache=job.fishers, proxy=load_proxy(job, work.spec, dataset))
+    frozen = halves.digests(family)
     method = work.method(work.params, run)
     settings = loop.Loop(family.module, ranks, events, job.steps, checkpoint.key_of(work.spec), cadence, stop_asked, run.check)
     outcome = loop.run(settings, method, work.params.iterations)
     if run.sharded:
         sharding.restore_whole(family.module, keep=ranks.first)
     if ranks.first:
+        halves.require_unchanged(family, frozen)
         publish_weights(job, family)
     manifest = describe(job, work, ranks, outcome) if ranks.first else None
     if manifest is not None:
@@ -92,35 +95,73 @@ def read_work(job: JobDirectory, ranks: Ranks) -> Work:
     )
 
 
-def make_run(work: Work, family: Family, dataset: Dataset, ranks: Ranks, events: Events, *, cache: Path) -> Run:
+def make_run(
+    work: Work,
+    family: Family,
+    dataset: Dataset,
+    ranks: Ranks,
+    events: Events,
+    *,
+    cache: Path,
+    proxy: Dataset | None = None,
+) -> Run:
     """The streams, the wrapped network and what the family keeps of the data, put together for a method.
 
-    Raises: BadInput when nothing is to forget or to retain, there are fewer images than ranks, or sharding cannot be had.
+    Items of a proxy dataset come after those of the dataset: positions go on counting, and their label is -1, no class.
+
+    Raises: BadInput when nothing is to forget or to retain, there are fewer images than ranks, sharding cannot be had, or
+        retain data are chosen for a family whose methods may look at others.
     """
-    spec = work.spec
-    forgotten_N = forgotten(spec, dataset)
-    train_N = dataset.train_of(range(len(spec.class_names)))
-    retained_N = train_N[~torch.isin(train_N, forgotten_N)]
-
-    def stream(name: str, indices_N: Tensor) -> Stream:
-        if len(indices_N) < ranks.world:
-            raise BadInput(f"expected at least {ranks.world} training images to {name}, one a rank, found {len(indices_N)}")
-        return Stream(name, spec.seed, indices_N, dataset.labels_N[indices_N])
-
+    if work.spec.retain is not None and family.kind != "i2i":
+        raise BadInput(f"expected retain data chosen for an image-to-image model alone, found them for a {family.kind}")
+    images_NCHW, labels_N = dataset.images_NCHW, dataset.labels_N
+    if proxy is not None:
+        images_NCHW = torch.cat([images_NCHW, proxy.images_NCHW])
+        labels_N = torch.cat([labels_N, torch.full_like(proxy.labels_N, -1)])
+    halves.choose(family, work.params.trains)
     return Run(
-        spec=spec,
+        spec=work.spec,
         params=work.params,
         family=family,
         dataset=dataset,
         ranks=ranks,
-        forget=stream("forget", forgotten_N),
-        retain=stream("retain", retained_N),
+        forget=_stream("forget", forgotten(work.spec, dataset), labels_N, work.spec, ranks),
+        retain=retained(work.spec, dataset, proxy, labels_N, ranks),
         module=distributed_module(work, family.module, ranks),
-        held_N=family.hold(dataset.images_NCHW),
-        labels_N=dataset.labels_N.to(ranks.device),
+        held_N=family.hold(images_NCHW),
+        labels_N=labels_N.to(ranks.device),
         events=events,
         cache=cache,
     )
+
+
+def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tensor, ranks: Ranks) -> Stream | Mixture:
+    """Everything that is not to be forgotten; or, of what the spec names, real images and others at its share.
+
+    Raises: BadInput when there are fewer of either than ranks.
+    """
+    forgotten_N = forgotten(spec, dataset)
+
+    def stream(name: str, indices_N: Tensor) -> Stream:
+        return _stream(name, indices_N[~torch.isin(indices_N, forgotten_N)], labels_N, spec, ranks)
+
+    if spec.retain is None:
+        return stream("retain", dataset.train_of(range(len(spec.class_names))))
+    if spec.retain.real == 1:
+        return stream("retain", dataset.train_of(spec.trained_classes))
+    apart_N = dataset.train_of(spec.retain.proxy_classes)
+    if proxy is not None:
+        apart_N = torch.cat([apart_N, len(dataset.labels_N) + proxy.train_of(range(len(proxy.class_names)))])
+    stand_in = stream("proxy", apart_N)
+    if spec.retain.real == 0:
+        return stand_in.named("retain")
+    return Mixture("retain", stream("retain", dataset.train_of(spec.trained_classes)), stand_in, spec.retain.real)
+
+
+def _stream(name: str, indices_N: Tensor, labels_N: Tensor, spec: Spec, ranks: Ranks) -> Stream:
+    if len(indices_N) < ranks.world:
+        raise BadInput(f"expected at least {ranks.world} training images to {name}, one a rank, found {len(indices_N)}")
+    return Stream(name, spec.seed, indices_N, labels_N[indices_N])
 
 
 def distributed_module(work: Work, module: nn.Module, ranks: Ranks) -> nn.Module:
@@ -130,7 +171,7 @@ def distributed_module(work: Work, module: nn.Module, ranks: Ranks) -> nn.Module
         world=ranks.world,
         trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         memory=sharding.memory_of(ranks.device),
-        able=getattr(work.method, "shards", False),
+        able=getattr(work.method, "shards", False) and not isinstance(module, halves.Halves),
     ):
         sharding.shard(module, ranks)
         return module

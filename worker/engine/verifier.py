@@ -3,7 +3,7 @@
 Subjects: the candidate is what was saved and may be published; the parent is the version it was made from (the reference
 for utility); the original is the lineage's root, before any forgetting (the control: it must fail).
 
-Shapes: N images, C channels, H height, W width, K classes, D judge features.
+Shapes: N images, C channels, H height, W width, h, w cells of a mask, K classes, D judge features.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from worker.contract import FileEntry, Finding, JobDirectory, Spec
+from worker.contract import FileEntry, Finding, JobDirectory, MaskSpec, Spec
+from worker.engine import corruption as masks
 from worker.engine import judge as judges
+from worker.engine import registry
 from worker.engine.data import Dataset
-from worker.engine.errors import EngineError, OutOfMemory
+from worker.engine.errors import BadInput, EngineError, OutOfMemory
 from worker.engine.events import Eta, Events
-from worker.engine.family import Classifier, Family, Kind
+from worker.engine.family import Classifier, Family, ImageToImage, Kind
 from worker.engine.judge import Judge, Judged
-from worker.engine.sampling import SamplingFailed, Studio, sample_seed
+from worker.engine.region import Region
+from worker.engine.sampling import SamplingFailed, Studio, completion_seed, sample_seed
+from worker.engine.streams import generator
 
 Subject = Literal["candidate", "original", "parent"]
 Tier = Literal["L0", "L1", "L2"]
@@ -39,6 +43,21 @@ class Need:
     subject: Subject
     class_index: int
     n: int
+    corruption: MaskSpec | None = None
+    """Without one they are drawn; else the class's first n in `Env.shown` are completed, or as many as there are."""
+    prompted: bool = False
+    """Completed with the class's prompt beside the visible part."""
+
+    @property
+    def way(self) -> Way:
+        """How the images are made, whoever makes them and of whatever class."""
+        return self.corruption, self.prompted
+
+
+Way = tuple[MaskSpec | None, bool]
+"""Drawn; or completed under a corruption, with the prompt of the class or without."""
+
+DRAWN: Way = (None, False)
 
 
 class Params(BaseModel):
@@ -98,11 +117,11 @@ class Env:
         self.promised_files = promised_files
         """What the manifest says lies there."""
         self._studio, self._device, self._events = studio, device, events
-        self._samples: dict[tuple[Subject, int], Tensor] = {}
-        self._judged: dict[tuple[Subject, int], Judged] = {}
+        self._samples: dict[tuple[Subject, int, Way], Tensor] = {}
+        self._judged: dict[tuple[Subject, int, Way], Judged] = {}
         self._real: dict[int, Judged] = {}
         self._answers: dict[tuple[Subject, int], Tensor] = {}
-        self._judge: Judge | None = None
+        self._judges: dict[MaskSpec | None, Judge] = {}
         self._drawn, self._wanted = 0, 0
         self._eta: Eta | None = None
 
@@ -128,8 +147,8 @@ class Env:
             SamplingFailed: a subject cannot be loaded or drawn from, or gave too few images.
         """
         missing = self._missing(needs)
-        for subject in sorted({s for s, _ in missing}):
-            self._draw(subject, {k: n for (s, k), n in missing.items() if s == subject})
+        for subject, way in sorted(dict.fromkeys((s, way) for s, _, way in missing), key=lambda group: group[0]):
+            self._make(subject, way, {k: n for (s, k, w), n in missing.items() if (s, w) == (subject, way)})
 
     def samples(self, subject: Subject, class_index: int, n: int) -> Tensor:
         """The first n images (n, C, H, W), uint8, that a subject draws for a class; image i has the same noise in all.
@@ -137,35 +156,51 @@ class Env:
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        self.prefetch([Need(subject, class_index, n)])
-        return self._samples[self._resolved(subject), class_index][:n]
+        return self._made(Need(subject, class_index, n))
+
+    def _made(self, need: Need) -> Tensor:
+        """What was asked for, out of what is there already and the rest."""
+        self.prefetch([need])
+        return self._samples[self._resolved(need.subject), need.class_index, need.way][: need.n]
 
     def _resolved(self, subject: Subject) -> Subject:
         """A first request's parent *is* the original: the same bytes are loaded and drawn from once."""
         same = self.spec.base_digest == self.spec.original_digest
         return "original" if subject == "parent" and same else subject
 
-    def _missing(self, needs: Iterable[Need]) -> dict[tuple[Subject, int], int]:
-        wanted: dict[tuple[Subject, int], int] = {}
+    def _missing(self, needs: Iterable[Need]) -> dict[tuple[Subject, int, Way], int]:
+        wanted: dict[tuple[Subject, int, Way], int] = {}
         for need in needs:
-            key = (self._resolved(need.subject), need.class_index)
-            wanted[key] = max(wanted.get(key, 0), need.n)
+            key = (self._resolved(need.subject), need.class_index, need.way)
+            there_are = need.n if need.corruption is None else len(self.shown(need.class_index, need.n))
+            wanted[key] = max(wanted.get(key, 0), there_are)
         more = {key: n - len(self._samples.get(key, ())) for key, n in wanted.items()}
         return {key: n for key, n in more.items() if n > 0}
 
-    def _draw(self, subject: Subject, missing: dict[int, int]) -> None:
-        have = {k: len(self._samples.get((subject, k), ())) for k in missing}
+    def _make(self, subject: Subject, way: Way, missing: dict[int, int]) -> None:
+        have = {k: len(self._samples.get((subject, k, way), ())) for k in missing}
         wanted = [(k, i) for k, n in missing.items() for i in range(have[k], have[k] + n)]
         parts = []
         for begin in range(0, len(wanted), self._studio.round_size):
             chunk = wanted[begin : begin + self._studio.round_size]
-            seeds = [sample_seed(self.spec.verification_seed, k, i) for k, i in chunk]
             self._report_progress(0)
-            parts.append(self._studio.draw(subject, [k for k, _ in chunk], seeds))
+            parts.append(self._draw(subject, chunk) if way == DRAWN else self._complete(subject, chunk, way))
             self._report_progress(len(chunk))
         for k, new in zip(missing, torch.cat(parts).split(list(missing.values())), strict=True):
-            old = self._samples.get((subject, k))
-            self._samples[subject, k] = new if old is None else torch.cat([old, new])
+            old = self._samples.get((subject, k, way))
+            self._samples[subject, k, way] = new if old is None else torch.cat([old, new])
+
+    def _draw(self, subject: Subject, chunk: list[tuple[int, int]]) -> Tensor:
+        seeds = [sample_seed(self.spec.verification_seed, k, i) for k, i in chunk]
+        return self._studio.draw(subject, [k for k, _ in chunk], seeds)
+
+    def _complete(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
+        corruption, prompted = way
+        assert corruption is not None
+        shown = {k: self.shown(k).tolist() for k, _ in chunk}
+        indices = [shown[k][i] for k, i in chunk]
+        hidden_Nhw = self._hidden(corruption, indices)
+        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), prompted=prompted)
 
     def _report_progress(self, images: int) -> None:
         if self._eta is None:  # only from the first image on: training the judge says nothing of the pace of sampling
@@ -206,7 +241,61 @@ class Env:
         self._report_progress(len(index_N))
         return logits_NK
 
-    # ---------------------------------------------------------------------------------------------------------- the judge
+    # ---------------------------------------------------------------------------------------------------- the completions
+
+    def shown(self, class_index: int, n: int | None = None) -> Tensor:
+        """Positions (int64) of the first n held-out images of a class, in an order that follows from the verification seed.
+
+        All that there are, where they are fewer.
+        """
+        held_N = self.dataset.held_out_of([class_index])
+        source = generator(self.spec.verification_seed, "held-out", class_index)
+        return held_N[torch.randperm(len(held_N), generator=source)][:n]
+
+    def hidden(self, corruption: MaskSpec, class_index: int, n: int) -> Tensor:
+        """bool (N, h, w): what is hidden of those images; the same whoever completes them.
+
+        Raises:
+            SamplingFailed: nothing, or everything, or the original says of how many pixels a cell is and cannot be loaded.
+        """
+        return self._hidden(corruption, self.shown(class_index, n).tolist())
+
+    def covered(self, corruption: MaskSpec, class_index: int, n: int) -> Tensor:
+        """bool (N, 1, H, W): the same, pixel by pixel."""
+        return masks.pixels(self.hidden(corruption, class_index, n), self.region(corruption).cell)
+
+    def completions(
+        self, subject: Subject, corruption: MaskSpec, class_index: int, n: int, *, prompted: bool = False
+    ) -> Tensor:
+        """(N, C, H, W) uint8: the images of `shown`, completed by a subject.
+
+        Raises:
+            SamplingFailed: as for `prefetch`.
+        """
+        return self._made(Need(subject, class_index, n, corruption, prompted))
+
+    def region(self, corruption: MaskSpec) -> Region:
+        """What a corruption hides of an image, in the cells of this lineage's models. Raises: SamplingFailed."""
+        try:
+            cell = cast(ImageToImage, self.load("original")).cell
+        except OutOfMemory:
+            raise
+        except EngineError as error:
+            raise SamplingFailed(f"no completions of the original: {error}") from error
+        return Region(corruption, cell)
+
+    def _hidden(self, corruption: MaskSpec, indices: list[int]) -> Tensor:
+        region = self.region(corruption)
+        try:
+            grid = masks.grid_of(self.dataset.image_shape[1:], region.cell)
+            return masks.masks(corruption, grid, self._seeds(corruption, indices))
+        except EngineError as error:
+            raise SamplingFailed(f"no image can be hidden as the policy says: {error}") from error
+
+    def _seeds(self, corruption: MaskSpec, indices: list[int]) -> list[int]:
+        return [completion_seed(self.spec.verification_seed, corruption, self.dataset.ids[i]) for i in indices]
+
+    # ---------------------------------------------------------------------------------------------------------- the judges
 
     @property
     def judge(self) -> Judge:
@@ -215,18 +304,32 @@ class Env:
         Raises:
             JudgeUnfit: it is not good enough on held-out real images.
         """
-        if self._judge is None:
+        return self._obtained(None)
+
+    def region_judge(self, corruption: MaskSpec) -> Judge:
+        """The one that judges what a corruption hides, and sees nothing else.
+
+        Raises:
+            JudgeUnfit: it is not good enough on what is hidden of held-out real images.
+            SamplingFailed: see `region`.
+        """
+        return self._obtained(corruption)
+
+    def _obtained(self, corruption: MaskSpec | None) -> Judge:
+        if corruption not in self._judges:
             began = time.monotonic()
             digest, policy = self.spec.dataset.digest, self.spec.policy.judge
-            self._judge, origin = judges.obtain(self.dataset, digest, policy, self.job.judges, self._device)
-            accuracy = self._judge.record.held_out_accuracy
-            self._events.note({"judge": origin, "accuracy": accuracy, "seconds": round(time.monotonic() - began, 3)})
-        return self._judge
+            region = None if corruption is None else self.region(corruption)
+            judge, origin = judges.obtain(self.dataset, digest, policy, self.job.judges, self._device, region)
+            self._judges[corruption] = judge
+            note = {"judge": origin, "accuracy": judge.record.held_out_accuracy, "seconds": round(time.monotonic() - began, 3)}
+            self._events.note(note if region is None else {**note, "region": region.name})
+        return self._judges[corruption]
 
     @property
-    def judge_used(self) -> Judge | None:
-        """The judge, if any check asked for it."""
-        return self._judge
+    def judges_used(self) -> tuple[Judge, ...]:
+        """Those that a check asked for."""
+        return tuple(self._judges.values())
 
     def judged(self, subject: Subject, class_index: int, n: int) -> Judged:
         """What the judge says of the first n images that a subject draws for a class.
@@ -234,7 +337,7 @@ class Env:
         Raises:
             JudgeUnfit, SamplingFailed: see `judge` and `samples`.
         """
-        key = (self._resolved(subject), class_index)
+        key = (self._resolved(subject), class_index, DRAWN)
         images_NCHW = self.samples(subject, class_index, n)
         if key not in self._judged or len(self._judged[key].features_ND) < n:
             self._judged[key] = self.judge.look(images_NCHW)
@@ -252,3 +355,16 @@ class Env:
         """Random numbers for resampling, decided by the verification seed and the purpose alone."""
         text = f"{self.spec.verification_seed}/{purpose}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()))
+
+
+def corruptions_of(spec: Spec) -> tuple[MaskSpec, ...]:
+    """What the policy hides of images that are to be completed. Raises: BadInput where it names nothing."""
+    corruptions = spec.policy.sampling.corruptions
+    if not corruptions:
+        raise BadInput("expected the policy to name a corruption under which images are completed, found none in its sampling")
+    return corruptions
+
+
+def ways_of(spec: Spec) -> tuple[bool, ...]:
+    """Is the class's prompt shown beside the visible part? Without it, and where the family has prompts, with it, too."""
+    return (False, True) if registry.families()[spec.family].prompts else (False,)

@@ -29,7 +29,7 @@ from worker.contract import (
     tree_digest,
     unmeasured_units,
 )
-from worker.engine import distributed, evidence, evidence_of_answers, registry
+from worker.engine import distributed, evidence, evidence_of_answers, evidence_of_completions, registry
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
@@ -38,11 +38,16 @@ from worker.engine.events import Events
 from worker.engine.family import Kind
 from worker.engine.files import entries, require_digest, write_document
 from worker.engine.intake import read_spec
+from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Verifier
 
 PHASE = "verifying"
-PICTURES: dict[Kind, ModuleType] = {"generator": evidence, "classifier": evidence_of_answers}
+PICTURES: dict[Kind, ModuleType] = {
+    "generator": evidence,
+    "classifier": evidence_of_answers,
+    "i2i": evidence_of_completions,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def _run(job: JobDirectory, ranks: Ranks) -> Report:
         family,
         {"candidate": job.out, "original": job.original, "parent": job.base},
         labels=spec.labels,
-        image_shape=dataset.image_shape,
+        dataset=dataset,
         sampling=spec.policy.sampling,
         ranks=ranks,
     )
@@ -164,7 +169,7 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         verdict=verdict,
         summary=summary(verdict, findings, env.spec, env.kind),
         findings=tuple(findings),
-        judges=(env.judge_used.record,) if env.judge_used else (),
+        judges=tuple(judge.record for judge in env.judges_used),
         evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
         seconds_verify=time.monotonic() - began,
         seconds_by_check=seconds,
@@ -253,7 +258,7 @@ def summary(verdict: Verdict, findings: list[Finding], spec: Spec, kind: Kind) -
         return f"{shown(spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed."
     unmeasured_ = [f"{f.check} could not be measured ({f.detail})" for f in findings if f.metric == "not_measured"]
     failed = [f"{f.check}/{f.metric} {in_figures(f)}: {f.detail}" for f in findings if f.gating and f.passed is not True]
-    blind = [f"the original passed {f.check}{_on(f)}" for f in findings if f.control and f.passed is not False]
+    blind = [_blind(f) for f in findings if f.control and f.passed is not False]
     nobody = [f"no check of the policy measures whether {unit} are forgotten" for unit in unmeasured_units(spec)]
     reasons = "; ".join([*failed, *unmeasured_, *blind, *nobody][:4]) or "the control was not scored"
     return f"Forgetting {asked(spec)} is not verified ({verdict}): {reasons}."
@@ -268,14 +273,26 @@ def asked(spec: Spec) -> str:
 def shown(spec: Spec, kind: Kind) -> str:
     """What findings that all passed say of the saved model: `decide` lets none pass that leave out something forgotten."""
     names = ", ".join(spec.class_names[k] for k in spec.all_forgotten)
-    claims = [f"no longer {'draws' if kind == 'generator' else 'recognises'} {names}"] if names else []
+    says = {
+        "generator": f"no longer draws {names}",
+        "classifier": f"no longer recognises {names}",
+        "i2i": f"completes images of {names} no better than what never saw any",
+    }
+    claims = [says[kind]] if names else []
     if count := len(spec.all_forgotten_samples):
         claims.append(f"answers {evidence.counted(count)} like images that it has never seen")
     return f"The saved model {' and '.join(claims)}"
 
 
+def _blind(finding: Finding) -> str:
+    if finding.metric.startswith("underpowered"):
+        return f"{finding.check}{_on(finding)} is {finding.detail}"
+    return f"the original passed {finding.check}{_on(finding)}"
+
+
 def _on(finding: Finding) -> str:
-    return f" on {finding.class_name}" if finding.class_name else ""
+    hidden = f" under {described(finding.corruption)}" if finding.corruption else ""
+    return (f" on {finding.class_name}" if finding.class_name else "") + hidden
 
 
 def in_figures(finding: Finding) -> str:

@@ -36,6 +36,28 @@ def only_file(directory: Path, *, below: Path) -> Path:
     return found[0]
 
 
+def files_of_parts(directory: Path, parts: Sequence[Path]) -> dict[Path, Path]:
+    """The one safetensors file of each part of a pipeline's folder, relative to the folder.
+
+    Raises:
+        BadModel: a pickle anywhere, a part with no or with two files (one of them would survive unlearning), or weights in
+            another place, such as a whole checkpoint beside the parts.
+    """
+    files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
+    pickles = [p.as_posix() for p in files if p.suffix.lower() in PICKLES]
+    if pickles:
+        raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
+    found = [p for p in files if p.suffix.lower() == ".safetensors"]
+    strays = [p.as_posix() for p in found if p.parent not in parts]
+    if strays:
+        raise BadModel(f"expected .safetensors files in {', '.join(map(str, parts))} only, found {strays}")
+    by_part = {part: [p for p in found if p.parent == part] for part in parts}
+    for part, own in by_part.items():
+        if len(own) != 1:
+            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
+    return {part: own[0] for part, own in by_part.items()}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Infinity may stand in it, as diffusers writes it into a scheduler's configuration; NaN may not.
 

@@ -58,7 +58,12 @@ def sound_findings(classes: Iterable[int], samples: bool) -> list[dict[str, Any]
     return [integrity, *of_classes, *([on_samples(), *controls_on_samples()] if samples else [])]
 
 
-def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] | None = None, **wish: Any) -> dict[str, Any]:
+def a_statement(
+    files: dict[str, bytes] = FILES,
+    findings: list[dict[str, Any]] | None = None,
+    proxy: dict[str, Any] | None = None,
+    **wish: Any,
+) -> dict[str, Any]:
     """A sound statement; `wish` replaces fields of its spec, which forgets class 3. Its policy serves classes and samples."""
     wish = {"forget_classes": [3], "forget_samples": [], "forgotten_classes": [], "forgotten_samples": [], **wish}
     if findings is None:
@@ -103,7 +108,17 @@ def a_statement(files: dict[str, bytes] = FILES, findings: list[dict[str, Any]] 
             "environment": {"torch": "2.13.0"},
         },
         report_sha256="33" * 32,
+        proxy=proxy,
     )
+
+
+PROXY = {"id": "dset_2", "digest": "77" * 32}
+
+
+def retain_data(**changes: Any) -> dict[str, Any]:
+    """A spec's retain data: none of it real, classes 8 and 9 and another dataset in its place."""
+    proxy = {"proxy_classes": [9, 8], "proxy_dataset": {"format": "npz"}, "proxy_class_names": ["a", "b"]}
+    return {"real": 0.0, "classes": [], **proxy, **changes}
 
 
 def is_signed_by(envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> bool:

@@ -10,7 +10,7 @@ import rfc8785
 
 from service.certificates.statement import decimals, objections
 from service.verifier import claim
-from tests.service.certificates.doubles import a_statement, control, finding, sound_findings
+from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
 from worker import contract
 
 
@@ -97,6 +97,28 @@ def test_a_statement_without_a_claim_is_an_objection() -> None:
 
 def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
     assert claim.MEASURES_FORGETTING == contract.MEASURES_FORGETTING
+    assert claim.COMPLETES == contract.COMPLETES
+
+
+def test_a_check_of_completed_images_owes_its_findings_under_every_corruption() -> None:
+    hole = {"kind": "center", "ratio": 0.25, "seed": 0}
+    strip = {"kind": "strip", "ratio": 0.25, "seed": 0}
+
+    def found(*corruptions: dict[str, object]) -> list[str]:
+        findings = [INTEGRITY]
+        for corruption in corruptions:
+            for made in (finding, control):
+                findings.append(made(check="forget_completion", corruption=decimals(corruption)))
+        statement = a_statement(findings=findings)
+        checks = [{"verifier": "integrity", "params": {}}, {"verifier": "forget_completion", "params": {}}]
+        policy = {"name": "i2i", "checks": checks, "sampling": {"corruptions": [hole, strip]}}
+        statement["predicate"]["plan"]["policy"] = decimals(policy)
+        return objections(statement)
+
+    assert found(hole, strip) == []
+    assert found(hole) == ["a check of its policy has no gating finding", "a check that measures forgetting has no control"]
+    assert found(hole, {**strip, "seed": 1}) == found(hole)
+    assert found() == found(hole)
 
 
 def test_another_kind_of_statement_is_an_objection() -> None:
@@ -125,3 +147,69 @@ def test_forgotten_samples_are_a_number_and_a_digest_never_ids() -> None:
 
 def test_forgotten_classes_are_said_as_they_always_were() -> None:
     assert a_statement()["predicate"]["forgetSet"] == {"unit": "class", "classes": [3], "forgottenEarlier": []}
+
+
+# ---------------------------------------------------------------------------------------------------------- retain data
+
+
+def test_chosen_retain_data_are_said_with_what_they_do_not_show() -> None:
+    predicate = a_statement(retain=retain_data(), proxy=PROXY)["predicate"]
+    assert predicate["retainData"] == {
+        "real": "0.0",
+        "classes": [],
+        "proxyClasses": [8, 9],
+        "proxyDataset": {**PROXY, "classNames": ["a", "b"]},
+    }
+    said = " ".join(predicate["limits"])
+    assert "set aside" in said
+    assert "looked at real images of all classes" in said
+    assert "told by the names of their classes and by whole files alone" in said
+    assert objections(a_statement(retain=retain_data(), proxy=PROXY)) == []
+
+
+def test_the_classes_with_real_images_are_named_whether_or_not_they_were_chosen() -> None:
+    """Of ten, class 3 is forgotten, 5 was earlier, 9 stands in: seven are left."""
+
+    def classes(**changes: object) -> list[int]:
+        chosen = retain_data(proxy_classes=[9], proxy_dataset=None, proxy_class_names=[], **changes)
+        statement = a_statement(retain=chosen, forgotten_classes=[5], findings=sound_findings([3, 5], samples=False))
+        assert objections(statement) == []
+        named: list[int] = statement["predicate"]["retainData"]["classes"]
+        return named
+
+    assert classes(real=0.5) == [0, 1, 2, 4, 6, 7, 8]
+    assert classes(real=0.5, classes=[7, 2]) == [2, 7]
+    assert classes(real=0.0) == []
+
+
+def test_where_all_retain_data_are_real_and_nothing_is_set_aside_the_limits_are_those_of_every_certificate() -> None:
+    none = {"proxy_classes": [], "proxy_dataset": None, "proxy_class_names": []}
+    some = a_statement(retain=retain_data(real=1.0, classes=[1, 2], **none))["predicate"]
+    assert some["limits"] == a_statement()["predicate"]["limits"]
+    assert "retainData" not in a_statement()["predicate"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"proxyClasses": [3]}, "that it says is forgotten"),
+        ({"classes": [0, 3]}, "that it says is forgotten"),
+        ({"proxyDataset": {**PROXY, "classNames": ["a", " 3 "]}}, "that it says is forgotten"),
+        ({"proxyClasses": [], "proxyDataset": None}, "what stood in"),
+        ({"real": "1.5"}, "what stood in"),
+        ({"real": "-0.5"}, "what stood in"),
+        ({"real": 0.5}, "not readable"),
+        ({"real": "much"}, "not readable"),
+        ({"proxyClasses": None}, "not readable"),
+        ({"proxyDataset": {**PROXY}}, "not readable"),
+    ],
+)
+def test_retain_data_that_do_not_hold_are_an_objection(changes: dict[str, object], word: str) -> None:
+    statement = a_statement(retain=retain_data(), proxy=PROXY)
+    statement["predicate"]["retainData"] |= changes
+    assert any(word in objection for objection in objections(statement))
+
+
+def test_a_forgotten_class_that_the_model_does_not_have_is_an_objection() -> None:
+    statement = a_statement(retain=retain_data(), proxy=PROXY, forget_classes=[10])
+    assert objections(statement) == ["its claim or its findings are not readable"]

@@ -21,7 +21,7 @@ from service.certificates import signing, statement
 from service.verifier import certificate
 from service.verifier.__main__ import sentence
 from service.verifier.certificate import GOOD, TAMPERED, UNDECIDED, verify_directory
-from tests.service.certificates.doubles import FILES, MemoryStore, a_statement, publish
+from tests.service.certificates.doubles import FILES, PROXY, MemoryStore, a_statement, publish, retain_data
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -73,6 +73,33 @@ def test_a_certificate_about_samples_says_how_many(published: Published) -> None
     assert outcome.status == GOOD
     assert (outcome.facts["forgotten_class_names"], outcome.facts["forgotten_samples"]) == (["5"], 3)
     assert "forgotten   5, 3 samples" in sentence(outcome)
+
+
+def test_a_certificate_about_chosen_retain_data_says_what_stood_in(published: Published) -> None:
+    published.resign(a_statement(retain=retain_data(), proxy=PROXY))
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.status == GOOD, outcome.reason
+    assert outcome.facts["retain_data"] == {
+        "real": "0.0",
+        "proxy_classes": [8, 9],
+        "proxy_class_names": ["8", "9"],
+        "proxy_dataset_id": PROXY["id"],
+        "proxy_dataset_digest": PROXY["digest"],
+    }
+    assert f"retain data 0.0 real; stood in: 8, 9, {PROXY['id']}" in sentence(outcome)
+
+
+def test_a_certificate_that_chose_no_retain_data_says_nothing_of_them(published: Published) -> None:
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.facts["retain_data"] is None
+    assert "retain data" not in sentence(outcome)
+
+
+def test_a_certificate_whose_proxy_data_held_what_is_forgotten_is_refused(published: Published) -> None:
+    published.resign(a_statement(retain=retain_data(proxy_classes=[3]), proxy=PROXY))
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.status == TAMPERED
+    assert "retained or proxy data held a class that it says is forgotten" in outcome.reason
 
 
 def test_a_changed_file_is_named(published: Published) -> None:

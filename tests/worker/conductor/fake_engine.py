@@ -208,6 +208,8 @@ def main() -> int:
         shutil.copy(job.spec, Path(saved) / f"spec-{os.environ['EXPUNGE_FENCE']}.json")
         (Path(saved) / f"environment-{stage}.json").write_text(json.dumps(dict(os.environ)))
         (Path(saved) / f"tree-{stage}.json").write_text(json.dumps(sorted(p.name for p in job.root.iterdir())))
+        if job.proxy.is_dir():  # a dataset's digest by the name of its one file
+            (Path(saved) / "proxy.json").write_text(json.dumps({e.path: tree_digest([e]) for e in entries(job.proxy)}))
         (Path(saved) / "fishers.json").write_text(json.dumps(sorted(p.name for p in job.fishers.iterdir())))
     return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
 

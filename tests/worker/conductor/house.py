@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -84,7 +85,22 @@ def furnish(folder: Path) -> House:
     return house
 
 
-def ask(house: House, *classes: int, samples: tuple[str, ...] = (), **params: Any) -> str:
+def furnish_proxy(folder: Path) -> tuple[str, Path]:
+    """Another dataset, registered: its id, and where it lies."""
+    files = _write(folder, {"letters.npz": b"other images"})
+    names, dataset_id = ["a", "b"], new_id("dset")
+    with db.transaction() as session:
+        session.add(
+            Dataset(
+                id=dataset_id, name="letters", format="npz", location=folder.as_uri(), class_names=names, held_out_ids=["0"],
+                files=[f.row() for f in files], created_at=db.now(session), created_by="user:local",
+                digest=dataset_digest(files, format="npz", class_names=names, held_out_ids=["0"]),
+            )
+        )  # fmt: skip
+    return dataset_id, folder
+
+
+def ask(house: House, *classes: int, samples: tuple[str, ...] = (), retain: dict[str, Any] | None = None, **params: Any) -> str:
     """A queued request, for class 3 unless it says otherwise; `params` steer the fake engine."""
     request_id = new_id("ureq")
     with db.transaction() as session:
@@ -93,7 +109,7 @@ def ask(house: House, *classes: int, samples: tuple[str, ...] = (), **params: An
             UnlearnRequest(
                 id=request_id, model_id=house.model_id, method="sfron", params=params, seed=7, on_conflict="queue_after",
                 forget_classes=list(classes or (() if samples else (3,))), forget_samples=list(samples), policy=POLICY,
-                client_metadata={}, status="queued", not_before=at, created_at=at, created_by="user:local",
+                retain=retain, client_metadata={}, status="queued", not_before=at, created_at=at, created_by="user:local",
             )
         )  # fmt: skip
     time.sleep(0.002)  # created_at of the next one is later: SQLite's clock has milliseconds
@@ -131,6 +147,14 @@ def actions(request_id: str) -> list[str]:
     with db.reading() as session:
         chosen = select(LedgerEntry.action).where(LedgerEntry.request_id == request_id).order_by(LedgerEntry.seq)
         return list(session.execute(chosen).scalars())
+
+
+def facts(request_id: str, action: str) -> dict[str, Any]:
+    """What the ledger's one entry of this action says of a request."""
+    with db.reading() as session:
+        chosen = select(LedgerEntry.leaf).where(LedgerEntry.request_id == request_id, LedgerEntry.action == action)
+        said: dict[str, Any] = json.loads(session.execute(chosen).scalars().one())["public"]
+        return said
 
 
 def withdraw(request_id: str) -> None:

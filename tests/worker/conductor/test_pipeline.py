@@ -17,10 +17,11 @@ from service import db
 from service.certificates.signing import SignerUnavailable, SigningRefused, payload_of
 from service.requests import endings
 from service.requests.endings import Problem
-from service.tables import Checkpoint, CheckpointFile, Model, ModelVersion
+from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
 from worker.conductor import outcomes, pipeline
 from worker.conductor.pipeline import Room
+from worker.contract import Spec
 
 pytestmark = pytest.mark.usefixtures("database")
 one_database = pytest.mark.one_database
@@ -118,6 +119,64 @@ def test_samples_and_prompts_reach_the_spec_and_add_up_along_the_lineage(house: 
         "sample",
         1,
         2,
+    )
+
+
+def test_the_chosen_retain_data_are_staged_recorded_and_certified(house: h.House, kept: Path, tmp_path: Path) -> None:
+    room = h.make_room()
+    dataset_id, _ = h.furnish_proxy(tmp_path / "letters")
+    choice = {"real": 0.25, "classes": [0, 1], "proxy_classes": [8, 9], "proxy_dataset_id": dataset_id}
+    first = h.ask(house, 3, retain=choice)
+    assert pipeline.run(first, room) == "succeeded"
+    spec = Spec.model_validate_json((kept / "spec-1.json").read_bytes())
+    assert spec.retain is not None
+    assert (spec.retain.real, spec.retain.classes, spec.retain.proxy_classes) == (0.25, (0, 1), (8, 9))
+    assert spec.retain.proxy_class_names == ("a", "b")
+    assert spec.retain.proxy_dataset is not None
+    assert spec.retain.proxy_dataset.held_out_ids == ("0",)
+    assert json.loads((kept / "proxy.json").read_text()) == {"letters.npz": spec.retain.proxy_dataset.digest}
+    with db.reading() as session:
+        proxy = session.get_one(Dataset, dataset_id)
+        checkpoint = session.get_one(Checkpoint, h.request(first).checkpoint_id)
+    statement = json.loads(payload_of(checkpoint.certificate))
+    assert statement["predicate"]["retainData"] == {
+        "real": "0.25", "classes": [0, 1], "proxyClasses": [8, 9],
+        "proxyDataset": {"id": dataset_id, "digest": proxy.digest, "classNames": ["a", "b"]},
+    }  # fmt: skip
+    assert h.facts(first, "plan.committed")["proxyDigest"] == proxy.digest
+
+
+def test_a_request_that_chooses_no_retain_data_says_nothing_of_them(house: h.House, kept: Path) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, 3)
+    assert pipeline.run(request_id, room) == "succeeded"
+    assert "retain" not in json.loads((kept / "spec-1.json").read_text())  # digests of older specs stay what they were
+    assert "proxy" not in json.loads((kept / "tree-unlearn.json").read_text())
+    assert "proxyDigest" not in h.facts(request_id, "plan.committed")
+
+
+@one_database
+def test_proxy_data_that_changed_since_registration_end_the_request(house: h.House, tmp_path: Path) -> None:
+    dataset_id, folder = h.furnish_proxy(tmp_path / "letters")
+    (folder / "letters.npz").write_bytes(b"OTHER images")
+    choice = {"real": 0.0, "classes": [], "proxy_classes": [], "proxy_dataset_id": dataset_id}
+    request_id = h.ask(house, 3, retain=choice)
+    assert pipeline.run(request_id, h.make_room()) == "failed"
+    error = h.request(request_id).error
+    assert error["code"] == "integrity"
+    assert f"a file of {dataset_id} changed since registration: proxy/letters.npz" in error["message"]
+
+
+@one_database
+def test_retain_data_that_contradict_the_wish_make_no_spec(house: h.House) -> None:
+    """The API refuses them; a row that says so all the same is not worked on."""
+    choice = {"real": 0.0, "classes": [], "proxy_classes": [3], "proxy_dataset_id": None}
+    request_id = h.ask(house, 3, retain=choice)
+    assert pipeline.run(request_id, h.make_room()) == "failed"
+    error = h.request(request_id).error
+    assert (error["code"], "expected proxy classes that are not to be forgotten, got 3" in error["message"]) == (
+        "bad_input",
+        True,
     )
 
 

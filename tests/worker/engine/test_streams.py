@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worker.engine.errors import BadInput
-from worker.engine.streams import Stream, generator
+from worker.engine.streams import Mixture, Stream, generator
 
 
 def stream(n: int = 10, seed: int = 1, name: str = "forget") -> Stream:
@@ -46,3 +46,48 @@ def test_an_empty_stream_is_refused() -> None:
 def test_generators_with_different_names_differ() -> None:
     draws = {float(torch.rand(1, generator=generator(0, *names))) for names in (("a",), ("b",), ("a", 1), ("a", 2))}
     assert len(draws) == 4
+
+
+def test_a_stretch_may_be_empty() -> None:
+    assert stream().between(10, 10).tolist() == []
+    assert stream().between(5, 5).tolist() == []
+    assert torch.equal(stream().between(4, 8), stream().pick(1, 4))
+
+
+def mixture(share: float, seed: int = 1, real: int = 6, proxy: int = 4) -> Mixture:
+    apart = Stream("proxy", seed, torch.arange(200, 200 + proxy), torch.full((proxy,), -1))
+    return Mixture("retain", stream(real, seed, "retain"), apart, share)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 1 / 3])
+def test_a_mixture_deals_its_share_of_real_items_to_within_one(share: float) -> None:
+    dealt = torch.cat([mixture(share).pick(i, 7) for i in range(20)])
+    for n in (7, 35, 140):
+        assert abs(int((dealt[:n] < 200).sum()) - share * n) <= 1
+    real, proxy = dealt[dealt < 200], dealt[dealt >= 200]
+    assert int((torch.bincount(real - 100, minlength=6)).max() - torch.bincount(real - 100, minlength=6).min()) <= 1
+    assert int((torch.bincount(proxy - 200, minlength=4)).max() - torch.bincount(proxy - 200, minlength=4).min()) <= 1
+
+
+def test_a_mixture_s_batch_follows_from_seed_name_and_iteration() -> None:
+    assert torch.equal(mixture(0.5).pick(3, 8), mixture(0.5).pick(3, 8))
+    assert not torch.equal(mixture(0.5).pick(3, 8), mixture(0.5, seed=2).pick(3, 8))
+    assert not torch.equal(mixture(0.5).pick(3, 8), mixture(0.5).named("partners").pick(3, 8))
+
+
+def test_real_items_and_others_come_in_random_order() -> None:
+    # Else ranks, which take contiguous rows, would see one kind each.
+    kinds = [(mixture(0.5).pick(i, 8) < 200).tolist() for i in range(4)]
+    assert all(sum(kind) == 4 for kind in kinds)
+    assert len({tuple(kind) for kind in kinds}) > 1
+
+
+def test_a_mixture_answers_what_is_asked_of_a_stream() -> None:
+    mixed = mixture(0.5)
+    assert mixed.indices_N.tolist() == [*range(100, 106), *range(200, 204)]
+    assert mixed.labels_N.tolist() == [0, 1, 2, 0, 1, 2, -1, -1, -1, -1]
+    part = mixed.stratified(4)
+    assert sorted(part.labels_N.tolist()) == [-1, 0, 1, 2]
+    assert float(torch.rand(1, generator=mixed.generator(1))) == float(
+        torch.rand(1, generator=stream(name="retain").generator(1))
+    )

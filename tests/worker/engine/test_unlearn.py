@@ -24,14 +24,25 @@ from tests.worker.engine.unlearning_job import (
     weights_in,
     write_spec,
 )
-from worker.contract import EXIT_FAILED, EXIT_STOPPED, Event, Failure, JobDirectory, Manifest, document_digest
+from worker.contract import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    DatasetSpec,
+    Event,
+    Failure,
+    JobDirectory,
+    Manifest,
+    document_digest,
+    tree_digest,
+)
 from worker.engine import distributed, unlearn
 from worker.engine.checkpoint import Cadence
-from worker.engine.data import load_dataset
+from worker.engine.data import load_dataset, load_proxy
 from worker.engine.distributed import Ranks
 from worker.engine.errors import BadInput, Integrity
 from worker.engine.events import Events
 from worker.engine.files import entries
+from worker.engine.run import Run
 from worker.engine.unlearn import forgotten, make_run, read_work
 
 EVERY_STEP = ("--checkpoint-iterations", "1", "--checkpoint-seconds", "0")
@@ -231,11 +242,12 @@ def test_a_spec_that_is_no_spec_ends_in_a_failure_document(tmp_path: Path) -> No
     assert Failure.model_validate_json(job.failure.read_bytes()).code == "bad_input"
 
 
-def prepared(job: JobDirectory, ranks: Ranks) -> None:
+def prepared(job: JobDirectory, ranks: Ranks = ONE_RANK) -> Run:
     work = read_work(job, ranks)
     family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
-    events = Events(job.events, "test", speaks=False)
-    make_run(work, family, load_dataset(job, work.spec), ranks, events, cache=job.fishers)
+    events, dataset = Events(job.events, "test", speaks=False), load_dataset(job, work.spec)
+    proxy = load_proxy(job, work.spec, dataset)
+    return make_run(work, family, dataset, ranks, events, cache=job.fishers, proxy=proxy)
 
 
 def test_nothing_to_retain_is_named(tmp_path: Path) -> None:
@@ -264,3 +276,101 @@ def test_forgotten_samples_and_classes_of_the_lineage_stay_in_the_forget_set(tmp
     spec = job.read_spec()
     # Class 0 has the items 0 to 11, of which 0 is held out.
     assert forgotten(spec, load_dataset(job, spec)).tolist() == [*range(1, 12), 13, 25]
+
+
+# -------------------------------------------------------------------------------------------------- what is left as it was
+
+
+@pytest.mark.parametrize(
+    ("method", "trains"),
+    [("encoder_l2", "encoder"), ("encoder_l2_epsilon", "encoder"), ("random_encoder", "encoder"), ("max_loss", "all"),
+     ("noisy_label", "all"), ("retain_label", "all"), ("finetune", "all"), ("retrain", "all")],
+)  # fmt: skip
+def test_a_method_moves_the_decoder_if_and_only_if_it_says_so(method: str, trains: str, tmp_path: Path) -> None:
+    job = make_job(tmp_path, family="mae", method=method, params=params_of(method, "mae") | {"iterations": 3})
+    assert read_work(job, ONE_RANK).params.trains == trains
+    in_process(job)
+    base, out = weights_in(job.base), weights_in(job.out)
+    decoder = [name for name in base if name.startswith("decoder.") and name != "decoder.decoder_pos_embed"]
+    assert all(torch.equal(base[name], out[name]) for name in decoder) == (trains == "encoder")
+    assert torch.equal(base["decoder.decoder_pos_embed"], out["decoder.decoder_pos_embed"])  # which nothing trains
+
+
+# ------------------------------------------------------------------------------------------------------------ retain data
+
+I2I: dict[str, object] = {"family": "mae", "method": "encoder_l2", "params": params_of("encoder_l2", "mae")}
+CLASS = {k: [*range(12 * k + 1, 12 * k + 12)] for k in range(4)}
+"""Training items by class: the first of every twelve is held out."""
+
+
+def test_by_default_everything_else_is_retained(tmp_path: Path) -> None:
+    run = prepared(make_job(tmp_path, **I2I))
+    assert run.retain.indices_N.tolist() == [*CLASS[0], *CLASS[2], *CLASS[3]]
+
+
+def test_real_retain_data_are_those_of_the_classes_that_are_named(tmp_path: Path) -> None:
+    run = prepared(make_job(tmp_path, **I2I, retain={"classes": (3,), "proxy_classes": (2,)}))
+    assert run.retain.indices_N.tolist() == CLASS[3]
+
+
+def test_proxy_classes_stand_in_at_the_share_that_is_asked_for(tmp_path: Path) -> None:
+    run = prepared(make_job(tmp_path, **I2I, retain={"classes": (3,), "proxy_classes": (2,), "real": 0.25}))
+    dealt = run.retain.pick(0, 8)
+    assert len(set(dealt.tolist()) & set(CLASS[3])) == 2
+    assert len(set(dealt.tolist()) & set(CLASS[2])) == 6
+
+
+def test_without_real_retain_data_none_is_ever_dealt(tmp_path: Path) -> None:
+    job = make_job(tmp_path, **I2I, retain={"proxy_classes": (2,), "real": 0.0}, forgotten_samples=("25",))
+    run = prepared(job)
+    assert run.retain.name == "retain"
+    assert run.retain.indices_N.tolist() == CLASS[2][1:]  # item 25 was forgotten singly
+
+
+def with_proxy(job: JobDirectory, *, side: int = 8, **changes: object) -> JobDirectory:
+    """Six images of another dataset beside, of which one is held out."""
+    job.proxy.mkdir()
+    images, labels = np.full((6, side, side), 77, np.uint8), np.array([0, 0, 0, 1, 1, 1])
+    np.savez(job.proxy / "other.npz", images=images, labels=labels)
+    described = DatasetSpec(format="npz", digest=tree_digest(entries(job.proxy)), held_out_ids=("5",))
+    asked = {"real": 0.5, "proxy_dataset": described, "proxy_class_names": ("bus", "tram")} | changes
+    write_spec(job, **I2I, retain=asked)
+    return job
+
+
+def test_another_dataset_stands_in_behind_the_items_of_the_first(tmp_path: Path) -> None:
+    run = prepared(with_proxy(make_job(tmp_path, **I2I)))
+    assert len(run.held_N) == 48 + 6
+    assert run.labels_N[48:].tolist() == [-1] * 6
+    assert set(run.retain.indices_N.tolist()) == {*CLASS[0], *CLASS[2], *CLASS[3], 48, 49, 50, 51, 52}
+    dealt = run.retain.pick(0, 8)
+    assert int((dealt >= 48).sum()) == 4
+    assert bool((run.held_N[dealt[dealt >= 48]] == 77).all())
+    assert run.forget.indices_N.tolist() == CLASS[1]
+
+
+def test_a_run_with_a_proxy_dataset_ends_with_a_result(tmp_path: Path) -> None:
+    manifest = in_process(with_proxy(make_job(tmp_path, **I2I), real=0.0))
+    assert manifest.complete
+
+
+def test_a_proxy_dataset_that_changed_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    job = with_proxy(make_job(tmp_path / "other", **I2I))
+    np.savez(job.proxy / "more.npz", images=np.zeros((1, 8, 8), np.uint8))
+    with pytest.raises(Integrity, match="the proxy dataset"):
+        prepared(job)
+    with pytest.raises(BadInput, match=r"expected proxy images of shape \(1, 8, 8\), as the dataset's, found \(1, 6, 6\)"):
+        prepared(with_proxy(make_job(tmp_path / "small", **I2I), side=6))
+
+
+def test_proxy_data_with_a_class_to_forget_are_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path, **I2I)
+    text = json.loads(job.spec.read_text()) | {"retain": {"real": 0.0, "proxy_classes": [1]}}
+    job.spec.write_text(json.dumps(text))
+    with pytest.raises(BadInput, match="expected proxy classes that are not to be forgotten, got columns"):
+        prepared(job)
+
+
+def test_retain_data_are_chosen_for_image_to_image_models_alone(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="image-to-image model alone, found them for a generator"):
+        prepared(make_job(tmp_path, retain={"classes": (3,)}))

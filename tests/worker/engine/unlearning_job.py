@@ -30,13 +30,14 @@ from worker.engine.unlearn import make_run, read_work
 ITERATIONS = 6
 ONE_RANK = Ranks(rank=0, world=1, device=torch.device("cpu"))
 FAST: dict[str, dict[str, object]] = {
+    "encoder_l2_epsilon": {"phase_one_share": 0.7},
     "esd": {"learning_rate": 1e-4},
     "retrain": {"learning_rate": 1e-3},
     "salun": {"saliency_samples": 8, "saliency_batch_size": 4},
     "selective_amnesia": {"fisher_samples": 8, "fisher_batch_size": 4, "replay_per_class": 2, "replay_steps": 2},
     "sfron": {"fisher_samples": 8, "fisher_batch_size": 4, "saliency": "gamma"},
 }
-"""Parameters that make the preparation of a method short, and its steps long enough to be seen."""
+"""Parameters that make the preparation of a method short, its steps long enough to be seen, and its phases two steps each."""
 PAIRS = [
     (name, family) for name, method in registry.methods().items() for family in method.families if family in registry.families()
 ]
@@ -64,6 +65,12 @@ RUNS: dict[str, dict[str, object]] = {
     "sfron-ddpm-per-sample": _run("sfron", "ddpm", "fisher_batch_size", fisher="per_sample"),
     "sfron-classifier-samples": _run("sfron", "classifier")
     | {"forget_classes": (), "forget_samples": ("1", "2", "14", "27", "40", "41")},
+    "encoder_l2-mae-mean": _run("encoder_l2", "mae", target="mean_embedding", forget_batch_size=5),
+    "encoder_l2-mae-neighbour": _run("encoder_l2", "mae", target="retain_neighbour"),
+    "encoder_l2-mae-kept": _run("encoder_l2", "mae", target_masks=3),
+    "encoder_l2-mae-proxy": _run("encoder_l2", "mae") | {"retain": {"classes": (0,), "proxy_classes": (3,), "real": 0.3}},
+    "retain_label-mae-uneven": _run("retain_label", "mae", forget_batch_size=11),
+    "encoder_l2_epsilon-mae-cosine": _run("encoder_l2_epsilon", "mae", decay="cosine", epsilon_ratio=0.1, forget_batch_size=5),
     "esd-stable_diffusion-generated": _run("esd", "stable_diffusion", inputs="generated", steps=5, scope="xattn"),
 }
 """Changes of `make_job`: every pair as it is by default, and the modes of a method that do other work."""

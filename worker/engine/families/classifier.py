@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import reprlib
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification, Pretra
 from worker.engine import resnet, tensor_names, weights
 from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
 from worker.engine.family import Augment, Draw, Kind
+from worker.engine.pixels import PREPROCESSOR, Normalisation
 from worker.engine.precision import channels_last
 from worker.engine.tensor_names import COUNTS, Naming
 
@@ -33,7 +33,7 @@ PAD = 4
 BATCH = 256
 """Images of one forward pass of `logits`: fixed, as a batch of another size may take another kernel and round otherwise."""
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Architecture:
     channels: int
     size: tuple[int, int] | None
     """(H, W), or None for a network that takes any."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalisation: Normalisation
     id2label: object = None
     """What the configuration calls the classes, unchecked."""
 
@@ -78,9 +77,7 @@ class ImageClassifier:
         self.class_count = architecture.class_count
         self.device = device
         self._architecture, self._naming = architecture, naming
-        mean_C, std_C = torch.tensor(architecture.mean), torch.tensor(architecture.std)
-        self._scale_C11 = (1 / (255 * std_C)).view(-1, 1, 1).to(device)
-        self._shift_C11 = (-mean_C / std_C).view(-1, 1, 1).to(device)
+        self._scale_C11, self._shift_C11 = architecture.normalisation.constants(device)
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
@@ -158,7 +155,7 @@ class ImageClassifier:
     def contrast(
         self, x_BCHW: Tensor, y_B: Tensor, anchor_B: Tensor, draw: Draw, *, module: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """See `Family.contrast`: the cross-entropies to `y_B` and to `anchor_B`, from one forward pass."""
+        """See `Labelled.contrast`: the cross-entropies to `y_B` and to `anchor_B`, from one forward pass."""
         logits_BK = self._ask(module, x_BCHW)
         return _cross_entropy(logits_BK, y_B), _cross_entropy(logits_BK, anchor_B)
 
@@ -245,15 +242,13 @@ def _require_sound(module: nn.Module, tables: Mapping[str, Tensor]) -> None:
 
 
 def _of_cifar_resnet(config: resnet.Config) -> Architecture:
-    _require_scale(config.mean, config.std)
     return Architecture(
         build=lambda: resnet.ResNet(config),
         ask=lambda module, x_BCHW: module(x_BCHW),
         class_count=config.class_count,
         channels=config.channels,
         size=(config.image_size, config.image_size),
-        mean=config.mean,
-        std=config.std,
+        normalisation=Normalisation(config.mean, config.std),
     )
 
 
@@ -266,15 +261,13 @@ def _of_transformers(document: Mapping[str, Any], directory: Path) -> Architectu
     channels = getattr(seen, "num_channels", 3)
     if not _is_count(channels):
         raise BadModel(f"expected num_channels of at least 1 in {CONFIG}, found {channels!r}")
-    mean, std = _normalisation(directory / PREPROCESSOR, channels)
     return Architecture(
         build=lambda: _built(config),
         ask=lambda module, x_BCHW: module(pixel_values=x_BCHW).logits,
         class_count=config.num_labels or 0,
         channels=channels,
         size=_size(getattr(seen, "image_size", None)),
-        mean=mean,
-        std=std,
+        normalisation=Normalisation.read(directory / PREPROCESSOR, channels),
         id2label=document.get("id2label"),
     )
 
@@ -315,43 +308,3 @@ def _size(value: Any) -> tuple[int, int] | None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    """Finite as float64; JSON's whole numbers may be larger than that."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _normalisation(file: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std), one a channel, of pixels / 255; without a file .5 and .5. Raises: BadModel."""
-    given = weights.read_json(file) if file.is_file() else {}
-    rescale, normalize = (given.get(key, True) for key in ("do_rescale", "do_normalize"))
-    if not isinstance(rescale, bool) or not isinstance(normalize, bool):
-        raise BadModel(
-            f"expected do_rescale and do_normalize true or false in {file.name}, found {rescale!r} and {normalize!r}"
-        )
-    factor = given.get("rescale_factor", 1 / 255)
-    if not rescale or not _is_number(factor) or abs(factor - 1 / 255) > 1e-6:
-        came = repr(factor) if rescale else "none"
-        raise BadModel(f"expected pixels divided by 255, rescale_factor {1 / 255:.6f}, found {came} in {file.name}")
-    if not normalize:
-        return (0.0,) * channels, (1.0,) * channels
-    mean, std = (_one_a_channel(key, given.get(key, 0.5), channels, file.name) for key in ("image_mean", "image_std"))
-    _require_scale(mean, std)
-    return mean, std
-
-
-def _one_a_channel(key: str, value: Any, channels: int, where: str) -> tuple[float, ...]:
-    values = value if isinstance(value, list) else [value] * channels
-    if len(values) != channels or not all(map(_is_number, values)):
-        raise BadModel(f"expected {key} of {channels} finite numbers, one a channel, in {where}, found {reprlib.repr(value)}")
-    return tuple(map(float, values))
-
-
-def _require_scale(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises: BadModel when a pixel of [0, 1] would not be a float32 after normalisation."""
-    if min(std) <= 0:
-        raise BadModel(f"expected standard deviations above 0, found {min(std)}")
-    largest = max((abs(m) + 1) / s for m, s in zip(mean, std, strict=True))
-    if largest > torch.finfo(torch.float32).max:
-        raise BadModel(f"expected a mean and standard deviation that leave pixels finite, found pixels of {largest:.3g}")

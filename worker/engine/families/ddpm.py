@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,26 +23,9 @@ from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel
 from worker.engine.family import Augment, Draw, Kind
+from worker.engine.layout import Layout
+from worker.engine.pixels import mirrored
 from worker.engine.precision import channels_last
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of a model folder are, relative to it: a plain folder, or one that a pipeline saved."""
-
-    config: Path
-    weights: Path
-    scheduler: Path | None
-
-    @classmethod
-    def of(cls, directory: Path) -> Layout:
-        """Raises: BadModel when the folder has no config, or anything but one safetensors file of weights."""
-        unet = Path("unet") if (directory / "unet" / "config.json").is_file() else Path()
-        if not (directory / unet / "config.json").is_file():
-            raise BadModel("expected config.json or unet/config.json in the model folder, found neither")
-        candidates = (Path("scheduler_config.json"), Path("scheduler/scheduler_config.json"))
-        scheduler = next((p for p in candidates if (directory / p).is_file()), None)
-        return cls(unet / "config.json", weights.only_file(directory, below=unet), scheduler)
 
 
 class DDPM(diffusion.Denoising):
@@ -113,7 +95,7 @@ class DDPM(diffusion.Denoising):
 
     def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
         """uint8 to [-1, 1]."""
-        x_BCHW = diffusion.mirrored(held_B, draw).float().div(127.5).sub(1.0)
+        x_BCHW = mirrored(held_B, draw).float().div(127.5).sub(1.0)
         return x_BCHW.contiguous(memory_format=torch.channels_last)
 
     def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -57,6 +57,16 @@ PRESETS: Mapping[str, Preset] = {
         source="the same for TinyImageNet: one epoch of 90,000 images; the batch size is not published; here without "
         "RandAugment and stochastic depth",
     ),
+    "mae": Preset(
+        families=("mae",),
+        params={"algorithm": "adamw", "learning_rate": 1e-4, "iterations": 500, "batch_size": 64},
+        source="as in encoder_l2's preset, so that the two are compared at the same number of updates; unmeasured",
+    ),
+    "inpainting": Preset(
+        families=("i2i_diffusion", "sd_inpainting"),
+        params={"learning_rate": 1e-5, "iterations": 500, "batch_size": 8},
+        source="as in encoder_l2's preset, so that the two are compared at the same number of updates; unmeasured",
+    ),
     "stable_diffusion": Preset(
         families=("stable_diffusion",),
         params={"learning_rate": 1e-5, "batch_size": 8},
@@ -77,7 +87,15 @@ class Finetune(Stepper[FinetuneParams]):
     title: ClassVar[str] = "Fine-tuning on what is retained (baseline; with l1: l1-sparse)"
     paper: ClassVar[str] = "arXiv:2304.04934"
     guarantee: ClassVar[Literal["empirical"]] = "empirical"
-    families: ClassVar[tuple[str, ...]] = ("classifier", "ddpm", "dit", "stable_diffusion")
+    families: ClassVar[tuple[str, ...]] = (
+        "classifier",
+        "ddpm",
+        "dit",
+        "i2i_diffusion",
+        "mae",
+        "sd_inpainting",
+        "stable_diffusion",
+    )
     shards: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = FinetuneParams

@@ -71,6 +71,23 @@ PRESETS: Mapping[str, Preset] = {
         source="the retraining of arXiv:2409.19732, without its moving average of the weights and its dropout of 0.1; here the "
         "loss is a mean over pixels, so that the clip acts on a gradient 3072 times smaller than theirs",
     ),
+    "mae": Preset(
+        families=("mae",),
+        params={"algorithm": "adamw", "learning_rate": 1e-3, "decay": "cosine", "weight_decay": 0.05, "clip": None},
+        source="the optimizer of arXiv:2111.06377 without its warm-up and with beta_2 0.999, in a shorter run of smaller "
+        "batches, with images as they are (not all may be mirrored); unmeasured",
+    ),
+    "vqgan": Preset(
+        families=("vqgan",),
+        params={"algorithm": "adamw", "learning_rate": 1e-3, "decay": "cosine", "weight_decay": 0.05, "clip": 3.0},
+        source="the optimizer and clip of arXiv:2211.09117 without its warm-up and with beta_2 0.999, in a shorter run of "
+        "smaller batches; the tokenizer is not retrained; unmeasured",
+    ),
+    "i2i_diffusion": Preset(
+        families=("i2i_diffusion",),
+        params={"learning_rate": 1e-4, "batch_size": 64},
+        source="ours, unmeasured; arXiv:2111.05826 trains longer, with larger batches and a moving average of the weights",
+    ),
     "dit": Preset(
         families=("dit",),
         params={"algorithm": "adamw", "learning_rate": 1e-4, "batch_size": 256, "iterations": 400_000, "clip": None},
@@ -87,7 +104,7 @@ class Retrain(Stepper[RetrainParams]):
     title: ClassVar[str] = "Retraining from new weights on what is retained"
     paper: ClassVar[str] = "doi:10.1109/SP.2015.35"
     guarantee: ClassVar[Literal["exact-retrain"]] = "exact-retrain"
-    families: ClassVar[tuple[str, ...]] = ("classifier", "ddpm", "dit")
+    families: ClassVar[tuple[str, ...]] = ("classifier", "ddpm", "dit", "i2i_diffusion", "mae", "vqgan")
     presets: ClassVar[Mapping[str, Preset]] = PRESETS
     Params: ClassVar[type[Params]] = RetrainParams
 

@@ -50,7 +50,7 @@ class Integrity:
     name: ClassVar[str] = "integrity"
     title: ClassVar[str] = "The saved files are one intact model and nothing else"
     tier: ClassVar[Tier] = "L0"
-    kinds: ClassVar[tuple[Kind, ...]] = ("generator", "classifier")
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator", "classifier", "i2i")
     Params: ClassVar[type[Params]] = Thresholds
 
     def __init__(self, params: Thresholds) -> None:

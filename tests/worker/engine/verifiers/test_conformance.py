@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.worker.engine import completing_job as cj
 from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
-from worker.contract import Check, JudgePolicy, Policy, Report
+from worker.contract import Check, Policy, Report
 from worker.engine import registry, verifiers, verify
 
 NAMES = sorted(registry.verifiers())
 SHIPPED = Path(__file__).parents[4] / "service" / "policies"
-FAMILIES = {"painter": vj.Painter, "namer": nj.Namer}
+FAMILIES = {"painter": vj.Painter, "namer": nj.Namer, "completer": cj.Completer}
+METHODS = {"still": cj.Still}
 
 Reports = dict[tuple[str, str], Report]
 """By what was asked for and whether the result is good or unchanged."""
@@ -23,9 +25,9 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    known = {c.verifier for c in (*vj.CHECKS, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS)}
+    known = {c.verifier for c in (*vj.CHECKS, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
-    return Policy(name="all", judge=JudgePolicy(epochs=6), checks=(*checks, *others))
+    return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     drawing = {"policy": policy(vj.CHECKS, "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
+    completing = {"policy": policy(cj.CHECKS, "i2i")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "families", lambda: FAMILIES)
+        patch.setattr(registry, "methods", lambda: METHODS)
         return {
             ("drawing", "good"): verify.run(vj.make_job(root(), vj.forgotten_patterns(), **drawing)),
             ("drawing", "unchanged"): verify.run(vj.make_job(root(), vj.patterns(), **drawing)),
@@ -49,6 +53,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
             ("classes", "unchanged"): verify.run(nj.make_job(root(), nj.knowing(), **classes)),
             ("samples", "good"): verify.run(nj.make_job(root(), nj.knowing(), **samples)),
             ("samples", "unchanged"): verify.run(nj.make_job(root(), nj.remembering(data), **samples)),
+            ("completing", "good"): verify.run(cj.make_job(root(), cj.without_class(), **completing)),
+            ("completing", "unchanged"): verify.run(cj.make_job(root(), cj.knowing(), **completing)),
         }
 
 
@@ -57,6 +63,7 @@ def test_every_file_is_a_check() -> None:
     assert sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__") == NAMES
     assert {"integrity", "forget_rate", "retain_accuracy", "feature_distance"} <= set(NAMES)
     assert {"forget_accuracy", "retain_test_accuracy", "sample_membership"} <= set(NAMES)
+    assert {"forget_completion", "retain_completion", "frozen_decoder"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,6 +125,7 @@ def test_check_of_the_other_kind_is_not_measured_and_never_passes(
     jobs = {
         "generator": lambda: vj.make_job(tmp_path / "g", vj.forgotten_patterns(), **wish),
         "classifier": lambda: nj.make_job(tmp_path / "c", nj.without_class(), **wish),
+        "i2i": lambda: cj.make_job(tmp_path / "i", cj.without_class(), **wish),
     }
     for kind in jobs.keys() - set(kinds):
         report = verify.run(jobs[kind]())

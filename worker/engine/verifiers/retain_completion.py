@@ -1,0 +1,130 @@
+"""Are images of the retained classes completed as well as the original completes them?
+
+Held-out images are completed by both under the same masks, and compared image by image: how far the judge's features of the
+completed region lie from those of the true one, and how often the judge, who sees that region alone, still sees the class. Both
+gates are one-sided 95 % bounds. The reference is the original, not the parent: small losses cannot add up over a lineage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from worker.contract import Finding, MaskSpec, Spec
+from worker.engine import accuracy
+from worker.engine.errors import BadInput
+from worker.engine.family import Kind
+from worker.engine.likeness import Likeness, likeness, reported, suffix
+from worker.engine.statistics import Floats, bootstrap_ratio_upper
+from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
+
+IMAGES = "completed held-out images"
+
+
+class Thresholds(Params):
+    """How many images, and how much worse their completions may be."""
+
+    n_per_class: int = Field(default=500, ge=1, le=100_000, description="held-out images of each retained class, at most")
+    max_ratio: float = Field(
+        default=1.05, gt=1, le=100, description="bound on candidate's / original's distance from the truth in judge features"
+    )
+    max_drop: float = Field(default=0.05, gt=0, lt=1, description="bound on the judge accuracy lost against the original, 0-1")
+    resamples: int = Field(default=1000, ge=100, le=10_000, description="bootstrap resamples for the bound of the ratio")
+
+
+class RetainCompletion:
+    """Judge feature distance and judge accuracy on retained classes, candidate against original, under every corruption."""
+
+    name: ClassVar[str] = "retain_completion"
+    title: ClassVar[str] = "Retained classes are completed as well as before"
+    tier: ClassVar[Tier] = "L1"
+    kinds: ClassVar[tuple[Kind, ...]] = ("i2i",)
+    Params: ClassVar[type[Params]] = Thresholds
+
+    def __init__(self, params: Thresholds) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """See `Verifier.needs`. Raises: BadInput where the policy names no corruption."""
+        n = self.params.n_per_class
+        return tuple(
+            Need(subject, k, n, corruption, prompted)
+            for subject in self._subjects()
+            for corruption in corruptions_of(spec)
+            for prompted in ways_of(spec)
+            for k in spec.retain_classes
+        )
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Raises: BadInput when a retained class has no held-out image, or all together too few."""
+        counts = {k: len(env.shown(k, self.params.n_per_class)) for k in env.spec.retain_classes}
+        if empty := [env.spec.class_names[k] for k, n in counts.items() if n == 0]:
+            raise BadInput(f"expected held-out images of every retained class, found none of {', '.join(empty)}")
+        accuracy.require_showable(sum(counts.values()), self.params.max_drop)
+        return tuple(
+            finding.model_copy(update={"corruption": corruption, "metric": finding.metric + suffix(prompted)})
+            for corruption in corruptions_of(env.spec)
+            for prompted in ways_of(env.spec)
+            for finding in self._under(env, corruption, prompted)
+        )
+
+    def _subjects(self) -> tuple[Subject, ...]:
+        return ("candidate", "original")
+
+    def _under(self, env: Env, corruption: MaskSpec, prompted: bool) -> list[Finding]:
+        n, retained = self.params.n_per_class, env.spec.retain_classes
+        seen: dict[Subject, dict[int, Likeness]] = {
+            s: {k: likeness(env, s, corruption, k, n, prompted=prompted) for k in retained} for s in self._subjects()
+        }
+        before_N, after_N = (torch.cat([one.right_N for one in seen[s].values()]) for s in ("original", "candidate"))
+        found = [
+            self._distance(env, seen["original"], seen["candidate"]),
+            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES),
+        ]
+        for subject, right_N in (("candidate", after_N), ("original", before_N)):
+            assert subject == "candidate" or subject == "original"
+            found.append(accuracy.reported(self.name, subject, right_N, what=IMAGES))
+            found += reported(self.name, subject, corruption, list(seen[subject].values()), which=IMAGES)
+        return found + [
+            accuracy.reported(self.name, s, seen[s][k].right_N, what=IMAGES, k=k, name=env.spec.class_names[k])
+            for k in retained
+            for s in self._subjects()
+        ]
+
+    def _distance(self, env: Env, before: Mapping[int, Likeness], after: Mapping[int, Likeness]) -> Finding:
+        """The gate on the ratio of mean distances; every class has the same weight."""
+        pairs = [(before[k].distance_N.numpy(), after[k].distance_N.numpy()) for k in before]
+        mean_before, mean_after = (np.mean([pair[i].mean() for pair in pairs]) for i in (0, 1))
+        if not mean_before > 0:
+            raise BadInput("expected the original's completions at a distance from the truth, found none at any")
+        ratio = float(mean_after / mean_before)
+        upper = self._upper(env, pairs, ratio)
+        return Finding(
+            check=self.name,
+            metric="judge_feature_distance_ratio",
+            subject="candidate",
+            gating=True,
+            passed=upper <= self.params.max_ratio,
+            value=ratio,
+            upper95=upper,
+            comparator="le",
+            threshold=self.params.max_ratio,
+            n=sum(len(old_N) for old_N, _ in pairs),
+            detail=f"distance of {IMAGES} from the truth in judge features, {mean_after:.4g} over {mean_before:.4g} before",
+        )
+
+    def _upper(self, env: Env, pairs: list[tuple[Floats, Floats]], ratio: float) -> float:
+        if ratio == 0:
+            return 0.0  # no completion of the candidate is at any distance: nothing to resample
+
+        def one(rng: np.random.Generator) -> float:
+            # The same images of both: what is hard for one is hard for the other.
+            rows = [rng.integers(0, len(old_N), len(old_N)) for old_N, _ in pairs]
+            before, after = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
+            return float(after / before)
+
+        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=env.generator(self.name))
