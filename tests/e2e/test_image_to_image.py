@@ -20,6 +20,9 @@ from tests.worker.engine.tiny import NAMES, striped
 from tests.worker.engine.tiny import mae as tiny
 from worker.engine.families.mae import MaskedAutoencoder
 
+pytestmark = pytest.mark.slow
+"""Half a minute of one core; the classifier's journey goes the same way in the default suite."""
+
 PER_CLASS, HELD_OUT = 300, 150
 """0 of 150 held-out hits bound an accuracy by 2.0 %."""
 OTHERS = ("checks", "frame", "dots")
