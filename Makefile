@@ -7,10 +7,10 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random clean
+.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full clean
 
 help:            ## Show what there is.
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
 
 install: $(STAMP) ## Create .venv with pinned dependencies.
 
@@ -64,6 +64,12 @@ bench-sfron-gpu: $(STAMP) ## The same on one NVIDIA H200, and a CIFAR-10 DDPM of
 
 bench-sfron-random: $(STAMP) ## A random 10 % forgotten by every method, beside retraining; 3 hours (QUICK=1: less). Needs EXPUNGE_DATA.
 	$(BIN)/python -m tests.benchmarks.bench_sfron_random $(if $(QUICK),--quick) $(ARGS)
+
+bench-i2i: $(STAMP) ## Image-to-image: what is forgotten and kept, and how fast; 60 minutes (QUICK=1: 10). CIFAR-10 needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_i2i $(if $(QUICK),--quick) $(ARGS)
+
+bench-i2i-full: $(STAMP) ## The same on both splits, under every corruption, with 3 seeds; hours. Needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_i2i --full $(ARGS)
 
 constraints: $(STAMP) ## Pin what is installed now.
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt

@@ -1,0 +1,1 @@
+"""Image-to-image unlearning, measured: who completes what, after which method, and how fast."""
