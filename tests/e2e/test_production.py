@@ -97,14 +97,14 @@ def a_database(server: str, template: str) -> Iterator[str]:
 
 
 def small_policy(folder: Path) -> Path:
-    """The shipped policy with fewer samples, so that the test takes seconds: 60 without a hit bound the rate at 4.9 %.
+    """The shipped policy with fewer samples, so that the test takes seconds, and the wider bounds that go with so few.
 
-    So few also widen the bounds on what is retained; how well a model forgets is not what this test is about.
+    The noise of the samples is this host's secret: 60 may hold a hit or two. How well a model forgets is not tested here.
     """
     policy = json.loads(POLICY.read_text())
     for check in policy["checks"]:
         if check["verifier"] == "forget_rate":
-            check["params"]["n_per_class"] = 60
+            check["params"].update(n_per_class=60, max_rate=0.15)
         if check["verifier"] == "retain_accuracy":
             check["params"].update(n_per_class=40, max_drop=0.1)
         if check["verifier"] == "feature_distance":

@@ -30,7 +30,7 @@ from worker.engine.unlearn import make_run, read_work
 ITERATIONS = 6
 ONE_RANK = Ranks(rank=0, world=1, device=torch.device("cpu"))
 FAST: dict[str, dict[str, object]] = {
-    "encoder_l2_epsilon": {"phase_one_share": 0.7},
+    "encoder_l2_epsilon": {"phase_one_share": 0.7, "learning_rate": 3e-4},
     "esd": {"learning_rate": 1e-4},
     "retrain": {"learning_rate": 1e-3},
     "salun": {"saliency_samples": 8, "saliency_batch_size": 4},
