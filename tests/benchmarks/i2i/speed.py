@@ -59,10 +59,10 @@ class Pace:
 
 def pace(size: tasks.SizeName) -> Pace:
     """The published batch of masked models on one device is 32 or more; a step each way is some tenths of a second."""
-    made = Pace(steps=30, rounds=2, batch=32, iterations=500, per_class=500)
+    made = Pace(steps=12, rounds=2, batch=32, iterations=500, per_class=500)
     match size:
         case "quick":
-            return replace(made, steps=8, rounds=1)
+            return replace(made, steps=6, rounds=1)
         case "smoke":
             return replace(made, steps=2, rounds=1, batch=4, iterations=2, per_class=2)
     return made

@@ -162,7 +162,7 @@ class MaskedAutoencoder:
 
     # ----------------------------------------------------------------------------------------------------- completing
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def complete(
         self,
         images_BCHW: Tensor,

