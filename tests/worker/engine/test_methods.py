@@ -132,9 +132,6 @@ class Subject:
         return weights_of(method)
 
 
-UNBOUND = {(key, family) for key in ("epsilon_ratio", "phase_two_rate") for family in ("i2i_diffusion", "vqgan")}
-"""Parameters of a bound that a few updates of these tiny networks keep anyhow: the other families show that they are read."""
-
 REACH = {"encoder_l2_epsilon": ITERATIONS}
 """Iterations that it takes to see every phase, of methods that have some."""
 
@@ -196,7 +193,7 @@ def test_a_parameter_changes_the_result_or_is_refused(name: str, family: str, tm
 
     for key in subject.method.Params.model_fields.keys() - {"preset"} - HOW:
         having, lacking = modes(subject, key)
-        for mode in having if (key, family) not in UNBOUND else ():
+        for mode in having:
             assert any(changed(mode, {key: value}) for value in OTHERS[key]), (key, mode)
         for mode in lacking:
             for value in OTHERS[key]:

@@ -30,14 +30,14 @@ from worker.engine.unlearn import make_run, read_work
 ITERATIONS = 6
 ONE_RANK = Ranks(rank=0, world=1, device=torch.device("cpu"))
 FAST: dict[str, dict[str, object]] = {
-    "encoder_l2_epsilon": {"phase_one_share": 0.7, "learning_rate": 3e-4},
+    "encoder_l2_epsilon": {"phase_one_share": 0.7, "phase_two_rate": 0.1, "learning_rate": 3e-4},
     "esd": {"learning_rate": 1e-4},
     "retrain": {"learning_rate": 1e-3},
     "salun": {"saliency_samples": 8, "saliency_batch_size": 4},
     "selective_amnesia": {"fisher_samples": 8, "fisher_batch_size": 4, "replay_per_class": 2, "replay_steps": 2},
     "sfron": {"fisher_samples": 8, "fisher_batch_size": 4, "saliency": "gamma"},
 }
-"""Parameters that make the preparation of a method short, its steps long enough to be seen, and its phases two steps each."""
+"""Parameters that make preparations short, steps long enough to be seen, phases two steps each, and a bound one that binds."""
 PAIRS = [
     (name, family) for name, method in registry.methods().items() for family in method.families if family in registry.families()
 ]
