@@ -24,8 +24,10 @@ GUARANTEES = {
         "influence of the forgotten data remains."
     ),
     "exact-retrain": (
-        "The weights were trained from scratch by the named code on the named data without what is forgotten. The "
-        "operator's statement of what data was used is taken on trust."
+        "The weights that the named algorithm trains were trained from scratch by the named code on the named data without "
+        "what is forgotten. Parts that a model of this family keeps frozen, such as an autoencoder, a tokenizer or a text "
+        "encoder, are the parent's, whatever they were trained on. The operator's statement of what data was used is taken on "
+        "trust."
     ),
 }
 """What each guarantee means, in the words that every certificate carries."""

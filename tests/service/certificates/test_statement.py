@@ -8,7 +8,7 @@ import math
 import pytest
 import rfc8785
 
-from service.certificates.statement import decimals, objections
+from service.certificates.statement import GUARANTEES, decimals, objections
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
 from worker import contract
@@ -147,6 +147,13 @@ def test_forgotten_samples_are_a_number_and_a_digest_never_ids() -> None:
 
 def test_forgotten_classes_are_said_as_they_always_were() -> None:
     assert a_statement()["predicate"]["forgetSet"] == {"unit": "class", "classes": [3], "forgottenEarlier": []}
+
+
+def test_retraining_claims_nothing_of_parts_that_no_algorithm_trains() -> None:
+    """A tokenizer or an autoencoder stays the parent's, and may have been trained on what is forgotten."""
+    said = GUARANTEES["exact-retrain"]
+    assert said.startswith("The weights that the named algorithm trains were trained from scratch")
+    assert "frozen, such as an autoencoder, a tokenizer or a text encoder, are the parent's" in said
 
 
 # ---------------------------------------------------------------------------------------------------------- retain data
