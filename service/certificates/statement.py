@@ -45,7 +45,8 @@ SET_ASIDE = (
 NOT_ALL_REAL = (
     "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
     "on trust. Verification and the judges that it trained looked at real images of all classes.",
-    "That the proxy data hold no image of what is forgotten is told by the names of their classes and by whole files alone.",
+    "That the proxy data hold no image of what is forgotten is told by the names of their classes, by whole files and by "
+    "images that are the same pixel by pixel alone.",
 )
 """Limits of certificates about chosen retain data."""
 
