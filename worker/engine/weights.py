@@ -26,36 +26,40 @@ def only_file(directory: Path, *, below: Path) -> Path:
     Raises:
         BadModel: a pickle anywhere in the folder, or another number of safetensors files than one.
     """
-    files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
-    pickles = [p.name for p in files if p.suffix.lower() in PICKLES]
-    if pickles:
-        raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
-    found = [p for p in files if p.suffix.lower() == ".safetensors"]
+    found = _safetensors(directory)
     if len(found) != 1 or found[0].parent != below:
         raise BadModel(f"expected one .safetensors file in {below}/, found {[p.as_posix() for p in found]}")
     return found[0]
 
 
-def files_of_parts(directory: Path, parts: Sequence[Path]) -> dict[Path, Path]:
-    """The one safetensors file of each part of a pipeline's folder, relative to the folder.
+def files_of_parts(directory: Path, parts: Sequence[Path], *, carried: Sequence[Path] = ()) -> dict[Path, Path]:
+    """The one safetensors file of each part of a pipeline's folder, relative to the folder, whatever its name.
+
+    Args:
+        carried: parts that are copied and never read: they may be missing, but have one file at most, too.
 
     Raises:
         BadModel: a pickle anywhere, a part with no or with two files (one of them would survive unlearning), or weights in
             another place, such as a whole checkpoint beside the parts.
     """
+    found, places = _safetensors(directory), (*parts, *carried)
+    strays = [p.as_posix() for p in found if p.parent not in places]
+    if strays:
+        raise BadModel(f"expected .safetensors files in {', '.join(map(str, places))} only, found {strays}")
+    by_part = {part: [p for p in found if p.parent == part] for part in places}
+    for part, own in by_part.items():
+        if len(own) > 1 or (part in parts and not own):
+            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
+    return {part: by_part[part][0] for part in parts}
+
+
+def _safetensors(directory: Path) -> list[Path]:
+    """All safetensors files, relative to the folder. Raises: BadModel for a pickle anywhere."""
     files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
     pickles = [p.as_posix() for p in files if p.suffix.lower() in PICKLES]
     if pickles:
         raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
-    found = [p for p in files if p.suffix.lower() == ".safetensors"]
-    strays = [p.as_posix() for p in found if p.parent not in parts]
-    if strays:
-        raise BadModel(f"expected .safetensors files in {', '.join(map(str, parts))} only, found {strays}")
-    by_part = {part: [p for p in found if p.parent == part] for part in parts}
-    for part, own in by_part.items():
-        if len(own) != 1:
-            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
-    return {part: own[0] for part, own in by_part.items()}
+    return [p for p in files if p.suffix.lower() == ".safetensors"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
