@@ -504,6 +504,18 @@ def test_a_tied_head_keeps_the_words_from_training_unless_the_published_way_is_a
     assert moved(method_of(tmp_path / "release", network=network, release_compat=True)) == {"encoder", "shared"}
 
 
+def test_another_text_encoder_is_another_frozen_prompt(tmp_path: Path) -> None:
+    """Both halves of aMUSEd's network read what the prompt became: the encoder's bytes are not all that decides answers."""
+    before = halves.digests(family_of(tmp_path, "amused"))
+    text = tiny_text_encoder()
+    with torch.no_grad():
+        text.get_input_embeddings().weight.mul_(1.5)
+    write_amused(tmp_path / "other", text=text)
+    after = halves.digests(load(tmp_path / "other"))
+    moved = {name.split("/")[0] for name in before if before[name] != after[name]}
+    assert moved == {"prompt"}
+
+
 def test_words_of_their_own_are_the_encoder_s_and_nothing_is_shared(tmp_path: Path) -> None:
     method = method_of(tmp_path / "a")
     assert method.run.family.module.half_of("embed.words.weight") == "encoder"
