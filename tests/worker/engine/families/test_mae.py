@@ -183,6 +183,8 @@ def test_fresh_weights_keep_the_tables_of_positions(tmp_path: Path) -> None:
         ({"mask_ratio": 0.0}, "hides none"),
         ({"mask_ratio": 1.0}, "hides all"),
         ({"hidden_act": "no_such_function"}, "cannot build"),
+        ({"num_attention_heads": -1}, "num_attention_heads to be one number of at least 1"),
+        ({"decoder_num_attention_heads": -1}, "decoder_num_attention_heads to be one number of at least 1"),
     ],
 )
 def test_a_configuration_that_cannot_complete_images_is_refused(
