@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 """Narrower ones would wrap around when a count grows past them, and nothing would say so."""
+
+NOT_THE_NETWORK = frozenset({"model_type", "dtype", "torch_dtype", "num_labels", "id2label", "label2id"})
+"""Keys of a transformers configuration that are not handed on; see `network_values`."""
 
 
 def only_file(directory: Path, *, below: Path) -> Path:
@@ -80,6 +83,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadModel(f"expected a JSON object in {path.name}, found {type(document).__name__}")
     return document
+
+
+def network_values(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers configuration says of the network itself.
+
+    Left out: who computes attention, which may name a kernel to download; in which numbers, for they are ours; and labels, of
+    which transformers makes up as many names as `num_labels` says, be it a billion.
+    """
+    return {key: value for key, value in document.items() if key not in NOT_THE_NETWORK and "attn_impl" not in key}
 
 
 def require_label_order(id2label: object, labels: Sequence[str], where: str) -> None:

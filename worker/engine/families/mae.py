@@ -257,7 +257,7 @@ def _in_halves(network: ViTMAEForPreTraining, naming: Naming, device: torch.devi
 
 
 def _config(document: Mapping[str, Any]) -> ViTMAEConfig:
-    """Raises: BadModel. Who computes attention is left to this machine: a configuration may name a kernel to download."""
+    """Raises: BadModel."""
     if document.get("model_type") != "vit_mae":
         raise BadModel(f"expected model_type 'vit_mae' in {CONFIG}, found {document.get('model_type')!r}")
     for key in ("auto_map", "quantization_config"):

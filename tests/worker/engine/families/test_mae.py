@@ -207,6 +207,14 @@ def test_an_encoder_without_a_decoder_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_labels_are_not_made_up_for_a_network_that_has_none(tmp_path: Path) -> None:
+    """transformers would make a name for each of `num_labels`: a few bytes of a configuration could take all memory."""
+    write_model(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_labels": 5000}))
+    assert len(load(tmp_path).module.network.config.id2label) < 5000
+
+
 def test_the_configuration_s_own_kernel_is_not_taken(tmp_path: Path) -> None:
     write_model(tmp_path)
     file = tmp_path / "config.json"

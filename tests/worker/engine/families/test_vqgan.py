@@ -681,3 +681,10 @@ def test_a_configuration_is_closed_and_has_the_published_sizes_by_default() -> N
     config = TransformerConfig(codebook_size=1024, sample_size=16)
     assert (config.length, config.dropped, config.mask_id) == (256, 128, 1024)
     assert (config.hidden_size, config.num_hidden_layers, config.decoder_num_hidden_layers) == (768, 12, 8)
+
+
+def test_a_kernel_that_the_text_encoder_s_configuration_names_is_not_fetched(tmp_path: Path) -> None:
+    write_amused(tmp_path)
+    file = tmp_path / "text_encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_attn_implementation": "kernels-community/flash"}))
+    assert load(tmp_path).grid == (4, 4)
