@@ -24,8 +24,10 @@ GUARANTEES = {
         "influence of the forgotten data remains."
     ),
     "exact-retrain": (
-        "The weights were trained from scratch by the named code on the named data without what is forgotten. The "
-        "operator's statement of what data was used is taken on trust."
+        "The weights that the named algorithm trains were trained from scratch by the named code on the named data without "
+        "what is forgotten. Parts that a model of this family keeps frozen, such as an autoencoder, a tokenizer or a text "
+        "encoder, are the parent's, whatever they were trained on. The operator's statement of what data was used is taken on "
+        "trust."
     ),
 }
 """What each guarantee means, in the words that every certificate carries."""
@@ -43,7 +45,8 @@ SET_ASIDE = (
 NOT_ALL_REAL = (
     "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
     "on trust. Verification and the judges that it trained looked at real images of all classes.",
-    "That the proxy data hold no image of what is forgotten is told by the names of their classes and by whole files alone.",
+    "That the proxy data hold no image of what is forgotten is told by the names of their classes, by whole files and by "
+    "images that are the same pixel by pixel alone.",
 )
 """Limits of certificates about chosen retain data."""
 

@@ -62,7 +62,8 @@ class Choice:
 
 
 def require_usable(choice: Choice, gone: Collection[int], class_names: Sequence[str], stand_in: StandIn | None) -> None:
-    """Refuse what would keep, or look at, a class that is to be forgotten; or would leave no class to verify as retained.
+    """Refuse what would keep, or look at, a class that is to be forgotten; real images of retained classes in the place of
+    others; or what would leave no class to verify as retained.
 
     Args:
         gone: classes that the current version has forgotten, or this or a pending request is to forget.
@@ -89,6 +90,9 @@ def require_usable(choice: Choice, gone: Collection[int], class_names: Sequence[
         if held := sorted(stand_in.holds & set(gone)):
             said = "expected a proxy dataset without files of classes that are forgotten or to be forgotten, it has some of: "
             raise ProxyForgotten(said + _named(held, class_names), pointer=PROXY_DATASET_POINTER)
+        if real := sorted(stand_in.holds - set(choice.proxy_classes)):
+            said = "expected a proxy dataset without files of retained classes, which are real images of them, it has some of: "
+            raise RetainUnfit(said + _named(real, class_names), pointer=PROXY_DATASET_POINTER)
     if len({*gone, *choice.proxy_classes}) >= len(class_names):
         said = "with what is forgotten, pending or set aside as proxy, no class would be left to retain"
         raise NothingToRetain(said, pointer=PROXY_CLASSES_POINTER)

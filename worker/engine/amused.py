@@ -148,7 +148,7 @@ def beside(directory: Path, file: Path, config: Mapping[str, Any], *, pixels: in
     if said.get("model_type") != "clip_text_model":
         raise BadModel(f"expected model_type 'clip_text_model' in {TEXT}/config.json, found {said.get('model_type')!r}")
     try:
-        encoder = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(said)).eval()
+        encoder = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(weights.network_values(said))).eval()
     except Exception as error:  # as above
         if is_out_of_memory(error):
             raise

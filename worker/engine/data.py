@@ -5,6 +5,7 @@ Shape suffixes: N items of the dataset, C channels (1 grey, 3 colour), H, W pixe
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -93,6 +94,16 @@ def load_proxy(job: JobDirectory, spec: Spec, beside: Dataset) -> Dataset | None
     if proxy.image_shape != beside.image_shape:
         raise BadInput(f"expected proxy images of shape {beside.image_shape}, as the dataset's, found {proxy.image_shape}")
     return proxy
+
+
+def repeated(images_NCHW: Tensor, among_MCHW: Tensor) -> int:
+    """How many images are among some others, pixel by pixel, whatever file they came from."""
+    known = {_fingerprint(image_CHW) for image_CHW in among_MCHW}
+    return sum(_fingerprint(image_CHW) in known for image_CHW in images_NCHW)
+
+
+def _fingerprint(image_CHW: Tensor) -> bytes:
+    return hashlib.sha256(image_CHW.numpy().tobytes()).digest()
 
 
 def _load(directory: Path, described: DatasetSpec, class_names: tuple[str, ...], what: str) -> Dataset:

@@ -22,7 +22,7 @@ from worker.engine.prompts import TEXT, encoded
 
 UNET, SCHEDULER = Path("unet"), Path("scheduler")
 PARTS = (UNET, latents.FOLDER, TEXT)
-CARRIED = Path("safety_checker")
+CARRIED = (Path("safety_checker"),)
 """Weights that are copied and never read."""
 
 OTHER_INPUTS = (
@@ -61,7 +61,7 @@ class Pipeline:
             BadInput: a prompt that reads like another one, or like the empty one.
         """
         _require_pipeline(directory, kind)
-        files = weight_files(directory)
+        files = weights.files_of_parts(directory, PARTS, carried=CARRIED)
         config = weights.read_json(directory / UNET / "config.json")
         prompt_KLD = encoded(directory, files[TEXT], [*labels, ""], device)
         vae = Latents.load(directory, device)
@@ -78,32 +78,10 @@ class Pipeline:
 
 def save(unet: nn.Module, directory: Path, base: Path) -> None:
     """Every file of the base as it is, but for the UNet's weights. Raises: BadModel; see `weights.save_like`."""
-    file = weight_files(base)[UNET]
+    file = weights.files_of_parts(base, PARTS, carried=CARRIED)[UNET]
     folder = str(base / UNET)  # by folder: the autoencoder's weights usually have the same file name
     shutil.copytree(base, directory, ignore=lambda at, _: [file.name] if at == folder else [], symlinks=False)
     weights.save_like(unet, directory / file, base / file)
-
-
-def weight_files(directory: Path) -> dict[Path, Path]:
-    """The one safetensors file of each part that is read, relative to the folder; `*.fp16.safetensors` is as good as any.
-
-    Raises:
-        BadModel: a pickle anywhere, a part with no or with two files (one of them would survive unlearning), or weights in
-            another place, such as a whole checkpoint beside the parts.
-    """
-    files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
-    pickles = [p.as_posix() for p in files if p.suffix.lower() in weights.PICKLES]
-    if pickles:
-        raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
-    found = [p for p in files if p.suffix.lower() == ".safetensors"]
-    strays = [p.as_posix() for p in found if p.parent not in (*PARTS, CARRIED)]
-    if strays:
-        raise BadModel(f"expected .safetensors files in {', '.join(map(str, PARTS))} and {CARRIED} only, found {strays}")
-    by_part = {part: [p for p in found if p.parent == part] for part in (*PARTS, CARRIED)}
-    for part, own in by_part.items():
-        if len(own) > 1 or (part in PARTS and not own):
-            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
-    return {part: by_part[part][0] for part in PARTS}
 
 
 def _require_pipeline(directory: Path, expected: str) -> None:

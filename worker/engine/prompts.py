@@ -36,7 +36,7 @@ def encoded(directory: Path, file: Path, prompts: Sequence[str], device: torch.d
     if config.get("model_type") != "clip_text_model":
         raise BadModel(f"expected model_type 'clip_text_model' in {TEXT}/config.json, found {config.get('model_type')!r}")
     try:
-        encoder = CLIPTextModel(CLIPTextConfig.from_dict(config)).eval()
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(weights.network_values(config))).eval()
     except Exception as error:  # a stranger's values: a configuration class validates in ways of its own
         if is_out_of_memory(error):
             raise

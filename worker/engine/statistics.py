@@ -111,6 +111,22 @@ def frechet_distance(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> floa
     return float(max(0.0, (mean_a - mean_b) @ (mean_a - mean_b) + trace))
 
 
+def resampled_rows(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(n - 1,) of n rows, drawn with replacement: means of them vary as means of n items do.
+
+    Means of n draws vary by (n - 1) / n of that, for resamples spread around their own mean. Over many items nobody sees it;
+    of two it is half, and where a mean is taken over classes of a few items each, as much is lost of all of it.
+
+    Raises:
+        ValueError: fewer than two items, which say nothing of how much items vary.
+
+    Source: McCarthy & Snowden 1985, "The bootstrap and finite population sampling", Vital and Health Statistics 2(95).
+    """
+    if n < 2:
+        raise ValueError(f"expected at least two items to resample, got {n}")
+    return rng.integers(0, n, n - 1)
+
+
 def bootstrap_ratio_upper(
     ratio: Callable[[np.random.Generator], float],
     point: float,

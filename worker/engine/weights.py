@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 """Narrower ones would wrap around when a count grows past them, and nothing would say so."""
 
+NOT_THE_NETWORK = frozenset({"model_type", "dtype", "torch_dtype", "num_labels", "id2label", "label2id"})
+"""Keys of a transformers configuration that are not handed on; see `network_values`."""
+
 
 def only_file(directory: Path, *, below: Path) -> Path:
     """The one safetensors file of a model folder, relative to it and inside `below`.
@@ -26,36 +29,40 @@ def only_file(directory: Path, *, below: Path) -> Path:
     Raises:
         BadModel: a pickle anywhere in the folder, or another number of safetensors files than one.
     """
-    files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
-    pickles = [p.name for p in files if p.suffix.lower() in PICKLES]
-    if pickles:
-        raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
-    found = [p for p in files if p.suffix.lower() == ".safetensors"]
+    found = _safetensors(directory)
     if len(found) != 1 or found[0].parent != below:
         raise BadModel(f"expected one .safetensors file in {below}/, found {[p.as_posix() for p in found]}")
     return found[0]
 
 
-def files_of_parts(directory: Path, parts: Sequence[Path]) -> dict[Path, Path]:
-    """The one safetensors file of each part of a pipeline's folder, relative to the folder.
+def files_of_parts(directory: Path, parts: Sequence[Path], *, carried: Sequence[Path] = ()) -> dict[Path, Path]:
+    """The one safetensors file of each part of a pipeline's folder, relative to the folder, whatever its name.
+
+    Args:
+        carried: parts that are copied and never read: they may be missing, but have one file at most, too.
 
     Raises:
         BadModel: a pickle anywhere, a part with no or with two files (one of them would survive unlearning), or weights in
             another place, such as a whole checkpoint beside the parts.
     """
+    found, places = _safetensors(directory), (*parts, *carried)
+    strays = [p.as_posix() for p in found if p.parent not in places]
+    if strays:
+        raise BadModel(f"expected .safetensors files in {', '.join(map(str, places))} only, found {strays}")
+    by_part = {part: [p for p in found if p.parent == part] for part in places}
+    for part, own in by_part.items():
+        if len(own) > 1 or (part in parts and not own):
+            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
+    return {part: by_part[part][0] for part in parts}
+
+
+def _safetensors(directory: Path) -> list[Path]:
+    """All safetensors files, relative to the folder. Raises: BadModel for a pickle anywhere."""
     files = [p.relative_to(directory) for p in sorted(directory.rglob("*")) if p.is_file()]
     pickles = [p.as_posix() for p in files if p.suffix.lower() in PICKLES]
     if pickles:
         raise BadModel(f"expected safetensors weights only, found {', '.join(pickles)}")
-    found = [p for p in files if p.suffix.lower() == ".safetensors"]
-    strays = [p.as_posix() for p in found if p.parent not in parts]
-    if strays:
-        raise BadModel(f"expected .safetensors files in {', '.join(map(str, parts))} only, found {strays}")
-    by_part = {part: [p for p in found if p.parent == part] for part in parts}
-    for part, own in by_part.items():
-        if len(own) != 1:
-            raise BadModel(f"expected one .safetensors file in {part}/, found {[p.name for p in own]}")
-    return {part: own[0] for part, own in by_part.items()}
+    return [p for p in files if p.suffix.lower() == ".safetensors"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -76,6 +83,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadModel(f"expected a JSON object in {path.name}, found {type(document).__name__}")
     return document
+
+
+def network_values(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers configuration says of the network itself.
+
+    Left out: who computes attention, which may name a kernel to download; in which numbers, for they are ours; and labels, of
+    which transformers makes up as many names as `num_labels` says, be it a billion.
+    """
+    return {key: value for key, value in document.items() if key not in NOT_THE_NETWORK and "attn_impl" not in key}
 
 
 def require_label_order(id2label: object, labels: Sequence[str], where: str) -> None:

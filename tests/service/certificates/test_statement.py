@@ -8,7 +8,7 @@ import math
 import pytest
 import rfc8785
 
-from service.certificates.statement import decimals, objections
+from service.certificates.statement import GUARANTEES, decimals, objections
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
 from worker import contract
@@ -149,6 +149,13 @@ def test_forgotten_classes_are_said_as_they_always_were() -> None:
     assert a_statement()["predicate"]["forgetSet"] == {"unit": "class", "classes": [3], "forgottenEarlier": []}
 
 
+def test_retraining_claims_nothing_of_parts_that_no_algorithm_trains() -> None:
+    """A tokenizer or an autoencoder stays the parent's, and may have been trained on what is forgotten."""
+    said = GUARANTEES["exact-retrain"]
+    assert said.startswith("The weights that the named algorithm trains were trained from scratch")
+    assert "frozen, such as an autoencoder, a tokenizer or a text encoder, are the parent's" in said
+
+
 # ---------------------------------------------------------------------------------------------------------- retain data
 
 
@@ -163,7 +170,7 @@ def test_chosen_retain_data_are_said_with_what_they_do_not_show() -> None:
     said = " ".join(predicate["limits"])
     assert "set aside" in said
     assert "looked at real images of all classes" in said
-    assert "told by the names of their classes and by whole files alone" in said
+    assert "told by the names of their classes, by whole files and by images that are the same pixel by pixel alone" in said
     assert objections(a_statement(retain=retain_data(), proxy=PROXY)) == []
 
 

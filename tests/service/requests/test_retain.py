@@ -270,7 +270,11 @@ def test_a_dataset_with_a_file_of_a_forgotten_class_is_422_whatever_it_calls_it(
     refused = ask(client, animals, "dog", retain={"proxy": {"dataset_id": pets}})
     assert (refused.status_code, code_of(refused)) == (422, "proxy_forgotten")
     assert refused.json()["detail"].endswith("it has some of: dog")
-    assert ask(client, animals, "cat", retain={"proxy": {"dataset_id": pets}}).status_code == 202
+    back = ask(client, animals, "cat", retain={"proxy": {"dataset_id": pets}})  # whose real images may not be looked at
+    assert (back.status_code, code_of(back)) == (422, "retain_unfit")
+    assert back.json()["detail"].endswith("it has some of: dog")
+    aside = {"proxy": {"dataset_id": pets, "classes": ["dog"]}}
+    assert ask(client, animals, "cat", retain=aside).status_code == 202  # it stands in anyway
 
 
 @one_database

@@ -110,3 +110,17 @@ def test_ratio_bound_refuses_what_cannot_be_compared() -> None:
     for ratio, point in ((np.nan, 1.0), (0.0, 1.0), (1.0, np.inf)):
         with pytest.raises(ValueError, match="positive finite"):
             s.bootstrap_ratio_upper(lambda _, r=ratio: r, point, resamples=100, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_means_of_resampled_rows_vary_as_means_of_that_many_items_do(n: int) -> None:
+    """Unbiased: the variance of the mean of n items is s^2 / n, s^2 over n - 1. Of two items, n of n would give half of it."""
+    values = np.random.default_rng(n).normal(size=n)
+    rng = np.random.default_rng(0)
+    means = [values[s.resampled_rows(n, rng)].mean() for _ in range(20_000)]
+    assert np.var(means) == pytest.approx(values.var(ddof=1) / n, rel=0.05)
+
+
+def test_a_single_item_cannot_be_resampled() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        s.resampled_rows(1, np.random.default_rng(0))

@@ -327,14 +327,24 @@ def test_without_real_retain_data_none_is_ever_dealt(tmp_path: Path) -> None:
     assert run.retain.indices_N.tolist() == CLASS[2][1:]  # item 25 was forgotten singly
 
 
-def with_proxy(job: JobDirectory, *, side: int = 8, **changes: object) -> JobDirectory:
-    """Six images of another dataset beside, of which one is held out."""
+def with_proxy(
+    job: JobDirectory,
+    *,
+    side: int = 8,
+    copies: dict[int, int] | None = None,
+    forgotten_samples: tuple[str, ...] = (),
+    **changes: object,
+) -> JobDirectory:
+    """Six images of another dataset beside, of which the last is held out; some are copies of this one's: theirs -> ours."""
     job.proxy.mkdir()
     images, labels = np.full((6, side, side), 77, np.uint8), np.array([0, 0, 0, 1, 1, 1])
+    for theirs, ours in (copies or {}).items():
+        with np.load(next(job.data.glob("*.npz"))) as arrays:
+            images[theirs] = arrays["images"][ours]
     np.savez(job.proxy / "other.npz", images=images, labels=labels)
     described = DatasetSpec(format="npz", digest=tree_digest(entries(job.proxy)), held_out_ids=("5",))
-    asked = {"real": 0.5, "proxy_dataset": described, "proxy_class_names": ("bus", "tram")} | changes
-    write_spec(job, **I2I, retain=asked)
+    asked = {"real": 0.5, "proxy_dataset": described, "proxy_class_names": ("bus", "tram")}
+    write_spec(job, **I2I, retain=asked | changes, forgotten_samples=forgotten_samples)
     return job
 
 
@@ -361,6 +371,20 @@ def test_a_proxy_dataset_that_changed_or_does_not_fit_is_refused(tmp_path: Path)
         prepared(job)
     with pytest.raises(BadInput, match=r"expected proxy images of shape \(1, 8, 8\), as the dataset's, found \(1, 6, 6\)"):
         prepared(with_proxy(make_job(tmp_path / "small", **I2I), side=6))
+
+
+@pytest.mark.parametrize(
+    ("ours", "what"), [(13, "to be forgotten"), (25, "to be forgotten"), (24, "held out"), (12, "held out")]
+)
+def test_a_proxy_dataset_with_an_image_to_forget_or_held_out_is_refused(ours: int, what: str, tmp_path: Path) -> None:
+    """Whatever file it lies in, and whatever it is called there: 13 is of the class, 25 goes singly, 12 and 24 are held out."""
+    job = with_proxy(make_job(tmp_path, **I2I), copies={2: ours}, forgotten_samples=("25",))
+    with pytest.raises(BadInput, match=f"expected no image of the dataset that is {what} among the proxy images, found 1"):
+        prepared(job)
+
+
+def test_what_a_proxy_dataset_holds_out_may_be_anything(tmp_path: Path) -> None:
+    assert len(prepared(with_proxy(make_job(tmp_path, **I2I), copies={5: 13})).held_N) == 48 + 6
 
 
 def test_proxy_data_with_a_class_to_forget_are_refused(tmp_path: Path) -> None:

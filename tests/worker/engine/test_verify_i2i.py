@@ -323,6 +323,14 @@ def test_too_few_held_out_images_to_show_anything_are_an_error(make: Any) -> Non
     assert "retain_completion could not be measured (60 pairs cannot show a drop of at most 0.05" in report.summary
 
 
+def test_one_held_out_image_of_a_class_bounds_no_distance(make: Any) -> None:
+    """Nobody knows how much others would differ from it: a bound without width would be the mean itself."""
+    keeps = Check(verifier="retain_completion", params={"n_per_class": 1, "max_drop": 0.9, "resamples": 100})
+    report = verify.run(make(cj.without_class(), policy=cj.policy(cj.FORGETS, keeps)))
+    assert report.verdict == "ERROR"
+    assert "expected at least two held-out images of every retained class, found fewer of" in report.summary
+
+
 def test_nobody_measures_single_samples_of_these_models(make: Any) -> None:
     report = verify.run(make(cj.without_class(), forget_classes=(), forget_samples=("0", "1")))
     assert report.verdict == "ERROR"

@@ -257,18 +257,17 @@ def _in_halves(network: ViTMAEForPreTraining, naming: Naming, device: torch.devi
 
 
 def _config(document: Mapping[str, Any]) -> ViTMAEConfig:
-    """Raises: BadModel. Who computes attention is left to this machine: a configuration may name a kernel to download."""
+    """Raises: BadModel."""
     if document.get("model_type") != "vit_mae":
         raise BadModel(f"expected model_type 'vit_mae' in {CONFIG}, found {document.get('model_type')!r}")
     for key in ("auto_map", "quantization_config"):
         if document.get(key) is not None:
             raise BadModel(f"expected an architecture of transformers with plain weights, found {key} in {CONFIG}")
-    values = {k: v for k, v in document.items() if k not in ("model_type", "dtype", "torch_dtype") and "attn_impl" not in k}
     try:
-        config = ViTMAEConfig.from_dict(values)
+        config = ViTMAEConfig.from_dict(weights.network_values(document))
     except Exception as error:  # a stranger's values, and the configuration class validates in its own way
         raise BadModel(f"transformers cannot read this configuration: {type(error).__name__}: {error}") from error
-    for key in ("image_size", "patch_size", "num_channels"):
+    for key in ("image_size", "patch_size", "num_channels", "num_attention_heads", "decoder_num_attention_heads"):
         if not isinstance(getattr(config, key), int) or getattr(config, key) < 1:
             raise BadModel(f"expected {key} to be one number of at least 1 in {CONFIG}, found {getattr(config, key)!r}")
     if config.image_size < config.patch_size or config.image_size % config.patch_size:

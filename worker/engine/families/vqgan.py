@@ -70,6 +70,10 @@ class MaskedTokens:
         self.predictor, self.tokenizer = predictor, tokenizer
         self.module = self._halves(network)
         self.companions: Mapping[str, nn.Module] = {"vqvae": tokenizer.vq}
+        """The tokenizer; and of aMUSEd what the text encoder left of the empty prompt, which both halves read."""
+        if predictor.beside:
+            beside = (nn.Parameter(one, requires_grad=False) for one in predictor.beside)
+            self.companions = {**self.companions, "prompt": nn.ParameterList(beside)}
         self.cell: int = tokenizer.factor
         self.grid = (predictor.side, predictor.side)
         self._shape = (tokenizer.channels, *(side * self.cell for side in self.grid))

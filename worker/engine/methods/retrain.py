@@ -1,7 +1,8 @@
 """Training anew without what is forgotten: the definition of exact unlearning, and the reference for everything else.
 
-The new weights are drawn from the request's seed alone; only retained images are trained on. What the result knows of the
-forgotten ones can come from nowhere but the choice of architecture and hyper-parameters.
+The new weights are drawn from the request's seed alone; only retained images are trained on. What the network knows of the
+forgotten ones can come from nowhere but the choice of architecture and hyper-parameters; and from a frozen autoencoder or
+tokenizer, where the family has it work behind one: that stays the parent's.
 
 Source: Cao & Yang 2015, "Towards Making Systems Forget with Machine Unlearning", for retraining as the goal; the training
 recipes are those of the presets' sources.

@@ -19,7 +19,7 @@ from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
-from worker.engine.statistics import Floats, bootstrap_ratio_upper
+from worker.engine.statistics import Floats, bootstrap_ratio_upper, resampled_rows
 from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
 
 IMAGES = "completed held-out images"
@@ -60,10 +60,10 @@ class RetainCompletion:
         )
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`. Raises: BadInput when a retained class has no held-out image, or all together too few."""
+        """See `Verifier.run`. Raises: BadInput when a retained class has fewer than two held-out images, or all too few."""
         counts = {k: len(env.shown(k, self.params.n_per_class)) for k in env.spec.retain_classes}
-        if empty := [env.spec.class_names[k] for k, n in counts.items() if n == 0]:
-            raise BadInput(f"expected held-out images of every retained class, found none of {', '.join(empty)}")
+        if few := [env.spec.class_names[k] for k, n in counts.items() if n < 2]:
+            raise BadInput(f"expected at least two held-out images of every retained class, found fewer of {', '.join(few)}")
         accuracy.require_showable(sum(counts.values()), self.params.max_drop)
         return tuple(
             finding.model_copy(update={"corruption": corruption, "metric": finding.metric + suffix(prompted)})
@@ -123,7 +123,7 @@ class RetainCompletion:
 
         def one(rng: np.random.Generator) -> float:
             # The same images of both: what is hard for one is hard for the other.
-            rows = [rng.integers(0, len(old_N), len(old_N)) for old_N, _ in pairs]
+            rows = [resampled_rows(len(old_N), rng) for old_N, _ in pairs]
             before, after = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
             return float(after / before)
 

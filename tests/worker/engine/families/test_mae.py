@@ -183,6 +183,8 @@ def test_fresh_weights_keep_the_tables_of_positions(tmp_path: Path) -> None:
         ({"mask_ratio": 0.0}, "hides none"),
         ({"mask_ratio": 1.0}, "hides all"),
         ({"hidden_act": "no_such_function"}, "cannot build"),
+        ({"num_attention_heads": -1}, "num_attention_heads to be one number of at least 1"),
+        ({"decoder_num_attention_heads": -1}, "decoder_num_attention_heads to be one number of at least 1"),
     ],
 )
 def test_a_configuration_that_cannot_complete_images_is_refused(
@@ -203,6 +205,14 @@ def test_an_encoder_without_a_decoder_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "vit_mae"}))
     with pytest.raises(BadModel, match="missing"):
         load(tmp_path)
+
+
+def test_labels_are_not_made_up_for_a_network_that_has_none(tmp_path: Path) -> None:
+    """transformers would make a name for each of `num_labels`: a few bytes of a configuration could take all memory."""
+    write_model(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_labels": 5000}))
+    assert len(load(tmp_path).module.network.config.id2label) < 5000
 
 
 def test_the_configuration_s_own_kernel_is_not_taken(tmp_path: Path) -> None:

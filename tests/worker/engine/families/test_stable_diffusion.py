@@ -293,3 +293,8 @@ def test_noise_is_like_latents(base: Path) -> None:
     # 128,000 standard normals: the mean's deviation is 0.0028, the deviation's 0.002; five of each.
     assert float(noise.mean()) == pytest.approx(0, abs=0.014)
     assert float(noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_kernel_that_the_text_encoder_s_configuration_names_is_not_fetched(base: Path) -> None:
+    edit_json(base / "text_encoder/config.json", _attn_implementation="kernels-community/flash", num_labels=5000)
+    assert load(base).class_count == len(NAMES)

@@ -504,6 +504,18 @@ def test_a_tied_head_keeps_the_words_from_training_unless_the_published_way_is_a
     assert moved(method_of(tmp_path / "release", network=network, release_compat=True)) == {"encoder", "shared"}
 
 
+def test_another_text_encoder_is_another_frozen_prompt(tmp_path: Path) -> None:
+    """Both halves of aMUSEd's network read what the prompt became: the encoder's bytes are not all that decides answers."""
+    before = halves.digests(family_of(tmp_path, "amused"))
+    text = tiny_text_encoder()
+    with torch.no_grad():
+        text.get_input_embeddings().weight.mul_(1.5)
+    write_amused(tmp_path / "other", text=text)
+    after = halves.digests(load(tmp_path / "other"))
+    moved = {name.split("/")[0] for name in before if before[name] != after[name]}
+    assert moved == {"prompt"}
+
+
 def test_words_of_their_own_are_the_encoder_s_and_nothing_is_shared(tmp_path: Path) -> None:
     method = method_of(tmp_path / "a")
     assert method.run.family.module.half_of("embed.words.weight") == "encoder"
@@ -669,3 +681,10 @@ def test_a_configuration_is_closed_and_has_the_published_sizes_by_default() -> N
     config = TransformerConfig(codebook_size=1024, sample_size=16)
     assert (config.length, config.dropped, config.mask_id) == (256, 128, 1024)
     assert (config.hidden_size, config.num_hidden_layers, config.decoder_num_hidden_layers) == (768, 12, 8)
+
+
+def test_a_kernel_that_the_text_encoder_s_configuration_names_is_not_fetched(tmp_path: Path) -> None:
+    write_amused(tmp_path)
+    file = tmp_path / "text_encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"_attn_implementation": "kernels-community/flash"}))
+    assert load(tmp_path).grid == (4, 4)
