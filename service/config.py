@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(default=1.0, gt=0, description="pause between two looks at the queue")
     stall_seconds: float = Field(default=900.0, gt=0, description="alive but without progress for so long: killed")
     fisher_cache_mb: int = Field(default=4096, ge=0, description="MiB of Fisher information kept between runs; 0: none")
+    metric_weights: Path | None = Field(
+        default=None,
+        description="folder of networks for FID, IS and CLIP similarity of completed images; unset: these are not reported",
+    )
     stop_grace_seconds: float = Field(default=10.0, gt=0, description="between asking an engine to stop and killing it")
 
     signer_socket: str = Field(default="", description="the signer's local socket; empty: data_dir/signer.sock")

@@ -1,8 +1,8 @@
 """The doorway between the conductor and the engine: a job directory and the documents in it.
 
-The conductor writes `spec.json`, `base/`, `original/`, `data/` and, if the spec names one, `proxy/`; the engine answers with
-`events.jsonl`, `out/`, `manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and nothing here imports
-more than pydantic, so either side can be tested, or run by hand, without the other.
+The conductor writes `spec.json`, `base/`, `original/`, `data/` and, if the spec names them, `proxy/` and `metric_weights/`; the
+engine answers with `events.jsonl`, `out/`, `manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and
+nothing here imports more than pydantic, so either side can be tested, or run by hand, without the other.
 
 Units: rates are fractions 0-1, keys ending `_points` are 0-100, times are seconds, images are uint8 in [0, 255].
 """
@@ -188,6 +188,9 @@ class Spec(Document):
     dataset: DatasetSpec
     policy: Policy
     retain: RetainData | None = Field(default=None, exclude_if=_absent, description="default: every image not to be forgotten")
+    metric_weights_digest: Sha256 | None = Field(
+        default=None, exclude_if=_absent, description="of the networks of published figures, where the operator mounts them"
+    )
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
@@ -372,10 +375,11 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "retain_test_accuracy": "retained",
     "forget_completion": "all",
     "retain_completion": "all",
+    "published_metrics": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 
-COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion"})
+COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
 """Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
 
@@ -461,6 +465,8 @@ class JobDirectory:
         """Judges by cache key; the conductor brings cached ones and keeps new ones."""
         self.fishers = self.root / "fishers"
         """Fisher information by cache key, brought and kept as the judges are."""
+        self.metric_weights = self.root / "metric_weights"
+        """Networks of published figures, where the spec has their digest. May be a link to where the operator keeps them."""
         self.steps = self.root / "steps"
         """Step checkpoints, so that a killed run resumes."""
         self.out = self.root / "out"

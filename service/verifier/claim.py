@@ -19,7 +19,7 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 }
 """Checks whose word counts only beside an original that fails them; and what they show to be forgotten."""
 
-COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion"})
+COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
 """Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
 Finding = Mapping[str, Any]

@@ -28,7 +28,7 @@ from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import TERMINAL
 from service.storage import Store
 from service.tables import new_id
-from worker.conductor import caches, launch, planning, workspace
+from worker.conductor import caches, launch, mounted, planning, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
 from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, problem
@@ -113,7 +113,9 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
     settings, lease = room.settings, heart.lease
     secret = planning.load_or_create_secret(settings.data_dir.resolve() / "keys" / "verification.secret")
     ranks = launch.ranks_for(heart.write(lambda session: planning.wanted_ranks(session, lease)), settings)
-    plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret))
+    asked = heart.write(lambda session: planning.completes(session, lease))
+    weights = mounted.metric_weights(settings, heart.check) if asked else None
+    plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret, metric_weights=weights))
     workspace.stage(job, plan, room.store, settings, heart.check)
     fact = PlanCommitted(
         fence=lease.fence,

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
+from service.catalogue import get_catalogue
 from service.requests.leases import Lease
 from service.requests.retain import Choice
 from service.tables import Dataset, Model, ModelVersion, UnlearnRequest
@@ -61,8 +62,18 @@ def wanted_ranks(session: OrmSession, lease: Lease) -> int | None:
     return session.get_one(UnlearnRequest, lease.request_id).ranks
 
 
-def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Plan:
+def completes(session: OrmSession, lease: Lease) -> bool:
+    """Is the request's model an image-to-image one, whose completions the mounted metric networks look at?"""
+    request = session.get_one(UnlearnRequest, lease.request_id)
+    family = get_catalogue().families.get(session.get_one(Model, request.model_id).family)
+    return family is not None and family.kind == "i2i"
+
+
+def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric_weights: str | None = None) -> Plan:
     """The plan of a claimed request. The same request on the same base gives the same Spec, so step checkpoints stay valid.
+
+    Args:
+        metric_weights: digest of those that are mounted, for a model that completes images.
 
     Raises:
         Failed: what is registered makes no valid Spec.
@@ -97,6 +108,7 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes) -> Pla
             dataset=_described(dataset, data),
             policy=Policy.model_validate(request.policy),
             retain=_retain_data(choice, _described(other, proxy) if other and proxy else None, other),
+            metric_weights_digest=metric_weights,
         )
         return Plan(spec, model.id, base.number + 1, _version(base), _version(root), data, proxy)
     except ValidationError as error:

@@ -65,6 +65,9 @@ def stage(job: JobDirectory, plan: Plan, store: Store, settings: Settings, check
     bring(plan.dataset, job.data, store, check)
     if plan.proxy is not None:
         bring(plan.proxy, job.proxy, store, check)
+    if plan.spec.metric_weights_digest is not None and settings.metric_weights is not None:
+        # Linked: they may be gigabytes, and the engine holds them against the digest before it reads them.
+        job.metric_weights.symlink_to(settings.metric_weights.resolve(), target_is_directory=True)
     caches.bring_all(job, settings)
     part = job.root / ".spec.json"
     part.write_text(plan.spec.model_dump_json(indent=1))

@@ -11,12 +11,20 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import rel_entr
 from scipy.stats import beta, binomtest
+from scipy.stats import t as student
 
 ALPHA = 0.05
 """Every gate is one-sided at this level, so that a result that deserves to fail passes at most one time in twenty."""
 
 Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+GROUPS = 20
+"""Of a jackknife: enough for its Student quantile to be near the normal one, few enough for a statistic that takes seconds."""
+KERNEL_ROWS = 1024
+"""Rows of a kernel matrix that are made at a time: all of N x N may be larger than this machine."""
 
 
 def _checked(hits: int, n: int) -> None:
@@ -111,6 +119,23 @@ def frechet_distance(a: tuple[Floats, Floats], b: tuple[Floats, Floats]) -> floa
     return float(max(0.0, (mean_a - mean_b) @ (mean_a - mean_b) + trace))
 
 
+def frechet_distance_of_rows(a_ND: Floats, b_MD: Floats) -> float:
+    """`frechet_distance` of the moments of two sets of features, by whichever way is the shorter.
+
+    Of fewer items than features the trace of the root is the sum of the singular values of an (N, M) matrix,
+
+        tr (A^1/2 B A^1/2)^1/2 = ||A^1/2 B^1/2||_* = ||X Y^T||_* / sqrt((N - 1) (M - 1)),   X, Y the centred features:
+
+    for 1,000 items of 2,048 features a sixth of the time, and no root of a singular covariance.
+    """
+    if max(len(a_ND), len(b_MD)) >= a_ND.shape[1]:
+        return frechet_distance(moments(a_ND, np.ones(len(a_ND))), moments(b_MD, np.ones(len(b_MD))))
+    centred = [(rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1) for rows in (a_ND, b_MD)]
+    apart_D = a_ND.mean(axis=0) - b_MD.mean(axis=0)
+    root = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
+    return float(max(0.0, apart_D @ apart_D + sum(np.square(rows).sum() for rows in centred) - 2 * root))
+
+
 def resampled_rows(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """(n - 1,) of n rows, drawn with replacement: means of them vary as means of n items do.
 
@@ -156,3 +181,86 @@ def bootstrap_ratio_upper(
         raise ValueError("expected positive finite ratios; a distance of zero cannot be compared")
     logs_R = np.log(ratios_R)
     return float(np.exp(np.log(point) + np.quantile(logs_R, 1 - alpha) - np.median(logs_R)))
+
+
+def kernel_distance(a_ND: Floats, b_ND: Floats) -> float:
+    """Squared maximum mean discrepancy of two equally many sets of features, unbiased, under the kernel (x . y / D + 1)^3.
+
+        1/(n(n-1)) sum_(i != j)  k(a_i, a_j) + k(b_i, b_j) - k(a_i, b_j) - k(a_j, b_i)
+
+    Row i of both may be of one image: pairs (i, i) are left out, so it is unbiased for pairs, too, where the estimator of two
+    independent sets would come out too small. Equal sets give 0; below 0 is possible, as for every unbiased estimator of it.
+
+    Raises:
+        ValueError: fewer than two rows, or not equally many.
+
+    Source: Binkowski et al. 2018 (KID), arXiv:1801.01401, for the kernel; Gretton et al. 2012, JMLR 13, eq. (4). Where the
+    usual code averages over random subsets of 1,000, this takes every pair.
+    """
+    n, width = a_ND.shape
+    if n < 2 or a_ND.shape != b_ND.shape:
+        raise ValueError(f"expected two sets of at least two rows each, got {a_ND.shape} and {b_ND.shape}")
+    total = 0.0
+    for first in range(0, n, KERNEL_ROWS):
+        rows = slice(first, first + KERNEL_ROWS)
+        a_RD, b_RD = a_ND[rows], b_ND[rows]
+        h_RN = _cubic(a_RD @ a_ND.T, width) + _cubic(b_RD @ b_ND.T, width)
+        h_RN -= _cubic(a_RD @ b_ND.T, width) + _cubic(b_RD @ a_ND.T, width)
+        total += float(h_RN.sum() - np.trace(h_RN, offset=first))
+    return total / (n * (n - 1))
+
+
+def _cubic(products: Floats, width: int) -> Floats:
+    kernel: Floats = (products / width + 1) ** 3
+    return kernel
+
+
+def inception_score(probabilities_NK: Floats, splits: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Mean and standard deviation over splits of exp(mean KL(p(y|x) || p(y))); each split is in [1, K].
+
+    The images are shuffled first: what comes sorted by class would score too low in every split.
+
+    Args:
+        probabilities_NK: rows sum to 1.
+        splits: of as equal sizes as can be, each with its own p(y).
+
+    Raises:
+        ValueError: fewer images than splits.
+
+    Source: Salimans et al. 2016, arXiv:1606.03498, section 4.
+    """
+    if not 1 <= splits <= len(probabilities_NK):
+        raise ValueError(f"expected 1 to {len(probabilities_NK)} splits, got {splits}")
+    shuffled_NK = probabilities_NK[rng.permutation(len(probabilities_NK))]
+    scores = [
+        float(np.exp(rel_entr(part_MK, part_MK.mean(axis=0)).sum(axis=1).mean()))
+        for part_MK in np.array_split(shuffled_NK, splits)
+    ]
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def jackknife_upper(
+    statistic: Callable[[Rows], float], n: int, *, rng: np.random.Generator, groups: int = GROUPS, alpha: float = ALPHA
+) -> float:
+    """One-sided upper bound of a smooth statistic of n items, by leaving out one of G random groups of them at a time.
+
+        theta + t_(1-alpha, G-1) SE,    SE^2 = (G-1)/G sum_g (theta_g - mean theta_g)^2
+
+    For what takes too long to be resampled hundreds of times. It never repeats an item, so it does not inflate a Frechet
+    distance as a bootstrap does.
+
+    Args:
+        statistic: of the items whose positions it is given, in order.
+        groups: G; as equal in size as n allows.
+
+    Raises:
+        ValueError: fewer than two items a group, so that leaving one out says nothing of chance.
+
+    Source: Kott 2001, "The Delete-a-Group Jackknife", J. Official Statistics 17(4).
+    """
+    if n < 2 * groups:
+        raise ValueError(f"expected at least {2 * groups} items for {groups} groups, got {n}")
+    member_N = rng.permutation(n) % groups
+    left = np.array([statistic(np.flatnonzero(member_N != g)) for g in range(groups)])
+    error = float(np.sqrt((groups - 1) / groups * ((left - left.mean()) ** 2).sum()))
+    return statistic(np.arange(n)) + float(student.ppf(1 - alpha, groups - 1)) * error

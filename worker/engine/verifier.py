@@ -132,6 +132,15 @@ class Env:
         """Of the family: samples are drawn from generators, answers are asked of classifiers."""
         return self._studio.kind
 
+    @property
+    def device(self) -> torch.device:
+        """Of this rank, for networks that a check brings itself."""
+        return self._device
+
+    def busy(self) -> None:
+        """A sign of life from a check that works long without drawing: who watches takes silence for a hang."""
+        self._report_progress(0)
+
     def load(self, subject: Subject) -> Family:
         """A subject's model from its saved files. Raises: BadModel."""
         return self._studio.load(self._resolved(subject))

@@ -43,6 +43,7 @@ from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Verifier
 
 PHASE = "verifying"
+PUBLISHED = "published_metrics"
 PICTURES: dict[Kind, ModuleType] = {
     "generator": evidence,
     "classifier": evidence_of_answers,
@@ -89,6 +90,8 @@ def _run(job: JobDirectory, ranks: Ranks) -> Report:
     spec, family = read_spec(job)
     require_digest(job.base, spec.base_digest, "the base weights")
     require_digest(job.original, spec.original_digest, "the original weights")
+    if spec.metric_weights_digest is not None:
+        require_digest(job.metric_weights, spec.metric_weights_digest, "the weights of metric networks")
     manifest, files = read_manifest(job, spec), entries(job.out)
     dataset = load_dataset(job, spec)
     studio = Studio(
@@ -152,7 +155,8 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
     """Run every check, draw the evidence, and sum up. First rank only."""
     due = owed(env.spec)
     plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks if check.verifier in due]
-    env.announce([need for p in plans for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
+    unasked = [plan(check, env.spec, env.kind) for check in unasked_checks(env.spec, env.kind)]
+    env.announce([need for p in (*plans, *unasked) for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
     findings: list[Finding] = []
     seconds: dict[str, float] = {}
     for planned in plans:
@@ -161,6 +165,11 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         name = planned.check.verifier
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
     findings += draw_evidence(env, findings)
+    informed: list[Finding] = []
+    for planned in unasked:
+        start = time.monotonic()
+        informed += inform(planned, env)
+        seconds[planned.check.verifier] = time.monotonic() - start
     verdict = decide(findings, env.spec)
     return Report(
         spec_digest=document_digest(env.spec),
@@ -168,7 +177,7 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         candidate_digest=tree_digest(env.candidate_files),
         verdict=verdict,
         summary=summary(verdict, findings, env.spec, env.kind),
-        findings=tuple(findings),
+        findings=(*findings, *informed),
         judges=tuple(judge.record for judge in env.judges_used),
         evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
         seconds_verify=time.monotonic() - began,
@@ -214,6 +223,26 @@ def run_check(planned: Planned, env: Env) -> tuple[Finding, ...]:
             raise
         traceback.print_exc(file=sys.stderr)
         return (unmeasured(planned.check, f"unexpected {type(error).__name__}; the log has the details"),)
+
+
+def unasked_checks(spec: Spec, kind: Kind) -> tuple[Check, ...]:
+    """What is reported whatever the policy: published figures of completions, where the operator mounts the weights."""
+    named = {check.verifier for check in spec.policy.checks}
+    mounted = kind == "i2i" and spec.metric_weights_digest is not None
+    return (Check(verifier=PUBLISHED),) if mounted and PUBLISHED not in named else ()
+
+
+def inform(planned: Planned, env: Env) -> tuple[Finding, ...]:
+    """The findings of a check that the policy does not ask for. They decide nothing, and neither does one that falls short.
+
+    Were a device too small for them alone, a result that earned its verdict would be lost.
+    """
+    try:
+        return tuple(f for f in run_check(planned, env) if not f.gating)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return (unmeasured(planned.check, "the device ran out of memory"),)
 
 
 def unmeasured(check: Check, sentence: str, code: str = "internal") -> Finding:

@@ -210,6 +210,8 @@ def main() -> int:
         (Path(saved) / f"tree-{stage}.json").write_text(json.dumps(sorted(p.name for p in job.root.iterdir())))
         if job.proxy.is_dir():  # a dataset's digest by the name of its one file
             (Path(saved) / "proxy.json").write_text(json.dumps({e.path: tree_digest([e]) for e in entries(job.proxy)}))
+        if job.metric_weights.is_dir():
+            (Path(saved) / "metric_weights.json").write_text(json.dumps(tree_digest(entries(job.metric_weights))))
         (Path(saved) / "fishers.json").write_text(json.dumps(sorted(p.name for p in job.fishers.iterdir())))
     return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.worker.engine import verification_job as vj
+from tests.worker.engine.tiny import metrics
 from worker.contract import Check, JobDirectory, JudgePolicy, MaskSpec, Policy, Sampling
 from worker.engine import corruption, registry, verify, weights
 from worker.engine.distributed import Ranks
@@ -131,10 +132,15 @@ def make_job(
     *,
     original: dict[str, Tensor] | None = None,
     parent: dict[str, Tensor] | None = None,
+    mounted: Path | None = None,
     **changes: Any,
 ) -> JobDirectory:
-    """A job whose unlearning stage has just answered with `candidate`."""
+    """A job whose unlearning stage has just answered with `candidate`; `mounted` has the networks of published figures."""
     job = JobDirectory(root)
+    job.root.mkdir(parents=True, exist_ok=True)
+    if mounted is not None:
+        job.metric_weights.symlink_to(mounted)
+        changes = {"metric_weights_digest": metrics.digest(mounted), **changes}
     held_out = vj.write_data(job.data)
     original = knowing() if original is None else original
     save_model(job.original, original)

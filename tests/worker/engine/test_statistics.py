@@ -124,3 +124,101 @@ def test_means_of_resampled_rows_vary_as_means_of_that_many_items_do(n: int) -> 
 def test_a_single_item_cannot_be_resampled() -> None:
     with pytest.raises(ValueError, match="at least two"):
         s.resampled_rows(1, np.random.default_rng(0))
+
+
+def test_kernel_distance_is_the_double_sum_of_its_definition() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(7, 3)), rng.normal(size=(7, 3))
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 3 + 1) ** 3)
+
+    pairs = [(i, j) for i in range(7) for j in range(7) if i != j]
+    expected = np.mean([k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(a[j], b[i]) for i, j in pairs])
+    assert s.kernel_distance(a, b) == pytest.approx(expected)
+    assert s.kernel_distance(a, a) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="two sets"):
+        s.kernel_distance(a, b[:6])
+
+
+def test_kernel_distance_does_not_depend_on_how_many_rows_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = np.random.default_rng(3).normal(size=(2, 23, 4))
+    whole = s.kernel_distance(a, b)
+    monkeypatch.setattr(s, "KERNEL_ROWS", 5)
+    assert s.kernel_distance(a, b) == pytest.approx(whole)
+
+
+def test_kernel_distance_of_pairs_that_go_together_has_the_mean_of_independent_ones() -> None:
+    # One distribution, so the distance is 0 in the mean; with the pairs (i, i) left in it would be far below.
+    rng = np.random.default_rng(4)
+    draws = []
+    for _ in range(600):
+        a = rng.normal(size=(10, 2))
+        draws.append(s.kernel_distance(a, 0.8 * a + 0.6 * rng.normal(size=(10, 2))))
+    assert abs(np.mean(draws)) < 3 * np.std(draws) / 600**0.5
+
+
+def test_inception_score_is_one_where_all_look_alike_and_the_number_of_classes_where_all_are_sure() -> None:
+    rng = np.random.default_rng(0)
+    assert s.inception_score(np.tile([0.5, 0.3, 0.2], (8, 1)), 4, rng) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
+    assert s.inception_score(np.eye(5)[np.arange(20) % 5], 1, rng)[0] == pytest.approx(5)
+
+
+def test_inception_score_lies_between_one_and_the_number_of_classes() -> None:
+    rng = np.random.default_rng(1)
+    for sharpness in (0.1, 1, 10):
+        p = rng.dirichlet(np.full(6, 1 / sharpness), size=40)
+        mean, spread = s.inception_score(p, 10, rng)
+        assert 1 <= mean <= 6
+        assert spread >= 0
+    # The definition, split by split, by a plain loop; one split is not shuffled apart.
+    marginal = p.mean(0)
+    expected = np.exp(np.mean([sum(x * np.log(x / m) for x, m in zip(row, marginal, strict=True) if x > 0) for row in p]))
+    assert s.inception_score(p, 1, rng)[0] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="splits"):
+        s.inception_score(p, 41, rng)
+
+
+def test_inception_score_of_images_in_the_order_of_their_classes_is_not_that_of_one_class_a_split() -> None:
+    assert s.inception_score(np.eye(10)[np.repeat(np.arange(10), 50)], 10, np.random.default_rng(0))[0] > 9
+
+
+def test_jackknife_of_a_mean_is_the_bound_of_the_t_test_on_group_means() -> None:
+    # 20 groups of 2, of equal numbers: leaving a group out moves the mean by -(group mean - mean) / 19, so SE is that of the
+    # mean of 20 group means, whatever the groups are.
+    x = np.repeat(np.random.default_rng(5).normal(size=20), 2)
+
+    class Grouped(np.random.Generator):
+        def permutation(self, n: int) -> np.ndarray:  # type: ignore[override]
+            return np.arange(n) // 2
+
+    upper = s.jackknife_upper(lambda rows: float(x[rows].mean()), 40, rng=Grouped(np.random.PCG64(0)))
+    assert upper == pytest.approx(x.mean() + 1.729132811521367 * x[::2].std(ddof=1) / 20**0.5)
+    with pytest.raises(ValueError, match="40 items"):
+        s.jackknife_upper(lambda rows: float(x[rows].mean()), 39, rng=np.random.default_rng(0))
+
+
+def test_jackknife_bound_of_a_ratio_of_frechet_distances_covers_the_truth() -> None:
+    # Both models err alike, so the true ratio is 1: a bound that holds 95 times in 100 is below it in about 5 % of draws.
+    rng = np.random.default_rng(6)
+    below = []
+    for _ in range(100):
+        truth = rng.normal(size=(200, 3))
+        clouds = [truth + 0.5 + 0.5 * rng.normal(size=truth.shape) for _ in range(2)]
+
+        def log_ratio(rows: np.ndarray, truth: np.ndarray = truth, clouds: list[np.ndarray] = clouds) -> float:
+            known, *others = (s.moments(x[rows], np.ones(len(rows))) for x in (truth, *clouds))
+            after, before = (s.frechet_distance(other, known) for other in others)
+            return float(np.log(after / before))
+
+        below.append(s.jackknife_upper(log_ratio, 200, rng=rng) < 0)
+    assert np.mean(below) <= 0.05 + 2 * (0.05 * 0.95 / 100) ** 0.5
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(12, 9, 30), (40, 40, 5)])
+def test_frechet_distance_of_rows_is_that_of_their_moments(n: int, m: int, width: int) -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(size=(n, width)), 1 + 2 * rng.normal(size=(m, width))
+    expected = s.frechet_distance(s.moments(a, np.ones(n)), s.moments(b, np.ones(m)))
+    assert s.frechet_distance_of_rows(a, b) == pytest.approx(expected, rel=1e-6)
+    assert s.frechet_distance_of_rows(a, a) == pytest.approx(0, abs=1e-9)

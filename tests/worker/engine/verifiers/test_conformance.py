@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tests.worker.engine import completing_job as cj
 from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
+from tests.worker.engine.tiny import metrics
 from worker.contract import Check, Policy, Report
 from worker.engine import registry, verifiers, verify
 
@@ -42,7 +43,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     drawing = {"policy": policy(vj.CHECKS, "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
-    completing = {"policy": policy(cj.CHECKS, "i2i")}
+    mounted = metrics.write_clip(metrics.write_inception(root()))
+    completing = {"policy": policy(cj.CHECKS, "i2i"), "mounted": mounted}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "families", lambda: FAMILIES)
         patch.setattr(registry, "methods", lambda: METHODS)
@@ -63,7 +65,7 @@ def test_every_file_is_a_check() -> None:
     assert sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__") == NAMES
     assert {"integrity", "forget_rate", "retain_accuracy", "feature_distance"} <= set(NAMES)
     assert {"forget_accuracy", "retain_test_accuracy", "sample_membership"} <= set(NAMES)
-    assert {"forget_completion", "retain_completion", "frozen_decoder"} <= set(NAMES)
+    assert {"forget_completion", "retain_completion", "frozen_decoder", "published_metrics"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
