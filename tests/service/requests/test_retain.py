@@ -92,6 +92,7 @@ def test_what_is_chosen_is_shown_stored_and_recorded(client: TestClient, model: 
         ({"proxy": {"classes": [4]}, "real": 1}, {"real": 1.0, "proxy": [4]}),  # set aside, and not looked at
         ({"classes": [0]}, {"real": 1.0, "classes": [0]}),
         ({"real": 1.0}, {"real": 1.0}),
+        ({"proxy": {"classes": [4]}, "real": -0.0}, {"real": 0.0, "proxy": [4]}),  # "-0.0" would be another text
         ({"classes": [0], "real": 0.5, "proxy": {"classes": [1]}}, {"real": 0.5, "classes": [0], "proxy": [1]}),
     ],
 )
@@ -101,7 +102,7 @@ def test_what_is_left_out_means_what_one_expects(
     response = ask(client, model, 3, retain=wanted)
     assert response.status_code == 202, response.text
     retain = response.json()["retain"]
-    assert (retain["real"], retain["classes"]) == (shown["real"], shown.get("classes"))
+    assert (str(retain["real"]), retain["classes"]) == (str(shown["real"]), shown.get("classes"))
     assert (retain["proxy"] or {}).get("classes") == shown.get("proxy")
 
 
