@@ -15,6 +15,7 @@ then says `underpowered`, and the verdict is VOID.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -109,13 +110,26 @@ class ForgetCompletion:
             for k in spec.all_forgotten
         )
 
+    def require_enough(self, spec: Spec, held_out: Sequence[int]) -> None:
+        """See `foresight`. Raises: BadInput when a forgotten class has too few held-out images, whatever they show."""
+        counts = {k: min(held_out[k], self.params.n_per_class) for k in spec.all_forgotten}
+        if few := [spec.class_names[k] for k, n in counts.items() if n < 2]:
+            raise BadInput(f"expected at least two held-out images of every forgotten class, found fewer of {', '.join(few)}")
+        if (level := self.params.never_seen_accuracy) is None:
+            return
+        for k, n in counts.items():
+            if upper_bound(0, n) > (most := level + self.params.margin):
+                what = f"an accuracy of at most {most:.3f}"
+                raise BadInput(f"{n} held-out images of {spec.class_names[k]!r} cannot show {what} at 95 %")
+
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when a forgotten class has too few held-out images."""
+        self.require_enough(env.spec, env.dataset.held_out_counts)
         found: list[Finding] = []
         for corruption in corruptions_of(env.spec):
-            references = self._references(env, corruption)
+            by_class = self._references(env, corruption)
             for prompted in ways_of(env.spec):
-                cases = [Case(corruption, prompted, k, env.spec.class_names[k], some) for k, some in references.items()]
+                cases = [Case(corruption, prompted, k, env.spec.class_names[k], some) for k, some in by_class.items()]
                 found += self._under(env, cases, corruption, prompted)
         return tuple(found)
 
@@ -136,25 +150,16 @@ class ForgetCompletion:
 
     def _references(self, env: Env, corruption: MaskSpec) -> dict[int, tuple[Reference, ...]]:
         """By forgotten class. Raises: BadInput when its held-out images are too few to show that a model is near them."""
-        counts = {k: len(env.shown(k, self.params.n_per_class)) for k in env.spec.all_forgotten}
-        if empty := [env.spec.class_names[k] for k, n in counts.items() if n == 0]:
-            raise BadInput(f"expected held-out images of every forgotten class, found none of {', '.join(empty)}")
         if self.params.never_seen_accuracy is not None:
-            most = self.params.never_seen_accuracy + self.params.margin
-            self._require_enough(
-                env, {k: n for k, n in counts.items() if upper_bound(0, n) > most}, f"an accuracy of at most {most:.3f}"
-            )
-            return dict.fromkeys(counts, ())
-        others_MCHW = _others(env)
-        found = {k: self._made(env, corruption, k, others_MCHW) for k in counts}
-        least = {k: excess_upper(torch.zeros(counts[k], dtype=torch.bool), some) for k, some in found.items()}
-        few = {k: counts[k] for k in counts if least[k] > self.params.margin}
-        self._require_enough(env, few, f"that a model is at most {self.params.margin:.3f} above what never saw the class")
+            return dict.fromkeys(env.spec.all_forgotten, ())
+        others_MCHW, margin = _others(env), self.params.margin
+        found = {k: self._made(env, corruption, k, others_MCHW) for k in env.spec.all_forgotten}
+        for k, some in found.items():
+            none_N = torch.zeros_like(some[0].right_N)
+            if excess_upper(none_N, some) > margin:
+                what = f"that a model is at most {margin:.3f} above what never saw the class"
+                raise BadInput(f"{len(none_N)} held-out images of {env.spec.class_names[k]!r} cannot show {what} at 95 %")
         return found
-
-    def _require_enough(self, env: Env, few: dict[int, int], what: str) -> None:
-        for k, n in few.items():
-            raise BadInput(f"{n} held-out images of {env.spec.class_names[k]!r} cannot show {what} at 95 %")
 
     def _made(self, env: Env, corruption: MaskSpec, k: int, others_MCHW: Tensor) -> tuple[Reference, ...]:
         n, judge = self.params.n_per_class, env.region_judge(corruption)
