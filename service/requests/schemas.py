@@ -106,8 +106,8 @@ class Retain(BaseModel):
 
     @property
     def real_share(self) -> float:
-        """What `real` is, or means where it is not given."""
-        return self.real if self.real is not None else 0.0 if self.proxy else 1.0
+        """What `real` is, or means where it is not given. Zero has no sign: the ledger would hold "-0.0"."""
+        return abs(self.real) if self.real is not None else 0.0 if self.proxy else 1.0
 
     @model_validator(mode="after")
     def _enough_to_draw_from(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -202,10 +203,12 @@ def _policy(settings: Settings, model: Model, gone: Gone, choice: Choice | None,
         needed = catalogue.classes_held_out(
             policy, gone.classes, of_samples, len(model.class_names), set_aside=choice.proxy_classes if choice else ()
         )
-        without = [model.class_names[k] for k in sorted(needed - set(known.held_out.values()))]
-        if without:
-            names = ", ".join(without[:20]) + (", …" if len(without) > 20 else "")
-            raise PolicyUnfit(f"the policy {policy['name']!r} looks at held-out images, and the dataset has none of: {names}")
+        least, there_are = catalogue.least_held_out(policy), Counter(known.held_out.values())
+        few = [model.class_names[k] for k in sorted(needed) if there_are[k] < least]
+        if few:
+            names = ", ".join(few[:20]) + (", …" if len(few) > 20 else "")
+            what = "none" if least == 1 else f"fewer than {least}"
+            raise PolicyUnfit(f"the policy {policy['name']!r} looks at held-out images, and the dataset has {what} of: {names}")
     return policy
 
 

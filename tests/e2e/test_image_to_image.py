@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 """Half a minute of one core; the classifier's journey goes the same way in the default suite."""
 
 PER_CLASS, HELD_OUT = 300, 150
-"""0 of 150 held-out hits bound an accuracy by 2.0 %."""
+"""No hit in 150 held-out images, neither by the candidate nor by a reference, bounds the difference by 2.5 %."""
 OTHERS = ("checks", "frame", "dots")
 
 
@@ -110,8 +110,8 @@ def test_a_class_is_forgotten_with_proxy_data_verified_and_signed(registered: Re
     assert request["status"] == "succeeded", request["error"]
     assert (request["method"], request["policy"]["name"]) == ("encoder_l2", "i2i-v1")
     found = {(f["check"], f["metric"], f["subject"]): f for f in request["findings"] if f["gating"] or f["control"]}
-    assert found["forget_completion", "completed_region_accuracy", "candidate"]["passed"] is True
-    assert found["forget_completion", "completed_region_accuracy", "original"]["passed"] is False  # the control: it knew
+    assert found["forget_completion", "completed_region_excess", "candidate"]["passed"] is True
+    assert found["forget_completion", "completed_region_excess", "original"]["passed"] is False  # the control: it knew
     assert found["retain_completion", "retain_accuracy_drop", "candidate"]["n"] == 2 * HELD_OUT  # rows and blank
 
     registered.client.download_checkpoint(request["checkpoint_id"], tmp_path / "checkpoint")

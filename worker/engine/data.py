@@ -62,6 +62,11 @@ class Dataset:
         """Indices (int64, ascending) of the held-out items of these classes."""
         return self._of(classes, self.held_out_N)
 
+    @property
+    def held_out_counts(self) -> tuple[int, ...]:
+        """How many held-out items each class has, in index order."""
+        return tuple(torch.bincount(self.labels_N[self.held_out_N], minlength=len(self.class_names)).tolist())
+
     def _of(self, classes: Iterable[int], among_N: Tensor) -> Tensor:
         wanted = torch.tensor(sorted(set(classes)), dtype=torch.int64)
         return torch.nonzero(among_N & torch.isin(self.labels_N, wanted)).squeeze(1)

@@ -112,10 +112,10 @@ class Halves(nn.Module):
         Raises: BadInput when what both halves read is to be trained and there is nothing of the kind.
         """
         chosen = TRAINED[trains]
-        if trains == "release" and not any(self._half[name] == "shared" for name in self._trainable):
+        if trains == "release" and not any(self.half_of(name) == "shared" for name in self._trainable):
             raise BadInput("expected tensors that encoder and decoder both read for release_compat to train, found none")
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name in self._trainable and self._half[name] in chosen)
+            parameter.requires_grad_(name in self._trainable and self.half_of(name) in chosen)
         # Where the decoder lies on another kind of device, the distributed wrapper must not even look at it.
         names = [name for name, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad]
         self._ddp_params_and_buffers_to_ignore = [*names, *(name for name, _ in self.named_buffers())]
@@ -149,7 +149,7 @@ class Halves(nn.Module):
     def _move(self, halves: set[Half]) -> None:
         for prefix, owner in self.named_modules():
             for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
-                if tensor is None or self._half[_dotted(prefix, name)] not in halves:
+                if tensor is None or self.half_of(_dotted(prefix, name)) not in halves:
                     continue
                 if isinstance(tensor, nn.Parameter):
                     tensor.data = tensor.data.to(self.device)
@@ -159,7 +159,7 @@ class Halves(nn.Module):
     def _pieces(self, module: nn.Module, prefix: str) -> Iterator[nn.Module | Tensor]:
         """The largest modules below, and single tensors, that are the decoder's alone."""
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and self._half[_dotted(prefix, name)] == "decoder":
+            if tensor is not None and self.half_of(_dotted(prefix, name)) == "decoder":
                 yield tensor
         for name, child in module.named_children():
             full = _dotted(prefix, name)

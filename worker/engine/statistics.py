@@ -2,21 +2,28 @@
 
 Everything here takes numbers and returns numbers, in float64, with the random generator as an argument.
 
-Shapes: N items, D features, R resamples.
+Shapes: N items, D features, R resamples; Q rates and Y counts that an exact test goes through.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import rel_entr
+from scipy.special import betainc, gammaln, rel_entr, xlog1py, xlogy
 from scipy.stats import beta, binomtest
 from scipy.stats import t as student
 
 ALPHA = 0.05
 """Every gate is one-sided at this level, so that a result that deserves to fail passes at most one time in twenty."""
+
+SPARED = 0.001
+"""Of alpha, what the interval of a nuisance rate may miss; see `paired_difference_upper`."""
+
+TOLERANCE = 1e-4
+"""To so much a bound is searched for; what is returned is the cautious end."""
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -83,6 +90,70 @@ def paired_drop_upper(worse: int, better: int, n: int, *, alpha: float = ALPHA) 
     if worse + better > n:
         raise ValueError(f"expected worse + better <= n, got {worse} + {better} > {n}")
     return upper_bound(worse, n, alpha=alpha / 2) - lower_bound(better, n, alpha=alpha / 2)
+
+
+def paired_difference_upper(more: int, fewer: int, n: int, *, alpha: float = ALPHA) -> float:
+    """Upper bound of the difference of two rates, of hits by one and by another on the same n items.
+
+    All differences are in it that an exact test of "no less than so much" does not reject. Outcomes are ordered by the score
+    statistic. How often the other alone hits is not known: the test takes the worst of the rates that an exact interval holds,
+    and pays for what the interval may miss. It is as valid at any n as `paired_drop_upper`, and a third narrower where many
+    items differ, as they do between two that both guess; where hardly any does, they are alike.
+
+    Args:
+        more: items that the one hits and the other misses.
+        fewer: items that the other hits and the one misses.
+        n: items, both kinds and the concordant ones.
+
+    Raises:
+        ValueError: counts that do not fit into n.
+
+    Source: Tango 1998, Statistics in Medicine 17(8), for the statistic; Hsueh, Liu & Chen 2001, Biometrics 57(2), for the
+        exact test; Berger & Boos 1994, JASA 89(427), for the interval. Its maximum is looked for at 21 rates.
+    """
+    if more < 0 or fewer < 0 or n < 1 or more + fewer > n:
+        raise ValueError(f"expected n >= 1 items that hold more >= 0 and fewer >= 0, got n={n}, {more} and {fewer}")
+    rejected, kept = 1.0, (more - fewer) / n
+    while rejected - kept > TOLERANCE:
+        middle = (kept + rejected) / 2
+        if _paired_p_value(more, fewer, n, middle) <= alpha:
+            rejected = middle
+        else:
+            kept = middle
+    return rejected
+
+
+def _paired_p_value(more: int, fewer: int, n: int, delta: float) -> float:
+    """How likely an outcome is that speaks no less for a smaller difference, at worst, where the difference is `delta`."""
+    low, high = lower_bound(fewer, n, alpha=SPARED / 2), upper_bound(fewer, n, alpha=SPARED / 2)
+    q_Q1 = np.linspace(low, high, 21).clip(max(0.0, -delta), (1 - delta) / 2)[:, None]
+    reach = 6 * math.sqrt(n * float(q_Q1[-1, 0])) + 6  # six standard deviations; what lies beyond is less than 1e-8
+    y_Y = np.arange(max(0, int(n * q_Q1[0, 0] - reach)), min(n, math.ceil(n * q_Q1[-1, 0] + reach)) + 1, dtype=np.float64)
+    most_Y = _most(y_Y, n, delta, float(_paired_score(more, np.float64(fewer), n, delta)))
+    log_ways_Y = gammaln(n + 1) - gammaln(y_Y + 1) - gammaln(n - y_Y + 1)
+    here_QY = np.exp(log_ways_Y + xlogy(y_Y, q_Q1) + xlog1py(n - y_Y, -q_Q1))
+    p_Q1 = ((q_Q1 + delta) / np.maximum(1 - q_Q1, 1e-12)).clip(0, 1)
+    at_most_QY = 1 - betainc(most_Y.clip(0) + 1, (n - y_Y - most_Y).clip(1e-9), p_Q1)
+    at_most_QY = np.where(most_Y < 0, 0, np.where(most_Y >= n - y_Y, 1, at_most_QY))
+    return float((at_most_QY * here_QY).sum(axis=1).max()) + SPARED
+
+
+def _most(y_Y: Floats, n: int, delta: float, score: float) -> Floats:
+    """(Y,) beside so many hits of the other alone, how many of the one alone have at most this score; -1: not even none."""
+    low_Y, high_Y = np.full(len(y_Y), -1.0), n - y_Y
+    while (high_Y > low_Y).any():
+        middle_Y = np.ceil((low_Y + high_Y) / 2)
+        within_Y = _paired_score(middle_Y, y_Y, n, delta) <= score + 1e-9
+        low_Y, high_Y = np.where(within_Y, middle_Y, low_Y), np.where(within_Y, high_Y, middle_Y - 1)
+    return low_Y
+
+
+def _paired_score(more: Floats | int, fewer: Floats, n: int, delta: float) -> Floats:
+    """(more - fewer - n delta) over its standard deviation, at the likeliest rates whose difference is delta."""
+    b = (2 * n - more + fewer) * delta - more - fewer
+    q = (np.sqrt(np.maximum(b * b + 8 * n * fewer * delta * (1 - delta), 0)) - b) / (4 * n)
+    spread: Floats = np.sqrt(np.maximum(n * (2 * q + delta * (1 - delta)), 1e-12))
+    return (more - fewer - n * delta) / spread
 
 
 def moments(features_ND: Floats, weights_N: Floats) -> tuple[Floats, Floats]:

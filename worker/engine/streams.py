@@ -124,5 +124,20 @@ class Mixture:
         return Mixture(name, self.real.named(name), self.proxy.named(f"{name}-proxy"), self.share)
 
     def stratified(self, count: int) -> Stream:
-        """See `Stream.stratified`; of all items, whichever their share."""
-        return Stream(self.name, self.seed, self.indices_N, self.labels_N).stratified(count)
+        """At most `count` of the items, at the share; as many as that leaves, and as evenly over the classes as they allow."""
+        most_real, most_proxy = len(self.real.indices_N) / self.share, len(self.proxy.indices_N) / (1 - self.share)
+        count = min(count, math.floor(most_real), math.floor(most_proxy))
+        real = math.floor(count * self.share)
+        parts = [_evenly(self.real, real), _evenly(self.proxy, count - real)]
+        indices_N, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return Stream(f"{self.name}-part", self.seed, indices_N, labels_N)
+
+
+def _evenly(stream: Stream, count: int) -> tuple[Tensor, Tensor]:
+    """Positions and classes of so many items: of every class in turn one at random, as long as it has any."""
+    turn_N = torch.empty(len(stream.indices_N), dtype=torch.int64)
+    for k in stream.labels_N.unique().tolist():
+        of_class = torch.nonzero(stream.labels_N == k).squeeze(1)
+        turn_N[of_class] = torch.randperm(len(of_class), generator=stream.generator("stratified", k))
+    row_N = turn_N.argsort(stable=True)[:count]
+    return stream.indices_N[row_N], stream.labels_N[row_N]

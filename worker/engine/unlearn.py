@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.contract import JobDirectory, Manifest, Spec, document_digest
-from worker.engine import checkpoint, halves, loop, sharding
+from worker.engine import checkpoint, foresight, halves, loop, sharding
 from worker.engine.data import Dataset, load_dataset, load_proxy, repeated
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
@@ -42,8 +42,8 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     """Unlearn what `spec.json` asks for and leave `out/` and `manifest.json`.
 
     Raises:
-        BadInput, BadModel, Integrity: the job cannot be worked on, or training changed what it should not have; nothing was
-            written.
+        BadInput, BadModel, Integrity: the job cannot be worked on, or its result not be measured, or training changed what it
+            should not have; nothing was written.
         Diverged: the run stopped before the update that would have spoiled the weights; nothing was written.
         Stopped: asked to stop; a step checkpoint was left.
     """
@@ -55,6 +55,7 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     require_digest(job.base, work.spec.base_digest, "the base weights")
     dataset = load_dataset(job, work.spec)
     family = work.family.load(job.base, labels=work.spec.labels, device=ranks.device)
+    foresight.require_measurable(work.spec, family, dataset)
     run = make_run(work, family, dataset, ranks, events, cache=job.fishers, proxy=load_proxy(job, work.spec, dataset))
     frozen = halves.digests(family)
     method = work.method(work.params, run)

@@ -92,6 +92,7 @@ def test_what_is_chosen_is_shown_stored_and_recorded(client: TestClient, model: 
         ({"proxy": {"classes": [4]}, "real": 1}, {"real": 1.0, "proxy": [4]}),  # set aside, and not looked at
         ({"classes": [0]}, {"real": 1.0, "classes": [0]}),
         ({"real": 1.0}, {"real": 1.0}),
+        ({"proxy": {"classes": [4]}, "real": -0.0}, {"real": 0.0, "proxy": [4]}),  # "-0.0" would be another text
         ({"classes": [0], "real": 0.5, "proxy": {"classes": [1]}}, {"real": 0.5, "classes": [0], "proxy": [1]}),
     ],
 )
@@ -101,7 +102,7 @@ def test_what_is_left_out_means_what_one_expects(
     response = ask(client, model, 3, retain=wanted)
     assert response.status_code == 202, response.text
     retain = response.json()["retain"]
-    assert (retain["real"], retain["classes"]) == (shown["real"], shown.get("classes"))
+    assert (str(retain["real"]), retain["classes"]) == (str(shown["real"]), shown.get("classes"))
     assert (retain["proxy"] or {}).get("classes") == shown.get("proxy")
 
 
@@ -375,3 +376,26 @@ def test_classes_set_aside_need_no_held_out_images(client: TestClient, tmp_path:
     catalogue.get_catalogue.cache_clear()
     assert code_of(ask(client, model, 3)) == "policy_unfit"
     assert ask(client, model, 3, retain={"proxy": {"classes": ["one"]}}).status_code == 202
+
+
+@one_database
+def test_a_check_of_completions_needs_two_held_out_images_of_a_class(client: TestClient, tmp_path: Path) -> None:
+    """Of class one there is one: nobody knows how far others would differ, and the answer would come after training."""
+    arrays = {"images": np.zeros((15, 8, 8), np.uint8), "labels": np.arange(15) % 5, "ids": None}
+    path = dataset_file(tmp_path / "d" / "d.npz", **arrays)
+    held_out = ["5", "6", "7", "8", "9", "10", "12", "13", "14"]
+    body = {"format": "npz", "location": str(path), "class_names": DIGITS, "held_out_ids": held_out}
+    dataset_id = client.post("/datasets", json=body).json()["id"]
+    weights = {"family": "mae", "location": str(model_folder(tmp_path / "m")), "class_names": DIGITS}
+    model = client.post("/models", json={**weights, "dataset_id": dataset_id}).json()
+    changed = copy.deepcopy(CATALOGUE)
+    changed["verifiers"]["classes_gone"] |= {"held_out": "all", "completes": True}
+    write_json(tmp_path / "catalogue.json", changed)
+    policy = json.loads((tmp_path / "policy.json").read_text())
+    sampling = {"corruptions": [{"kind": "center", "ratio": 0.25}]}
+    write_json(tmp_path / "policy.json", policy | {"name": "completing", "sampling": sampling})
+    catalogue._read_policy.cache_clear()
+    catalogue.get_catalogue.cache_clear()
+    refused = ask(client, model, 3)
+    assert code_of(refused) == "policy_unfit"
+    assert refused.json()["detail"].endswith("the dataset has fewer than 2 of: one")

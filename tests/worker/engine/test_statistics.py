@@ -67,6 +67,37 @@ def test_paired_drop_covers_the_truth_at_least_95_times_in_100() -> None:
     assert np.mean(below) <= 0.05
 
 
+def test_a_paired_difference_without_hits_of_the_other_alone_is_bounded_as_a_rate_is() -> None:
+    # Exact, and what the interval of the other's rate may miss is paid for: at .024 in the place of .025.
+    assert s.paired_difference_upper(0, 0, 50, alpha=0.025) == pytest.approx(0.0724, abs=2 * s.TOLERANCE)
+    assert s.upper_bound(0, 50, alpha=0.024) <= s.paired_difference_upper(0, 0, 50, alpha=0.025) < 0.075
+    assert s.paired_difference_upper(50, 0, 50) == 1.0
+    assert s.paired_difference_upper(0, 50, 50) < -0.8
+
+
+def test_a_paired_difference_is_covered_exactly_at_its_margin_whatever_the_rates() -> None:
+    """P(bound <= .1) is at most alpha where the difference is .1: summed over all outcomes of 40 items, nothing simulated."""
+    n, margin, alpha = 40, 0.1, 0.05
+    passing: dict[int, int] = {}
+    for fewer in range(n + 1):
+        most = -1
+        while most + 1 + fewer <= n and s.paired_difference_upper(most + 1, fewer, n, alpha=alpha) <= margin:
+            most += 1
+        passing[fewer] = most
+    for fewer_rate in (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45):
+        more_rate = fewer_rate + margin
+        size = sum(
+            binom.pmf(c, n, fewer_rate) * binom.cdf(most, n - c, more_rate / (1 - fewer_rate)) for c, most in passing.items()
+        )
+        assert size <= alpha
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 0), (3, 3, 5), (-1, 0, 5), (0, -1, 5)])
+def test_paired_counts_that_do_not_fit_are_refused(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="expected n >= 1 items"):
+        s.paired_difference_upper(*counts)
+
+
 def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form() -> None:
     # Commuting covariances: |mu|^2 + sum (sqrt a - sqrt b)^2 = 9 + (2 - 1)^2 + (3 - 5)^2 = 14
     a = (np.array([3.0, 0.0]), np.diag([4.0, 9.0]))

@@ -86,8 +86,30 @@ def test_a_mixture_answers_what_is_asked_of_a_stream() -> None:
     mixed = mixture(0.5)
     assert mixed.indices_N.tolist() == [*range(100, 106), *range(200, 204)]
     assert mixed.labels_N.tolist() == [0, 1, 2, 0, 1, 2, -1, -1, -1, -1]
-    part = mixed.stratified(4)
-    assert sorted(part.labels_N.tolist()) == [-1, 0, 1, 2]
+    part = mixed.stratified(6)
+    assert sorted(part.labels_N.tolist()) == [-1, -1, -1, 0, 1, 2]
     assert float(torch.rand(1, generator=mixed.generator(1))) == float(
         torch.rand(1, generator=stream(name="retain").generator(1))
     )
+
+
+@pytest.mark.parametrize(
+    ("share", "real", "proxy", "wanted", "taken"),
+    [
+        (0.25, 600, 40, 4096, (13, 40)),  # 40 proxies are three quarters of 53
+        (0.1, 600, 4000, 1000, (100, 900)),
+        (0.9, 90, 4000, 4096, (90, 10)),
+        (0.01, 600, 4, 4096, (0, 4)),  # not one real item in five: none is as near to the share as whole items allow
+    ],
+)
+def test_a_part_of_a_mixture_holds_real_items_at_its_share_however_many_there_are(
+    share: float, real: int, proxy: int, wanted: int, taken: tuple[int, int]
+) -> None:
+    apart = Stream("proxy", 1, torch.arange(10_000, 10_000 + proxy), torch.full((proxy,), -1))
+    part = Mixture("retain", stream(real, 1, "retain"), apart, share).stratified(wanted)
+    chosen = part.indices_N < 10_000
+    assert (int(chosen.sum()), int((~chosen).sum())) == taken
+    assert len(part.indices_N.unique()) == sum(taken)
+    assert bool((part.labels_N[chosen] == (part.indices_N[chosen] - 100) % 3).all())
+    of_class = torch.bincount(part.labels_N[chosen], minlength=3)
+    assert int(of_class.max() - of_class.min()) <= 1

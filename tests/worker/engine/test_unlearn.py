@@ -27,11 +27,13 @@ from tests.worker.engine.unlearning_job import (
 from worker.contract import (
     EXIT_FAILED,
     EXIT_STOPPED,
+    Check,
     DatasetSpec,
     Event,
     Failure,
     JobDirectory,
     Manifest,
+    Policy,
     document_digest,
     tree_digest,
 )
@@ -398,3 +400,45 @@ def test_proxy_data_with_a_class_to_forget_are_refused(tmp_path: Path) -> None:
 def test_retain_data_are_chosen_for_image_to_image_models_alone(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="image-to-image model alone, found them for a generator"):
         prepared(make_job(tmp_path, retain={"classes": (3,)}))
+
+
+HOLE = {"kind": "center", "ratio": 0.25}
+
+
+def i2i_policy(*checks: Check, **mask: object) -> Policy:
+    return Policy.model_validate({"name": "p", "sampling": {"corruptions": [{**HOLE, **mask}]}, "checks": checks})
+
+
+@pytest.mark.parametrize(
+    ("policy", "held_out", "sentence"),
+    [
+        (i2i_policy(Check(verifier="integrity"), ratio=0.01), 4, "center at ratio 0.01 hides none"),
+        (i2i_policy(Check(verifier="integrity"), kind="random_patch", ratio=0.99), 4, "random_patch at ratio 0.99 hides all"),
+        (
+            i2i_policy(Check(verifier="forget_completion")),
+            1,
+            "two held-out images of every forgotten class, found fewer of columns",
+        ),
+        (
+            i2i_policy(Check(verifier="retain_completion")),
+            1,
+            "two held-out images of every retained class, found fewer of rows",
+        ),
+        (i2i_policy(Check(verifier="retain_completion")), 4, "12 pairs cannot show a drop of at most 0.05"),
+        (i2i_policy(Check(verifier="forget_rate")), 4, "forget_rate could not be measured .measures generator models"),
+        (
+            i2i_policy(Check(verifier="forget_completion", params={"never_seen_accuracy": 0.1})),
+            4,
+            "4 held-out images of 'columns' cannot show an accuracy of at most 0.150",
+        ),
+    ],
+)
+def test_what_verification_could_not_measure_is_said_before_anything_is_trained(
+    policy: Policy, held_out: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, **I2I, policy=policy)
+    ids = tuple(str(12 * k + i) for k in range(4) for i in range(held_out))
+    write_spec(job, **I2I, policy=policy, dataset=job.read_spec().dataset.model_copy(update={"held_out_ids": ids}))
+    monkeypatch.setattr(unlearn, "make_run", lambda *_, **__: pytest.fail("it went on"))
+    with pytest.raises(BadInput, match=sentence):
+        in_process(job)

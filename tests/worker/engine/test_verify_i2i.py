@@ -19,6 +19,7 @@ from worker.engine import corruption, references, registry, verify
 from worker.engine.families.mae import MaskedAutoencoder
 from worker.engine.files import entries
 from worker.engine.sampling import ERASED
+from worker.engine.statistics import paired_difference_upper
 
 
 @pytest.fixture(autouse=True)
@@ -202,15 +203,35 @@ def test_without_a_measured_level_references_that_never_saw_the_class_set_it(
 
     monkeypatch.setattr(references, "nearest", told)
     report = verify.run(make(cj.without_class(), policy=policy))
-    found = gate(report, "forget_completion", "completed_region_accuracy")
-    assert found.threshold == pytest.approx(20 / 50 + 0.05)
-    assert found.detail.endswith("never seen: 40.0%, by the nearest image of other classes")
+    found = gate(report, "forget_completion", "completed_region_excess")
+    assert (found.value, found.count, found.threshold) == (pytest.approx(-20 / 50), 0, 0.05)
+    assert found.upper95 == pytest.approx(paired_difference_upper(0, 20, 50, alpha=0.025))  # at half of alpha: of two
+    ending = "never seen: 0.0% by the harmonic fill and 40.0% by the nearest image of other classes"
+    assert found.detail.endswith(ending)
+    power = controls(report)["underpowered"]  # the original lies far above both, and 30 of 50 pairs above the better one
+    assert power.lower95 == pytest.approx(-paired_difference_upper(0, 30, 50))
+    assert (power.value, power.threshold) == (pytest.approx(0.6), 0.1)
     assert len(asked[0]) == 3 * vj.TRAIN  # training images of the three classes that are not to be forgotten
     assert report.verdict == "PASS", report.summary
     monkeypatch.setattr(references, "nearest", lambda images, covered, others: images)
     blind = verify.run(make(cj.without_class(), policy=policy))
     assert blind.verdict == "VOID"  # nobody could be told from what never saw the class
     assert "underpowered" in blind.summary
+
+
+def test_a_model_no_better_than_a_reference_fails_where_too_few_images_say_so(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither shows the class in any of 50 completions: alike by the point estimates, and 7 points are not excluded."""
+    policy = cj.policy(Check(verifier="forget_completion"))
+    for name in ("harmonic", "nearest"):
+        monkeypatch.setattr(references, name, lambda images, *_: torch.full_like(images, 25))
+    report = verify.run(make(cj.without_class(), policy=policy))
+    assert report.verdict == "ERROR"
+    said = "50 held-out images of 'columns' cannot show that a model is at most 0.050 above what never saw the class at 95 %"
+    assert said in report.summary
+    wide = Check(verifier="forget_completion", params={"margin": 0.1})
+    assert verify.run(make(cj.without_class(), policy=cj.policy(wide))).verdict == "PASS"
 
 
 # ------------------------------------------------------------------------------------------------------ the frozen half

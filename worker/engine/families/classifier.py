@@ -53,14 +53,16 @@ class Architecture:
     """What the configuration calls the classes, unchecked."""
 
     @classmethod
-    def of(cls, directory: Path) -> Architecture:
-        """Raises: BadModel for a configuration that names no network we can build."""
+    def of(cls, directory: Path, class_count: int) -> Architecture:
+        """Raises: BadModel for a configuration that names no network we can build, or one of another number of classes."""
         if not (directory / CONFIG).is_file():
             raise BadModel(f"expected {CONFIG} in the model folder, found none")
         document = weights.read_json(directory / CONFIG)
         if document.get("architecture") == resnet.ARCHITECTURE:
-            return _of_cifar_resnet(resnet.Config.read(document))
-        return _of_transformers(document, directory)
+            config = resnet.Config.read(document)
+            _require_classes(class_count, config.class_count)
+            return _of_cifar_resnet(config)
+        return _of_transformers(document, directory, class_count)
 
 
 class ImageClassifier:
@@ -86,9 +88,7 @@ class ImageClassifier:
         Also refused: a negative variance, index tables unlike the architecture's, and an `id2label` with the registered classes
         in another order, as the wrong class would be forgotten.
         """
-        architecture = Architecture.of(directory)
-        if architecture.class_count != len(labels):
-            raise BadModel(f"expected a model of {len(labels)} classes, found one of {architecture.class_count}")
+        architecture = Architecture.of(directory, len(labels))
         weights.require_label_order(architecture.id2label, labels, CONFIG)
         file = directory / weights.only_file(directory, below=Path())
         module = architecture.build()
@@ -252,11 +252,11 @@ def _of_cifar_resnet(config: resnet.Config) -> Architecture:
     )
 
 
-def _of_transformers(document: Mapping[str, Any], directory: Path) -> Architecture:
+def _of_transformers(document: Mapping[str, Any], directory: Path, class_count: int) -> Architecture:
     for key in ("auto_map", "quantization_config"):
         if document.get(key) is not None:
             raise BadModel(f"expected an architecture of transformers with plain weights, found {key} in {CONFIG}")
-    config = _config(document)
+    config = _config(document, class_count)
     seen = getattr(config, "vision_config", config)
     channels = getattr(seen, "num_channels", 3)
     if not _is_count(channels):
@@ -264,7 +264,7 @@ def _of_transformers(document: Mapping[str, Any], directory: Path) -> Architectu
     return Architecture(
         build=lambda: _built(config),
         ask=lambda module, x_BCHW: module(pixel_values=x_BCHW).logits,
-        class_count=config.num_labels or 0,
+        class_count=class_count,
         channels=channels,
         size=_size(getattr(seen, "image_size", None)),
         normalisation=Normalisation.read(directory / PREPROCESSOR, channels),
@@ -272,12 +272,24 @@ def _of_transformers(document: Mapping[str, Any], directory: Path) -> Architectu
     )
 
 
-def _config(document: Mapping[str, Any]) -> PretrainedConfig:
-    """Raises: BadModel. Who computes attention is left to this machine: a configuration may name a kernel to download."""
+def _require_classes(expected: int, found: object) -> None:
+    if found != expected:
+        raise BadModel(f"expected a model of {expected} classes, found one of {reprlib.repr(found)}")
+
+
+def _classes(document: Mapping[str, Any]) -> object:
+    """How many classes a transformers configuration says that there are: as many as it names; of no names, two by default."""
+    names = document.get("id2label")
+    return len(names) if isinstance(names, dict) else document.get("num_labels", 2)
+
+
+def _config(document: Mapping[str, Any], class_count: int) -> PretrainedConfig:
+    """Raises: BadModel. See `weights.network_values` for what of the configuration is not handed on."""
     kind = str(document.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise BadModel(f"expected architecture {resnet.ARCHITECTURE!r} or a model_type that transformers knows, found {kind!r}")
-    values = {k: v for k, v in document.items() if k not in ("model_type", "dtype", "torch_dtype") and "attn_impl" not in k}
+    _require_classes(class_count, _classes(document))  # before transformers makes a name for each
+    values = {**weights.network_values(document), "num_labels": class_count}
     try:
         config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:  # a stranger's values, and every configuration class validates in its own way

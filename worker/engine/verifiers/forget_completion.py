@@ -1,27 +1,32 @@
 """Does the candidate still know what hidden parts of a forgotten class's images look like? And does the original, as it must?
 
 Held-out images of the class are completed, and a judge that sees the completed region alone says what it shows. A model that
-was retrained without the class still completes such an image plausibly, from what it sees and from other classes; so the aim is
-not noise, but to show the class no oftener than a model that never saw it. That level is what the operator measured with a
-retrained model (`never_seen_accuracy`), or, where nobody did, the better of two references that have not seen the class (see
-`worker.engine.references`): a cautious one, for a retrained model may well do better than they.
+was retrained without the class still completes such an image plausibly, from what it sees and from other classes; so the aim
+is not noise, but to show the class no oftener than a model that never saw it. How often that is, the operator measured with a
+retrained model (`never_seen_accuracy`); or, where nobody did, the better of two references that have not seen the class says
+it, on the same images (see `worker.engine.references`): a cautious level, for a retrained model may well do better than they.
 
-The gate is the one-sided 95 % Clopper-Pearson bound, held to the level and a margin. Two controls on the original: it must fail
-the gate; and it must lie at least `min_power` above the level, at its lower bound, or the judge, or the corruption, could not
-tell a model that knows from one that does not. The finding then says `underpowered`, and the verdict is VOID.
+The gate is a one-sided 95 % bound, held to the margin: of the candidate's rate beside a level that is given (Clopper-
+Pearson), or of how far it lies above the better reference (see `worker.engine.excess`), whose rate is as uncertain as its
+own. Two controls on the original: it must fail the gate; and it must lie at least `min_power` above what never saw the class,
+at its lower bound, or the judge, or the corruption, could not tell a model that knows from one that does not. The finding
+then says `underpowered`, and the verdict is VOID.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from worker.contract import Finding, MaskSpec, Spec
 from worker.engine import references
 from worker.engine.errors import BadInput
+from worker.engine.excess import Reference, best, excess_lower, excess_upper
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.region import described
@@ -34,7 +39,7 @@ CANDIDATES = 4096
 
 
 class Thresholds(Params):
-    """How many images, which level a model without the class reaches, and how near to it is near enough."""
+    """How many images, how often a model without the class shows it, and how near to that is near enough."""
 
     n_per_class: int = Field(default=500, ge=1, le=100_000, description="held-out images of each forgotten class, at most")
     never_seen_accuracy: float | None = Field(
@@ -44,18 +49,13 @@ class Thresholds(Params):
         description="share of completed regions in which the judge sees the class, measured with models retrained without it, "
         "0-1; null: with references that never saw it",
     )
-    margin: float = Field(default=0.05, gt=0, lt=1, description="how far above that level the bound may lie, 0-1")
+    margin: float = Field(default=0.05, gt=0, lt=1, description="how far above what never saw the class the bound may lie, 0-1")
     min_power: float = Field(
-        default=0.10, ge=0.10, lt=1, description="how far above that level the original must lie, or nothing is shown, 0-1"
+        default=0.10,
+        ge=0.10,
+        lt=1,
+        description="how far above what never saw the class the original must lie, or nothing is shown, 0-1",
     )
-
-
-@dataclass(frozen=True)
-class Level:
-    """How often the judge sees a class in completions by what never saw it."""
-
-    accuracy: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,23 @@ class Case:
     prompted: bool
     class_index: int
     class_name: str
-    level: Level
+    references: tuple[Reference, ...]
+    """What never saw the class; none where its level is given."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A subject beside what never saw a class: its rate, where a level is given, or how far it lies above the references."""
+
+    metric: str
+    value: float
+    lower95: float
+    upper95: float
+    threshold: float
+    due: float
+    """What the original must lie above."""
+    never_seen: str
+    """For people."""
 
 
 class ForgetCompletion:
@@ -94,13 +110,26 @@ class ForgetCompletion:
             for k in spec.all_forgotten
         )
 
+    def require_enough(self, spec: Spec, held_out: Sequence[int]) -> None:
+        """See `foresight`. Raises: BadInput when a forgotten class has too few held-out images, whatever they show."""
+        counts = {k: min(held_out[k], self.params.n_per_class) for k in spec.all_forgotten}
+        if few := [spec.class_names[k] for k, n in counts.items() if n < 2]:
+            raise BadInput(f"expected at least two held-out images of every forgotten class, found fewer of {', '.join(few)}")
+        if (level := self.params.never_seen_accuracy) is None:
+            return
+        for k, n in counts.items():
+            if upper_bound(0, n) > (most := level + self.params.margin):
+                what = f"an accuracy of at most {most:.3f}"
+                raise BadInput(f"{n} held-out images of {spec.class_names[k]!r} cannot show {what} at 95 %")
+
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when a forgotten class has too few held-out images."""
+        self.require_enough(env.spec, env.dataset.held_out_counts)
         found: list[Finding] = []
         for corruption in corruptions_of(env.spec):
-            levels = self._levels(env, corruption)
+            by_class = self._references(env, corruption)
             for prompted in ways_of(env.spec):
-                cases = [Case(corruption, prompted, k, env.spec.class_names[k], level) for k, level in levels.items()]
+                cases = [Case(corruption, prompted, k, env.spec.class_names[k], some) for k, some in by_class.items()]
                 found += self._under(env, cases, corruption, prompted)
         return tuple(found)
 
@@ -111,80 +140,87 @@ class ForgetCompletion:
         n, found = self.params.n_per_class, list[Finding]()
         for subject in self._subjects():
             seen = [likeness(env, subject, corruption, case.class_index, n, prompted=prompted) for case in cases]
-            found += [self._score(subject, case, one) for case, one in zip(cases, seen, strict=True)]
-            if subject == "original":
-                found += [self._power(case, one) for case, one in zip(cases, seen, strict=True)]
+            for case, one in zip(cases, seen, strict=True):
+                found += self._findings(subject, case, one)
             more = reported(self.name, subject, corruption, seen, which="held-out images of forgotten classes")
             found += [f.model_copy(update={"metric": f.metric + suffix(prompted)}) for f in more]
         return found
 
-    # --------------------------------------------------------------------------------------------------------- the level
+    # ------------------------------------------------------------------------------------------ what never saw the class
 
-    def _levels(self, env: Env, corruption: MaskSpec) -> dict[int, Level]:
-        """By forgotten class. Raises: BadInput when its held-out images are too few to show that a model is at it."""
-        counts = {k: len(env.shown(k, self.params.n_per_class)) for k in env.spec.all_forgotten}
-        if empty := [env.spec.class_names[k] for k, n in counts.items() if n == 0]:
-            raise BadInput(f"expected held-out images of every forgotten class, found none of {', '.join(empty)}")
+    def _references(self, env: Env, corruption: MaskSpec) -> dict[int, tuple[Reference, ...]]:
+        """By forgotten class. Raises: BadInput when its held-out images are too few to show that a model is near them."""
         if self.params.never_seen_accuracy is not None:
-            measured = Level(self.params.never_seen_accuracy, "as measured with models retrained without it")
-            levels = dict.fromkeys(counts, measured)
-        else:
-            others_MCHW = _others(env)
-            levels = {k: self._by_references(env, corruption, k, others_MCHW) for k in counts}
-        for k, n in counts.items():
-            most = levels[k].accuracy + self.params.margin
-            if upper_bound(0, n) > most:
-                name = env.spec.class_names[k]
-                raise BadInput(f"{n} held-out images of {name!r} cannot show an accuracy of at most {most:.3f} at 95 %")
-        return levels
+            return dict.fromkeys(env.spec.all_forgotten, ())
+        others_MCHW, margin = _others(env), self.params.margin
+        found = {k: self._made(env, corruption, k, others_MCHW) for k in env.spec.all_forgotten}
+        for k, some in found.items():
+            none_N = torch.zeros_like(some[0].right_N)
+            if excess_upper(none_N, some) > margin:
+                what = f"that a model is at most {margin:.3f} above what never saw the class"
+                raise BadInput(f"{len(none_N)} held-out images of {env.spec.class_names[k]!r} cannot show {what} at 95 %")
+        return found
 
-    def _by_references(self, env: Env, corruption: MaskSpec, k: int, others_MCHW: Tensor) -> Level:
-        n = self.params.n_per_class
+    def _made(self, env: Env, corruption: MaskSpec, k: int, others_MCHW: Tensor) -> tuple[Reference, ...]:
+        n, judge = self.params.n_per_class, env.region_judge(corruption)
         images_NCHW = env.dataset.images_NCHW[env.shown(k, n)]
         hidden_Nhw, covered_N1HW = env.hidden(corruption, k, n), env.covered(corruption, k, n)
         fills = {
-            "by the harmonic fill": references.harmonic(images_NCHW, covered_N1HW),
-            "by the nearest image of other classes": references.nearest(images_NCHW, covered_N1HW, others_MCHW),
+            "the harmonic fill": references.harmonic(images_NCHW, covered_N1HW),
+            "the nearest image of other classes": references.nearest(images_NCHW, covered_N1HW, others_MCHW),
         }
-        judge = env.region_judge(corruption)
-        levels = [
-            Level(float((judge.look(fill_NCHW, hidden_Nhw).predicted_N == k).double().mean()), source)
-            for source, fill_NCHW in fills.items()
-        ]
-        return max(levels, key=lambda level: level.accuracy)
+        return tuple(Reference(name, judge.look(fill, hidden_Nhw).predicted_N == k) for name, fill in fills.items())
 
     # ------------------------------------------------------------------------------------------------------ the findings
 
-    def _score(self, subject: Subject, case: Case, seen: Likeness) -> Finding:
+    def _standing(self, case: Case, seen: Likeness) -> Standing:
+        hits, n, margin, min_power = int(seen.right_N.sum()), len(seen.right_N), self.params.margin, self.params.min_power
+        if (level := self.params.never_seen_accuracy) is not None:
+            return Standing(
+                "completed_region_accuracy", hits / n, lower_bound(hits, n), upper_bound(hits, n),
+                level + margin, level + min_power, f"{level:.1%}, as measured with models retrained without it",
+            )  # fmt: skip
+        reference = best(case.references)
+        return Standing(
+            "completed_region_excess", hits / n - reference.accuracy, excess_lower(seen.right_N, case.references),
+            excess_upper(seen.right_N, case.references), margin, min_power,
+            " and ".join(f"{one.accuracy:.1%} by {one.name}" for one in case.references),
+        )  # fmt: skip
+
+    def _findings(self, subject: Subject, case: Case, seen: Likeness) -> list[Finding]:
+        standing = self._standing(case, seen)
+        found = [self._score(subject, case, seen, standing)]
+        return found if subject == "candidate" else [*found, self._power(case, seen, standing)]
+
+    def _score(self, subject: Subject, case: Case, seen: Likeness, standing: Standing) -> Finding:
         hits, n = int(seen.right_N.sum()), len(seen.right_N)
-        upper, threshold = upper_bound(hits, n), case.level.accuracy + self.params.margin
         low, high = wilson_interval(hits, n)
         role = "is still seen" if subject == "candidate" else "is seen before forgetting, as it must be,"
         return Finding(
             check=self.name,
-            metric="completed_region_accuracy" + suffix(case.prompted),
+            metric=standing.metric + suffix(case.prompted),
             subject=subject,
             gating=subject == "candidate",
             control=subject == "original",
-            passed=upper <= threshold,
-            value=hits / n,
-            upper95=upper,
+            passed=standing.upper95 <= standing.threshold,
+            value=standing.value,
+            upper95=standing.upper95,
             comparator="le",
-            threshold=threshold,
+            threshold=standing.threshold,
             n=n,
             count=hits,
             class_index=case.class_index,
             class_name=case.class_name,
             corruption=case.corruption,
             detail=f"{case.class_name!r} {role} in {hits} of {n} completed regions, {described(case.corruption)} (Wilson 95 %: "
-            f"{low:.1%} to {high:.1%}); never seen: {case.level.accuracy:.1%}, {case.level.source}",
+            f"{low:.1%} to {high:.1%}); never seen: {standing.never_seen}",
         )
 
-    def _power(self, case: Case, seen: Likeness) -> Finding:
+    def _power(self, case: Case, seen: Likeness, standing: Standing) -> Finding:
         """The second control. Where a judge is near chance, nobody knows the class, the original no more than others."""
         hits, n = int(seen.right_N.sum()), len(seen.right_N)
-        lower, due = lower_bound(hits, n), case.level.accuracy + self.params.min_power
-        passed = lower <= due
+        passed = standing.lower95 <= standing.due
+        beside = "no less than" if self.params.never_seen_accuracy is not None else "no less above than"
         return Finding(
             check=self.name,
             metric="underpowered" + suffix(case.prompted),
@@ -192,17 +228,17 @@ class ForgetCompletion:
             gating=False,
             control=True,
             passed=passed,
-            value=hits / n,
-            lower95=lower,
+            value=standing.value,
+            lower95=standing.lower95,
             comparator="le",
-            threshold=due,
+            threshold=standing.due,
             n=n,
             count=hits,
             class_index=case.class_index,
             class_name=case.class_name,
             corruption=case.corruption,
-            detail=f"{'underpowered: ' if passed else ''}the original is at {hits / n:.1%}, no less than {lower:.1%}, where "
-            f"what never saw the class is at {case.level.accuracy:.1%}; {self.params.min_power:.0%} must lie between",
+            detail=f"{'underpowered: ' if passed else ''}the original is at {hits / n:.1%}, {beside} {standing.lower95:.1%}; "
+            f"what never saw the class is at {standing.never_seen}; {self.params.min_power:.0%} must lie between",
         )
 
 

@@ -7,7 +7,7 @@ gates are one-sided 95 % bounds. The reference is the original, not the parent: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -59,12 +59,16 @@ class RetainCompletion:
             for k in spec.retain_classes
         )
 
-    def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`. Raises: BadInput when a retained class has fewer than two held-out images, or all too few."""
-        counts = {k: len(env.shown(k, self.params.n_per_class)) for k in env.spec.retain_classes}
-        if few := [env.spec.class_names[k] for k, n in counts.items() if n < 2]:
+    def require_enough(self, spec: Spec, held_out: Sequence[int]) -> None:
+        """See `foresight`. Raises: BadInput when a retained class has fewer than two held-out images, or all too few."""
+        counts = {k: min(held_out[k], self.params.n_per_class) for k in spec.retain_classes}
+        if few := [spec.class_names[k] for k, n in counts.items() if n < 2]:
             raise BadInput(f"expected at least two held-out images of every retained class, found fewer of {', '.join(few)}")
         accuracy.require_showable(sum(counts.values()), self.params.max_drop)
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Raises: BadInput when there are too few held-out images."""
+        self.require_enough(env.spec, env.dataset.held_out_counts)
         return tuple(
             finding.model_copy(update={"corruption": corruption, "metric": finding.metric + suffix(prompted)})
             for corruption in corruptions_of(env.spec)

@@ -186,6 +186,22 @@ def test_a_transformers_configuration_that_lies_is_refused(tmp_path: Path, chang
         load(tmp_path)
 
 
+def test_names_are_not_made_up_for_as_many_classes_as_a_configuration_says(tmp_path: Path) -> None:
+    """transformers would make one for each of `num_labels`: a few bytes of a configuration could take all memory."""
+    write_transformers(tmp_path, "vit")
+    file = tmp_path / "config.json"
+    document = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("id2label", "label2id")}
+    for count, found in ((10**9, "1000000000"), (-1, "-1"), ("many", "'many'"), (None, "None")):
+        file.write_text(json.dumps(document | {"num_labels": count}))
+        with pytest.raises(BadModel, match=f"expected a model of 4 classes, found one of {found}"):
+            load(tmp_path)
+    file.write_text(json.dumps(document | {"num_labels": 4}))
+    assert load(tmp_path).class_count == 4
+    names = {"id2label": {str(k): f"LABEL_{k}" for k in range(4)}}
+    file.write_text(json.dumps(document | names | {"num_labels": 10**9}))
+    assert load(tmp_path).class_count == 4
+
+
 def test_a_network_too_large_for_the_memory_is_not_called_a_wrong_one(tmp_path: Path) -> None:
     write_transformers(tmp_path, "vit")
     edit_json(tmp_path / "config.json", intermediate_size=10**13)  # 640 TB in the first of its layers

@@ -1,0 +1,46 @@
+"""What verification could not measure whatever the result, said before anything is computed.
+
+Only for image-to-image models: their policies hide parts of held-out images, and whether that can be done is decided by the
+size of the images, the cells of the model and the number of images. None of it changes by unlearning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
+
+from worker.contract import Spec, owed
+from worker.engine import corruption, verify
+from worker.engine.data import Dataset
+from worker.engine.errors import BadInput
+from worker.engine.family import Family, ImageToImage
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A check that knows how many held-out images it needs; it asks itself the same before it measures."""
+
+    def require_enough(self, spec: Spec, held_out: Sequence[int]) -> None:
+        """Of each class, in index order, so many are held out. Raises: BadInput when they could show nothing."""
+        ...
+
+
+def require_measurable(spec: Spec, family: Family, dataset: Dataset) -> None:
+    """Raise what the checks of the spec's policy would raise after training.
+
+    Raises:
+        BadInput: a corruption hides all or nothing of these images, a check of the policy cannot run, or there are too few
+            held-out images for it to show anything.
+    """
+    if family.kind != "i2i":
+        return
+    grid = corruption.grid_of(dataset.image_shape[1:], cast(ImageToImage, family).cell)
+    for mask in spec.policy.sampling.corruptions:
+        corruption.hidden_count(mask, grid)
+    due = owed(spec)
+    for check in (c for c in spec.policy.checks if c.verifier in due):
+        planned = verify.plan(check, spec, family.kind)
+        if planned.verifier is None:
+            raise BadInput(f"{check.verifier} could not be measured ({planned.trouble})")
+        if isinstance(planned.verifier, Counting):
+            planned.verifier.require_enough(spec, dataset.held_out_counts)
