@@ -43,7 +43,7 @@ PUBLISHED = {
 """Average gap, ResNet-18 on CIFAR-10, 10 % forgotten: theirs."""
 UPDATES: Mapping[str, Any] = {"iterations": 200, "batch_norm": "train", "augment": AUGMENT}
 METHODS: dict[str, dict[str, Any]] = {
-    "sfron": {**UPDATES, "preset": "classifier-samples", "learning_rate": 0.02, "alpha_forget": 5, "forget_every": 1},
+    "sfron": {**UPDATES, "preset": "cifar10-resnet20-samples"},
     "finetune": {**UPDATES, "preset": "classifier", "learning_rate": 0.06},
     "gradient_ascent": {**UPDATES, "preset": "cifar10-resnet18", "iterations": 100, "learning_rate": 0.03},
     "random_label": {**UPDATES, "preset": "classifier", "learning_rate": 0.02, "forget_weight": 0.05},

@@ -157,7 +157,13 @@ def _untrained(made: Task, how: Pace, size: tasks.SizeName) -> Task:
 def _round(there: Subjects, how: Pace, root: Path, seed: int, ranks: Ranks) -> dict[str, Any]:
     made = there.task
     split = CIFAR_SPLITS[INTERLEAVED]
-    params = {"precision": "fp32", "iterations": how.iterations, "batch_size": how.batch, "learning_rate": 1e-4}
+    params = {
+        "target": "noise",
+        "precision": "fp32",
+        "iterations": how.iterations,
+        "batch_size": how.batch,
+        "learning_rate": 1e-4,
+    }
     subject = there.subject(there.model(seed), "few")
     job = make_job(root, subject, "encoder_l2", params, seed=seed, forget_classes=split.forget, retain=split.real)
     engine = Engine(job, ranks)

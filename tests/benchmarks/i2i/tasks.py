@@ -170,6 +170,7 @@ def _diffusion() -> Task:
         shown=100,
         judge=JudgePolicy(epochs=30, min_accuracy=0.5),
         steps=20,
+        per_method={row: {"target": "mean_embedding"} for row in (OURS, OURS_PROXY, "encoder_l2_epsilon")},
     )  # fmt: skip
 
 

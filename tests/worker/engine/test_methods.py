@@ -149,7 +149,7 @@ OTHERS: Mapping[str, tuple[Any, ...]] = {
     "precision": ("bf16",), "ratio": (0.2,), "relabel": ("next",), "release_compat": (True,),
     "replay_guidance": (2.0,), "replay_per_class": (3,), "replay_steps": (3,), "replay_weight": (3.0,),
     "retain_weight": (3.0,), "saliency": ("share",), "saliency_samples": (4,), "scope": ("selfattn", "noxattn"),
-    "share": (0.5,), "steps": (5,), "target": ("mean_embedding",), "target_masks": (2,),
+    "share": (0.5,), "steps": (5,), "target": ("mean_embedding", "retain_neighbour"), "target_masks": (2,),
     "temperature": (2.0,),
     "weight_decay": (0.1,),
 }  # fmt: skip

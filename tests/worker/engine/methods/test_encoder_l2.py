@@ -106,7 +106,7 @@ def test_the_size_of_the_forget_batch_is_its_own(family: str, tmp_path: Path) ->
 @every
 @pytest.mark.parametrize("kind", ["retained", "forgotten"])
 def test_images_of_one_kind_have_no_part_in_the_other_s_gradient(kind: str, family: str, tmp_path: Path) -> None:
-    method = job_method(tmp_path, family)
+    method = job_method(tmp_path, family, target="noise")
     method.step(0)  # so that the retain loss has a gradient, too
     run, lesson = method.run, method.lesson
     part = {"retained": lesson.retained, "forgotten": partial(lesson.forgotten, scale=1.0)}[kind]
@@ -124,7 +124,7 @@ def test_images_of_one_kind_have_no_part_in_the_other_s_gradient(kind: str, fami
 
 @every
 def test_student_and_teacher_are_asked_under_the_same_mask(family: str, tmp_path: Path) -> None:
-    method = job_method(tmp_path, family)
+    method = job_method(tmp_path, family, target="noise")
     asked: list[tuple[Any, Any]] = []
     fam, encode = method.run.family, method.run.family.encode
 
