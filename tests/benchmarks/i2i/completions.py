@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tests.benchmarks.i2i.subjects import Split
@@ -21,13 +20,11 @@ from worker.engine.distributed import Ranks
 from worker.engine.events import Events
 from worker.engine.likeness import Likeness, likeness
 from worker.engine.sampling import Studio
-from worker.engine.statistics import bootstrap_ratio_upper, lower_bound, wilson_interval
+from worker.engine.statistics import lower_bound, wilson_interval
 from worker.engine.verifier import Env, Need
 from worker.engine.verifiers.forget_completion import Thresholds as Forget
-from worker.engine.verifiers.retain_completion import Thresholds as Retain
 
 MIN_POWER = Forget.model_fields["min_power"].default
-MAX_RATIO = Retain.model_fields["max_ratio"].default
 
 Seen = Mapping[MaskSpec, Mapping[int, Likeness]]
 """By corruption and class."""
@@ -127,24 +124,6 @@ def side(seen: Mapping[int, Likeness], classes: Sequence[int]) -> Side:
 
     hits, n = sum(int(one.right_N.sum()) for one in some), sum(len(one.right_N) for one in some)
     return Side(hits, n, *(mean(f"{name}_N") for name in ("distance", "cosine", "psnr", "ssim")))
-
-
-def distance_ratio(
-    before: Mapping[int, Likeness], after: Mapping[int, Likeness], classes: Sequence[int]
-) -> tuple[float, float]:
-    """Distance from the truth over the original's, and its one-sided 95 % bound: as `retain_completion` has them."""
-    pairs = [(before[k].distance_N.numpy(), after[k].distance_N.numpy()) for k in classes]
-
-    def ratio(rows: Sequence[np.ndarray]) -> float:
-        old, new = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
-        return float(new / old)
-
-    def one(rng: np.random.Generator) -> float:
-        # The same images of both: what is hard for one is hard for the other.
-        return ratio([rng.integers(0, len(old_N), len(old_N)) for old_N, _ in pairs])
-
-    value = ratio([np.arange(len(old_N)) for old_N, _ in pairs])
-    return value, bootstrap_ratio_upper(one, value, resamples=1000, rng=np.random.default_rng(0))
 
 
 def underpowered(original: Side, never_seen: Side) -> bool:

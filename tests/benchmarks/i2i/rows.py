@@ -10,10 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.benchmarks.i2i import tasks, training
-from tests.benchmarks.i2i.completions import Gallery, Seen, Side, distance_ratio, side, underpowered
+from tests.benchmarks.i2i.completions import Gallery, Seen, Side, side, underpowered
 from tests.benchmarks.i2i.subjects import Images, Split
 from tests.benchmarks.i2i.tasks import BASELINES, METHODS, OURS, OURS_PROXY, Task
 from tests.benchmarks.i2i.training import Trained
@@ -24,8 +25,10 @@ from worker.engine.distributed import Ranks
 from worker.engine.errors import Diverged
 from worker.engine.region import described
 from worker.engine.verifiers.frozen_decoder import trained_by
+from worker.engine.verifiers.retain_completion import distance_ratio
 
 ORIGINAL, NEVER = "original", "retrain"
+RESAMPLES = 1000
 
 
 @dataclass
@@ -146,12 +149,12 @@ def _unchanged(family: str, before: Path, job: JobDirectory) -> bool | None:
 
 def cells(run: Run, corruption: MaskSpec) -> dict[str, Cell]:
     """Every row that has completions."""
-    before = run.rows[ORIGINAL][corruption]
+    kept = {row: {k: seen[corruption][k] for k in run.split.retain} for row, seen in run.rows.items()}
     return {
         row: Cell(
             side(seen[corruption], run.split.forget),
             side(seen[corruption], run.split.retain),
-            *distance_ratio(before, seen[corruption], run.split.retain),
+            *distance_ratio(kept[ORIGINAL], kept[row], resamples=RESAMPLES, rng=np.random.default_rng(0)),
         )
         for row, seen in run.rows.items()
     }

@@ -19,7 +19,7 @@ from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
-from worker.engine.statistics import Floats, bootstrap_ratio_upper, resampled_rows
+from worker.engine.statistics import bootstrap_ratio_upper, resampled_rows
 from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
 
 IMAGES = "completed held-out images"
@@ -100,13 +100,9 @@ class RetainCompletion:
         ]
 
     def _distance(self, env: Env, before: Mapping[int, Likeness], after: Mapping[int, Likeness]) -> Finding:
-        """The gate on the ratio of mean distances; every class has the same weight."""
-        pairs = [(before[k].distance_N.numpy(), after[k].distance_N.numpy()) for k in before]
-        mean_before, mean_after = (np.mean([pair[i].mean() for pair in pairs]) for i in (0, 1))
-        if not mean_before > 0:
-            raise BadInput("expected the original's completions at a distance from the truth, found none at any")
-        ratio = float(mean_after / mean_before)
-        upper = self._upper(env, pairs, ratio)
+        """The gate on the ratio of mean distances."""
+        mean_before, mean_after = mean_distance(before), mean_distance(after)
+        ratio, upper = distance_ratio(before, after, resamples=self.params.resamples, rng=env.generator(self.name))
         return Finding(
             check=self.name,
             metric="judge_feature_distance_ratio",
@@ -117,18 +113,35 @@ class RetainCompletion:
             upper95=upper,
             comparator="le",
             threshold=self.params.max_ratio,
-            n=sum(len(old_N) for old_N, _ in pairs),
+            n=sum(len(one.distance_N) for one in before.values()),
             detail=f"distance of {IMAGES} from the truth in judge features, {mean_after:.4g} over {mean_before:.4g} before",
         )
 
-    def _upper(self, env: Env, pairs: list[tuple[Floats, Floats]], ratio: float) -> float:
-        if ratio == 0:
-            return 0.0  # no completion of the candidate is at any distance: nothing to resample
 
-        def one(rng: np.random.Generator) -> float:
-            # The same images of both: what is hard for one is hard for the other.
-            rows = [resampled_rows(len(old_N), rng) for old_N, _ in pairs]
-            before, after = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
-            return float(after / before)
+def mean_distance(seen: Mapping[int, Likeness]) -> float:
+    """Of some classes' completions from the truth, in judge features; every class has the same weight."""
+    return float(np.mean([one.distance_N.numpy().mean() for one in seen.values()]))
 
-        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=env.generator(self.name))
+
+def distance_ratio(
+    before: Mapping[int, Likeness], after: Mapping[int, Likeness], *, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """How many times as far completions are from the truth, and its one-sided 95 % bound.
+
+    Raises:
+        BadInput: nothing that was before is at any distance.
+    """
+    if not mean_distance(before) > 0:
+        raise BadInput("expected the original's completions at a distance from the truth, found none at any")
+    ratio = mean_distance(after) / mean_distance(before)
+    if ratio == 0:
+        return 0.0, 0.0  # no completion is at any distance: nothing to resample
+    pairs = [(before[k].distance_N.numpy(), after[k].distance_N.numpy()) for k in before]
+
+    def resampled(rng: np.random.Generator) -> float:
+        # The same images of both: what is hard for one is hard for the other.
+        rows = [resampled_rows(len(old_N), rng) for old_N, _ in pairs]
+        old, new = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
+        return float(new / old)
+
+    return ratio, bootstrap_ratio_upper(resampled, ratio, resamples=resamples, rng=rng)
