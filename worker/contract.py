@@ -331,7 +331,7 @@ Verdict = Literal["PASS", "FAIL", "VOID", "ERROR"]
 
 
 class Report(Document):
-    """The verification stage's answer. `verdict` is recomputed by every reader with `decide`."""
+    """The verification stage's answer. `verdict` is recomputed by every reader with `verdict.decide`."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     spec_digest: Sha256
@@ -356,93 +356,6 @@ class Failure(Document):
     retryable: bool = False
     step: int | None = None
     loss: float | str | None = Field(default=None, description="'nan' and 'inf' as words: JSON has no such numbers")
-
-
-MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
-    "forget_rate": "classes",
-    "forget_accuracy": "classes",
-    "forget_completion": "classes",
-    "sample_membership": "samples",
-}
-"""Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
-
-NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
-    "forget_rate": "all",
-    "retain_accuracy": "all",
-    "feature_distance": "all",
-    "forget_accuracy": "forgotten",
-    "sample_membership": "forgotten",
-    "retain_test_accuracy": "retained",
-    "forget_completion": "all",
-    "retain_completion": "all",
-    "published_metrics": "all",
-}
-"""Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
-
-COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
-"""Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
-
-
-def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
-    """What each check of the policy must leave a gating finding on, by verifier: class indices, or None for a finding on all.
-
-    One that measures forgetting owes it on everything that was ever forgotten on the lineage. A policy may serve classes and
-    single samples alike: a check of what nobody asked to forget has nothing to measure, and is not among them.
-    """
-    subjects = {c.verifier: _subjects(c.verifier, spec) for c in spec.policy.checks}
-    return {name: some for name, some in subjects.items() if some}
-
-
-def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
-    match MEASURES_FORGETTING.get(verifier):
-        case "classes":
-            return spec.all_forgotten
-        case "samples":
-            return (None,) if spec.all_forgotten_samples else ()
-        case None:
-            return (None,)
-
-
-def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
-    """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
-
-    ERROR if a check of the policy left no gating finding on something that it owes one on, be it under one corruption of
-    several, or if no check measures whether what
-    is forgotten is forgotten, classes and samples each; VOID if a control passed, or if a check that measures forgetting left
-    none for something; FAIL if any gating finding did not pass; else PASS.
-    """
-    findings = tuple(findings)
-    due = owed(spec)
-    expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
-    gating = [f for f in findings if f.gating]
-    if unmeasured_units(spec) or expected - set(map(_about, gating)):
-        return "ERROR"
-    controls = [f for f in findings if f.control]
-    uncontrolled = {about for about in expected if about[0] in MEASURES_FORGETTING} - set(map(_about, controls))
-    if uncontrolled or any(f.passed is not False for f in controls):
-        return "VOID"
-    return "PASS" if all(f.passed is True for f in gating) else "FAIL"
-
-
-def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
-    """What was forgotten on the lineage and no check of the policy measures."""
-    gone: dict[Literal["classes", "samples"], bool] = {
-        "classes": bool(spec.all_forgotten),
-        "samples": bool(spec.all_forgotten_samples),
-    }
-    measured = {MEASURES_FORGETTING.get(c.verifier) for c in spec.policy.checks}
-    return [unit for unit, any_gone in gone.items() if any_gone and unit not in measured]
-
-
-def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:
-    by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
-    corruption = finding.corruption if finding.check in COMPLETES else None
-    return finding.check, finding.class_index if by_class else None, corruption
-
-
-def _corruptions(verifier: str, spec: Spec) -> tuple[MaskSpec | None, ...]:
-    """Under which a check owes its findings. Where a policy names none, one that completes images owes what it cannot have."""
-    return (spec.policy.sampling.corruptions or (None,)) if verifier in COMPLETES else (None,)
 
 
 # --------------------------------------------------------------------------------------------------- the job directory

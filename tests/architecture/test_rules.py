@@ -46,7 +46,7 @@ def test_the_conductor_process_has_no_torch_and_no_engine() -> None:
 
 
 def test_the_doorway_needs_nothing_but_pydantic() -> None:
-    loaded = imported_by("import worker.contract")
+    loaded = imported_by("import worker.contract, worker.verdict")
     assert not loaded & {"service", "torch", "numpy", "sqlalchemy", "celery", "fastapi"}
 
 

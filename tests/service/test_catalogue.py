@@ -15,7 +15,7 @@ from service.config import Settings
 from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownMethod
 from service.requests.service import sha256_of
 from tests.support import CATALOGUE, ask, code_of, one_database, register, register_classifier, write_json
-from worker import contract
+from worker import contract, verdict
 
 
 @pytest.fixture
@@ -304,9 +304,9 @@ def test_thresholds_that_a_check_does_not_have_are_refused(tmp_path: Path, param
 
 def test_the_packaged_catalogue_says_of_every_check_what_it_measures_and_looks_at(packaged: Catalogue) -> None:
     said = {name: entry.measures for name, entry in packaged.verifiers.items() if entry.measures}
-    assert said == contract.MEASURES_FORGETTING
+    assert said == verdict.MEASURES_FORGETTING
     assert [name for name, entry in packaged.verifiers.items() if entry.held_out is None] == ["frozen_decoder", "integrity"]
-    assert {name for name, entry in packaged.verifiers.items() if entry.completes} == contract.COMPLETES
+    assert {name for name, entry in packaged.verifiers.items() if entry.completes} == verdict.COMPLETES
 
 
 @one_database

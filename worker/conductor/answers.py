@@ -18,16 +18,8 @@ from worker.conductor import launch
 from worker.conductor.outcomes import Died, Drained, Failed, problem
 from worker.conductor.planning import Plan
 from worker.conductor.supervise import Ended
-from worker.contract import (
-    Document,
-    Failure,
-    FileEntry,
-    JobDirectory,
-    Manifest,
-    Report,
-    decide,
-    tree_digest,
-)
+from worker.contract import Document, Failure, FileEntry, JobDirectory, Manifest, Report, tree_digest
+from worker.verdict import decide
 
 LARGEST_DOCUMENT = 32 << 20
 KILLED = re.compile(r"^ *exitcode +: -(\d+) \(pid: \d+\)", re.MULTILINE)

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from worker.contract import COMPLETES, MEASURES_FORGETTING, NEEDS_HELD_OUT, Policy
+from worker.contract import Policy
 from worker.engine import registry
 from worker.engine.intake import default_preset
 from worker.engine.method import Unit
+from worker.verdict import COMPLETES, MEASURES_FORGETTING, NEEDS_HELD_OUT
 
 
 def catalogue() -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
 
-from worker.contract import Spec, owed
+from worker.contract import Spec
 from worker.engine import corruption, verify
 from worker.engine.data import Dataset
 from worker.engine.errors import BadInput
 from worker.engine.family import Family, ImageToImage
+from worker.verdict import owed
 
 
 @runtime_checkable

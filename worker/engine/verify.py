@@ -1,6 +1,6 @@
 """The verification stage: reload what was *saved*, run the policy's checks in order, write evidence, then the report.
 
-It fails closed. Whatever cannot be measured leaves its check without a gating finding, which `contract.decide` answers
+It fails closed. Whatever cannot be measured leaves its check without a gating finding, which `verdict.decide` answers
 with ERROR; only a job that cannot be worked on at all, or a device that is too small, ends without a report.
 """
 
@@ -15,20 +15,7 @@ from types import ModuleType
 
 from pydantic import ValidationError
 
-from worker.contract import (
-    Check,
-    Finding,
-    JobDirectory,
-    Manifest,
-    Report,
-    Spec,
-    Verdict,
-    decide,
-    document_digest,
-    owed,
-    tree_digest,
-    unmeasured_units,
-)
+from worker.contract import Check, Finding, JobDirectory, Manifest, Report, Spec, Verdict, document_digest, tree_digest
 from worker.engine import distributed, evidence, evidence_of_answers, evidence_of_completions, registry
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
@@ -41,6 +28,7 @@ from worker.engine.intake import read_spec
 from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Verifier
+from worker.verdict import decide, owed, unmeasured_units
 
 PHASE = "verifying"
 PUBLISHED = "published_metrics"

@@ -11,7 +11,7 @@ import rfc8785
 from service.certificates.statement import GUARANTEES, decimals, objections
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
-from worker import contract
+from worker import verdict
 
 
 def test_floats_become_decimal_strings_and_integers_stay() -> None:
@@ -96,8 +96,8 @@ def test_a_statement_without_a_claim_is_an_objection() -> None:
 
 
 def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
-    assert claim.MEASURES_FORGETTING == contract.MEASURES_FORGETTING
-    assert claim.COMPLETES == contract.COMPLETES
+    assert claim.MEASURES_FORGETTING == verdict.MEASURES_FORGETTING
+    assert claim.COMPLETES == verdict.COMPLETES
 
 
 def test_a_check_of_completed_images_owes_its_findings_under_every_corruption() -> None:

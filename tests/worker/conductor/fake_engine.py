@@ -31,10 +31,10 @@ from worker.contract import (
     Manifest,
     Report,
     Spec,
-    decide,
     document_digest,
     tree_digest,
 )
+from worker.verdict import decide
 
 ENVIRONMENT = Environment(code_version="fake", python="3", torch="none", device="cpu", ranks=1, threads=1)
 ITERATIONS = 20

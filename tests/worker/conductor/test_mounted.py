@@ -20,20 +20,6 @@ NAMES = ("inception.pt", "clip/config.json")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> h.House:
-    return h.furnish(tmp_path)
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the fake engine copies what it saw, before the job directory goes."""
-    folder = tmp_path / "kept"
-    folder.mkdir()
-    monkeypatch.setenv("NCCL_FAKE_KEEP", str(folder))
-    return folder
-
-
-@pytest.fixture
 def weights(tmp_path: Path) -> Path:
     folder = tmp_path / "mounted"
     (folder / "clip").mkdir(parents=True)

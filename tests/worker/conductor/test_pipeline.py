@@ -28,20 +28,6 @@ one_database = pytest.mark.one_database
 """For rules about files and processes: they hold no SQL that the other tests do not run on both."""
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> h.House:
-    return h.furnish(tmp_path)
-
-
-@pytest.fixture
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the fake engine copies what it saw, before the job directory goes."""
-    folder = tmp_path / "kept"
-    folder.mkdir()
-    monkeypatch.setenv("NCCL_FAKE_KEEP", str(folder))
-    return folder
-
-
 def published() -> int:
     with db.reading() as session:
         return session.execute(select(func.count()).select_from(Checkpoint)).scalar_one()

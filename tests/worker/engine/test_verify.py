@@ -12,10 +12,11 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from tests.worker.engine import verification_job as vj
-from worker.contract import Check, Finding, JobDirectory, JudgePolicy, Policy, Report, Sampling, decide, tree_digest
+from worker.contract import Check, Finding, JobDirectory, JudgePolicy, Policy, Report, Sampling, tree_digest
 from worker.engine import registry, verify
 from worker.engine.errors import BadInput, Integrity, OutOfMemory
 from worker.engine.files import entries
+from worker.verdict import decide
 
 FORGET_PIXEL = (vj.FORGET, 0, 0, 0)
 

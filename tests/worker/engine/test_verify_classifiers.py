@@ -14,9 +14,10 @@ from torch import Tensor
 from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
 from tests.worker.engine.tiny import classifier as tiny
-from worker.contract import Check, DatasetSpec, Finding, JobDirectory, Policy, Report, Spec, decide
+from worker.contract import Check, DatasetSpec, Finding, JobDirectory, Policy, Report, Spec
 from worker.engine import registry, verify
 from worker.engine.families.classifier import ImageClassifier
+from worker.verdict import decide
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +251,7 @@ def test_nothing_is_asked_twice_and_progress_counts_images(tmp_path: Path, monke
     assert {p["unit"] for p in progress} == {"image"}
 
 
-# ------------------------------------------------------------------------------------------------------- contract.decide
+# ------------------------------------------------------------------------------------------------------- verdict.decide
 
 
 def finding(check: str, *, control: bool = False, passed: bool = True, k: int | None = None) -> Finding:

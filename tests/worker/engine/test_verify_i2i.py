@@ -14,12 +14,13 @@ from torch import Tensor
 from tests.worker.engine import completing_job as cj
 from tests.worker.engine import verification_job as vj
 from tests.worker.engine.tiny import mae as tiny
-from worker.contract import Check, Finding, JobDirectory, MaskSpec, Report, decide, tree_digest
+from worker.contract import Check, Finding, JobDirectory, MaskSpec, Report, tree_digest
 from worker.engine import corruption, references, registry, verify
 from worker.engine.families.mae import MaskedAutoencoder
 from worker.engine.files import entries
 from worker.engine.sampling import ERASED
 from worker.engine.statistics import paired_difference_upper
+from worker.verdict import decide
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.contract import COMPLETES, Finding, MaskSpec, Spec
+from worker.contract import Finding, MaskSpec, Spec
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import suffix
@@ -38,6 +38,7 @@ from worker.engine.statistics import (
     kernel_distance,
 )
 from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
+from worker.verdict import COMPLETES
 
 Side = Literal["forget", "retain"]
 SUBJECTS: tuple[Subject, ...] = ("candidate", "original")
