@@ -52,7 +52,7 @@ TOKENIZER = {
     "in_channels": 3, "block_out_channels": (64, 64, 128), "latent_channels": 8, "norm_num_groups": 8,
     "num_vq_embeddings": 256, "sample_size": 32,
 }  # fmt: skip
-"""Seven times the work of the transformer's encoder, as published (69 GMAC beside 11); the task's own is as much as it."""
+"""Seven times the work of the transformer's encoder; published are six (69 GMAC beside 11); the task's own is as much as it."""
 
 
 class CurvesDiffer(Exception):
