@@ -12,7 +12,7 @@ Source: Esser et al. 2021 (VQGAN), arXiv:2012.09841, for the tokenizer; Chang et
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,8 @@ from worker.engine.streams import generator
 
 FOLDER = Path("vqvae")
 
-PIXELS = 1 << 19
-"""Pixels of a batch of the tokenizer: 8 images of 256x256."""
+PIXELS = {"cuda": 1 << 19, "cpu": 1 << 16}
+"""Pixels of a batch of the tokenizer: 8 images of 256x256 fill a GPU; a processor gains nothing beyond one."""
 
 NOISES = 1024
 """Noise images that are tokenised, once; targets of noise are drawn from among them."""
@@ -150,7 +150,8 @@ class Tokenizer:
         """(N, L) ids of uint8 images, of dtype `held`, on the device. Raises: BadInput; see `grid`."""
         h, w = self.grid(images_NCHW.shape[1:])
         id_NL = torch.empty(len(images_NCHW), h * w, dtype=self.held, device=self.device)
-        for rows in _batches(images_NCHW):
+        size = _batch_size(self.device, images_NCHW.shape[-2] * images_NCHW.shape[-1])
+        for rows in (slice(i, i + size) for i in range(0, len(images_NCHW), size)):
             x_BCHW = images_NCHW[rows].to(self.device).float() * self._scale_C11 + self._shift_C11
             latent_BDhw = self.vq.encode(x_BCHW.contiguous(memory_format=torch.channels_last)).latents
             id_NL[rows] = self.vq.quantize(latent_BDhw)[2][2].view(-1, h * w).to(self.held)
@@ -159,7 +160,7 @@ class Tokenizer:
     @torch.no_grad()
     def decode(self, id_BL: Tensor, grid: corruption.Grid) -> Tensor:
         """uint8 (B, C, H, W) images of int64 ids, on the device. Raises: Diverged when a pixel is not finite."""
-        size = max(1, PIXELS // (grid[0] * grid[1] * self.factor**2))
+        size = _batch_size(self.device, grid[0] * grid[1] * self.factor**2)
         return torch.cat([self._decoded(part_BL, grid) for part_BL in id_BL.split(size)])
 
     def filled(self, images_BCHW: Tensor, hidden_Bhw: Tensor) -> Tensor:
@@ -209,10 +210,9 @@ class Tokenizer:
         return self._constants[1]
 
 
-def _batches(images_NCHW: Tensor) -> Iterator[slice]:
-    """Slices of at most `PIXELS` pixels, or of one image."""
-    size = max(1, PIXELS // max(1, images_NCHW.shape[-2] * images_NCHW.shape[-1]))
-    return (slice(i, i + size) for i in range(0, len(images_NCHW), size))
+def _batch_size(device: torch.device, pixels: int) -> int:
+    """Images of so many pixels that the tokenizer works on at a time."""
+    return max(1, PIXELS.get(device.type, PIXELS["cuda"]) // max(1, pixels))
 
 
 # ---------------------------------------------------------------------------------------------------- filling in what is hidden

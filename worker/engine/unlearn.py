@@ -120,20 +120,34 @@ def make_run(
         images_NCHW = torch.cat([images_NCHW, proxy.images_NCHW])
         labels_N = torch.cat([labels_N, torch.full_like(proxy.labels_N, -1)])
     halves.choose(family, work.params.trains)
+    forget = _stream("forget", forgotten(work.spec, dataset), labels_N, work.spec, ranks)
+    retain = retained(work.spec, dataset, proxy, labels_N, ranks)
     return Run(
         spec=work.spec,
         params=work.params,
         family=family,
         dataset=dataset,
         ranks=ranks,
-        forget=_stream("forget", forgotten(work.spec, dataset), labels_N, work.spec, ranks),
-        retain=retained(work.spec, dataset, proxy, labels_N, ranks),
+        forget=forget,
+        retain=retain,
         module=distributed_module(work, family.module, ranks),
-        held_N=family.hold(images_NCHW),
+        held_N=held(family, images_NCHW, torch.cat([forget.indices_N, retain.indices_N])),
         labels_N=labels_N.to(ranks.device),
         events=events,
         cache=cache,
     )
+
+
+def held(family: Family, images_NCHW: Tensor, dealt_N: Tensor) -> Tensor:
+    """(N, …) what the family keeps of the items that a stream deals; zeros of the others, which nothing reads.
+
+    An encoder is slow: it is not asked about images that are held out, set aside, or of no class that is trained on.
+    """
+    dealt_N = dealt_N.unique()
+    some_N = family.hold(images_NCHW[dealt_N])
+    held_N = some_N.new_zeros(len(images_NCHW), *some_N.shape[1:])
+    held_N[dealt_N.to(some_N.device)] = some_N
+    return held_N
 
 
 def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tensor, ranks: Ranks) -> Stream | Mixture:
