@@ -1,8 +1,8 @@
 """The doorway between the conductor and the engine: a job directory and the documents in it.
 
-The conductor writes `spec.json`, `base/`, `original/`, `data/` and, if the spec names them, `proxy/` and `metric_weights/`; the
-engine answers with `events.jsonl`, `out/`, `manifest.json`, `report.json` or `failure.json`. Nothing but files crosses, and
-nothing here imports more than pydantic, so either side can be tested, or run by hand, without the other.
+The conductor writes `spec.json`, `base/`, `original/`, `data/` and, if the spec names them, `proxy/`, `reference/` and
+`metric_weights/`; the engine answers with `events.jsonl`, `out/`, `manifest.json`, `report.json` or `failure.json`. Nothing but
+files crosses, and nothing here imports more than pydantic, so either side can be tested, or run by hand, without the other.
 
 Units: rates are fractions 0-1, keys ending `_points` are 0-100, times are seconds, images are uint8 in [0, 255].
 """
@@ -42,8 +42,19 @@ def _safe_relative(path: str) -> str:
 
 def _absent(value: object) -> bool:
     """Is it the default of a field that older documents do not have? Left out, a document keeps the digest that it had."""
-    return value is None or value == ()
+    return value is None or value is False or value == ()
 
+
+def _one(value: object) -> bool:
+    """The same, of a count whose default is 1."""
+    return value == 1
+
+
+Kind = Literal["generator", "classifier", "i2i"]
+"""What may be asked of a model: to draw a class, to name one, to complete an image."""
+
+Tier = Literal["L0", "L1", "L2", "L3"]
+"""How deep verification looks: intact files, forgetting at a first look, efficacy and utility, robustness."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RelativePath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_safe_relative)]
@@ -130,6 +141,18 @@ class Policy(Document):
     sampling: Sampling = Sampling()
     judge: JudgePolicy = JudgePolicy()
     checks: tuple[Check, ...] = Field(min_length=1)
+    kind: Kind | None = Field(default=None, exclude_if=_absent, description="of the models that it is for; tiers are of a kind")
+    looks: int = Field(
+        default=1, ge=1, le=6, exclude_if=_one, description="at one result, each of twice the samples, while it is INCONCLUSIVE"
+    )
+    attempts: int = Field(
+        default=1, ge=1, le=16, exclude_if=_one, description="at one request, that is results that may be verified in turn"
+    )
+
+    @property
+    def tries(self) -> int:
+        """Among which the chance of a false PASS is shared: every look at every attempt is a chance to be lucky."""
+        return self.looks * self.attempts
 
 
 class DatasetSpec(Document):
@@ -190,6 +213,12 @@ class Spec(Document):
     retain: RetainData | None = Field(default=None, exclude_if=_absent, description="default: every image not to be forgotten")
     metric_weights_digest: Sha256 | None = Field(
         default=None, exclude_if=_absent, description="of the networks of published figures, where the operator mounts them"
+    )
+    reference_digest: Sha256 | None = Field(
+        default=None, exclude_if=_absent, description="of a model trained without what is to be forgotten, where there is one"
+    )
+    attempt: int = Field(
+        default=1, ge=1, exclude_if=_one, description="which of the policy's attempts at the request this is, from 1"
     )
 
     @model_validator(mode="after")
@@ -298,10 +327,16 @@ class Finding(Document):
 
     check: str = Field(description="verifier name")
     metric: str
-    subject: Literal["candidate", "original", "parent"]
+    subject: Literal["candidate", "original", "parent", "reference"]
     gating: bool = Field(description="must pass for the verdict to be PASS")
     control: bool = Field(default=False, description="must NOT pass: an original that passes makes the suite blind (VOID)")
     passed: bool | None = Field(default=None, description="None: reported only")
+    open: bool = Field(
+        default=False, exclude_if=_absent, description="not passed and not refuted: with more samples it may pass"
+    )
+    underpowered: bool = Field(
+        default=False, exclude_if=_absent, description="so few items could not pass even a true retrain: proves nothing"
+    )
     value: float | None = None
     lower95: float | None = Field(default=None, description="one-sided 95 % bound")
     upper95: float | None = Field(default=None, description="one-sided 95 % bound")
@@ -327,7 +362,30 @@ class JudgeRecord(Document):
     held_out_n: int = Field(ge=1)
 
 
-Verdict = Literal["PASS", "FAIL", "VOID", "ERROR"]
+class Curve(Document):
+    """What was measured along an axis, for people to look at: an attack's course, a sweep over settings."""
+
+    check: str
+    name: str = Field(description="what is drawn, unique within the check")
+    x_name: str
+    y_name: str
+    x: tuple[float, ...] = Field(min_length=1)
+    y: tuple[float, ...]
+    lower95: tuple[float, ...] = ()
+    upper95: tuple[float, ...] = ()
+    subject: str = Field(description="candidate, original, reference, or a control: 'novel class'")
+    class_index: int | None = None
+    class_name: str | None = None
+    threshold: float | None = None
+
+    @model_validator(mode="after")
+    def _equally_long(self) -> Self:
+        if any(len(part) not in (0, len(self.x)) for part in (self.lower95, self.upper95)) or len(self.y) != len(self.x):
+            raise ValueError(f"expected {len(self.x)} values along the curve, got {len(self.y)}")
+        return self
+
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE", "VOID", "ERROR"]
 
 
 class Report(Document):
@@ -340,6 +398,9 @@ class Report(Document):
     verdict: Verdict
     summary: str
     findings: tuple[Finding, ...]
+    tier: Tier | None = Field(default=None, exclude_if=_absent, description="reached: what it and those below ask for passed")
+    curves: tuple[Curve, ...] = Field(default=(), exclude_if=_absent)
+    looks: int = Field(default=1, ge=1, exclude_if=_one, description="that the verdict took")
     judges: tuple[JudgeRecord, ...] = ()
     evidence: tuple[FileEntry, ...] = Field(default=(), description="pictures beside the report, under evidence/")
     seconds_verify: float = Field(ge=0)
@@ -378,6 +439,8 @@ class JobDirectory:
         """Judges by cache key; the conductor brings cached ones and keeps new ones."""
         self.fishers = self.root / "fishers"
         """Fisher information by cache key, brought and kept as the judges are."""
+        self.reference = self.root / "reference"
+        """A model that was trained without what is to be forgotten, where the spec has its digest."""
         self.metric_weights = self.root / "metric_weights"
         """Networks of published figures, where the spec has their digest. May be a link to where the operator keeps them."""
         self.steps = self.root / "steps"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from worker.contract import Finding, MaskSpec, Spec, Verdict
+from worker.contract import Finding, Kind, MaskSpec, Spec, Tier, Verdict
 
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
@@ -60,19 +60,79 @@ def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
 
     ERROR if a check of the policy left no gating finding on something that it owes one on, be it under one corruption of
     several, or if no check measures whether what is forgotten is forgotten, classes and samples each; VOID if a control passed,
-    or if a check that measures forgetting left none for something; FAIL if any gating finding did not pass; else PASS.
+    or if a check that measures forgetting left none for something; FAIL if any gating finding is refuted; INCONCLUSIVE if
+    some did not pass and more samples may tell; else PASS.
+
+    In place of a gating finding one that says that it is underpowered will do, but not of a check that measures forgetting:
+    a policy that no true retrain could pass shows nothing to be forgotten. The tier is then not reached; see `tier_reached`.
     """
     findings = tuple(findings)
     due = owed(spec)
     expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
     gating = [f for f in findings if f.gating]
-    if unmeasured_units(spec) or expected - set(map(_about, gating)):
+    excused = {_about(f) for f in findings if f.underpowered and f.check not in MEASURES_FORGETTING}
+    if unmeasured_units(spec) or expected - set(map(_about, gating)) - excused:
         return "ERROR"
     controls = [f for f in findings if f.control]
     uncontrolled = {about for about in expected if about[0] in MEASURES_FORGETTING} - set(map(_about, controls))
     if uncontrolled or any(f.passed is not False for f in controls):
         return "VOID"
-    return "PASS" if all(f.passed is True for f in gating) else "FAIL"
+    missed = [f for f in gating if f.passed is not True]
+    if not missed:
+        return "PASS"
+    return "INCONCLUSIVE" if all(f.open for f in missed) else "FAIL"
+
+
+TIERS: dict[Kind, dict[Tier, frozenset[str]]] = {
+    "generator": {
+        "L0": frozenset({"integrity"}),
+        "L1": frozenset({"forget_rate", "retain_accuracy"}),
+        "L2": frozenset(
+            {"forget_confidence", "forget_distance", "leakage", "setting_sweep", "form_of_forgetting"}
+            | {"feature_distance", "retain_coverage"}
+        ),
+        "L3": frozenset({"relearning", "resurgence", "label_inversion", "sdedit", "compression", "side_channels"}),
+    },
+    "classifier": {
+        "L0": frozenset({"integrity"}),
+        "L1": frozenset({"forget_accuracy", "retain_test_accuracy"}),
+        "L2": frozenset({"class_membership", "linear_probe", "head_restore", "retain_calibration"}),
+        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
+    },
+    "i2i": {
+        "L0": frozenset({"integrity", "frozen_decoder"}),
+        "L1": frozenset({"forget_completion", "retain_completion"}),
+        "L2": frozenset({"linear_probe"}),
+        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
+    },
+}
+"""What each tier asks for beyond those below it, by kind of model. Where the request was for single samples, what measures
+classes is not asked for; see `owed`."""
+
+SAMPLE_TIERS: dict[Tier, frozenset[str]] = {
+    "L0": frozenset({"integrity"}),
+    "L1": frozenset({"retain_test_accuracy"}),
+    "L2": frozenset({"sample_membership"}),
+}
+"""The same where nothing but single samples was ever to be forgotten."""
+
+
+def tier_reached(findings: Iterable[Finding], spec: Spec) -> Tier | None:
+    """The highest tier of which, and of those below it, every check gated and passed. None: no kind is named, or no tier.
+
+    What was underpowered proves nothing, so it lets none be reached.
+    """
+    findings = tuple(findings)
+    if spec.policy.kind is None or decide(findings, spec) != "PASS":
+        return None
+    asked = TIERS[spec.policy.kind] if spec.all_forgotten else SAMPLE_TIERS
+    powered = {f.check for f in findings if f.gating} - {f.check for f in findings if f.underpowered}
+    reached: Tier | None = None
+    for tier, checks in asked.items():
+        if not checks <= powered:
+            break
+        reached = tier
+    return reached
 
 
 def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:

@@ -10,9 +10,10 @@ Source: Ho et al. 2020 (arXiv:2006.11239) for the loss; Song et al. 2020 (arXiv:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -98,6 +99,8 @@ class Denoiser:
     null_label: int | None
     device: torch.device
     abar_T: Tensor
+    more_labels: int = 0
+    """Beyond those and the null label; see `Generator.with_labels`."""
 
     @classmethod
     def of(
@@ -165,8 +168,21 @@ class Denoiser:
     # ----------------------------------------------------------------------------------------------------------- sampling
 
     @torch.inference_mode()
-    def sample(self, y_B: Tensor, seeds: Sequence[int], shape: Sequence[int], *, sampling: Sampling) -> Tensor:
+    def sample(
+        self,
+        y_B: Tensor,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        *,
+        sampling: Sampling,
+        x_BCHW: Tensor | None = None,
+        depth: float = 1.0,
+    ) -> Tensor:
         """(B, *shape) clean inputs drawn for the labels, on the device. The null label may be asked for, unguided.
+
+        Args:
+            x_BCHW: clean inputs to begin with, made noisy up to timestep `depth` T. Source: Meng et al. 2022 (SDEdit),
+                arXiv:2108.01073, section 3.
 
         Raises:
             BadInput: another number of seeds than labels, a label out of range, guidance without a null label, or more
@@ -174,16 +190,18 @@ class Denoiser:
             Diverged: a number is not finite.
         """
         self._require_askable(y_B, seeds, sampling)
+        if not 0 < depth <= 1:
+            raise BadInput(f"expected a depth above 0 and at most 1, found {depth}")
+        slices = [slice(i, i + sampling.batch_size) for i in range(0, len(y_B), sampling.batch_size)]
         parts = [
-            self._sample_batch(y_B[i : i + sampling.batch_size], seeds[i : i + sampling.batch_size], shape, sampling)
-            for i in range(0, len(y_B), sampling.batch_size)
+            self._sample_batch(y_B[p], seeds[p], shape, sampling, None if x_BCHW is None else x_BCHW[p], depth) for p in slices
         ]
         return torch.cat(parts) if parts else torch.empty(0, *shape, device=self.device)
 
     def _require_askable(self, y_B: Tensor, seeds: Sequence[int], sampling: Sampling) -> None:
         if len(seeds) != len(y_B):
             raise BadInput(f"expected one seed an image, found {len(seeds)} for {len(y_B)}")
-        known = set(range(self.labels)) | ({self.null_label} if self.null_label is not None else set())
+        known = set(range(self.labels + (self.null_label is not None) + self.more_labels))
         strange = set(y_B.tolist()) - known
         if strange:
             raise BadInput(f"expected labels 0 to {self.labels - 1}, or the null label, found {sorted(strange)[:3]}")
@@ -213,12 +231,29 @@ class Denoiser:
         eps_BCHW = x_BCHW / (1 - self.abar_T[t_B]).sqrt().view(-1, 1, 1, 1)
         return torch.zeros_like(x_BCHW), Draw({**drawn.tensors, "t": t_B, "eps": eps_BCHW})
 
-    def _sample_batch(self, y_B: Tensor, seeds: Sequence[int], shape: Sequence[int], sampling: Sampling) -> Tensor:
+    def _sample_batch(
+        self,
+        y_B: Tensor,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        sampling: Sampling,
+        given_BCHW: Tensor | None,
+        depth: float,
+    ) -> Tensor:
         y_B = y_B.to(self.device)
         noise = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         x_BCHW = torch.stack(noise).to(self.device)
         scheduler = sampler_of(self.schedule, sampling)
-        for t in scheduler.timesteps:
+        timesteps = scheduler.timesteps
+        if given_BCHW is not None:
+            timesteps = timesteps[timesteps <= depth * len(self.abar_T)]
+            if not len(timesteps):
+                raise BadInput(f"expected a sampler with a step below {depth:g} of the way, found {sampling.steps} steps")
+            if not isinstance(scheduler, DDIMScheduler):
+                scheduler.set_begin_index(len(scheduler.timesteps) - len(timesteps))
+            abar = self.abar_T[int(timesteps[0])]
+            x_BCHW = abar.sqrt() * given_BCHW.to(self.device) + (1 - abar).sqrt() * x_BCHW
+        for t in timesteps:
             x_BCHW = self._stepped(scheduler, x_BCHW, y_B, t, sampling)
         if not bool(torch.isfinite(x_BCHW).all()):
             raise Diverged("the model drew an image with NaN or infinite pixels", step=0, loss=float("nan"))
@@ -241,6 +276,40 @@ class Denoising:
     """The losses of a family whose network is a `Denoiser`'s; see `Family` and `Generator` for what each answers."""
 
     denoiser: Denoiser
+    module: nn.Module
+    table: ClassVar[str]
+    """Name of the parameter of the module that has a row a label, the null label's last."""
+
+    @property
+    def null_label(self) -> int | None:
+        """See `Generator.null_label`."""
+        return self.denoiser.null_label
+
+    @property
+    def label_count(self) -> int:
+        """See `Generator.label_count`."""
+        return self.denoiser.labels + (self.denoiser.null_label is not None) + self.denoiser.more_labels
+
+    def conditioning(self, y_B: Tensor) -> Tensor:
+        """See `Generator.conditioning`."""
+        return self.module.get_parameter(self.table).detach()[y_B.to(self.denoiser.device)]
+
+    def with_labels(self, rows_MX: Tensor) -> Self:
+        """See `Generator.with_labels`. Raises: BadInput for a model that has some already."""
+        if self.denoiser.more_labels:
+            raise BadInput("expected a model without labels of others', found one that has some")
+        ask, rows_MX = self.denoiser.ask, rows_MX.to(self.denoiser.device)
+
+        def asked(module: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:
+            table_KX = torch.cat([module.get_parameter(self.table), rows_MX])
+            return ask(_Told(module, {self.table: table_KX}), noisy_BCHW, t_B, y_B)
+
+        return self._asking(asked, len(rows_MX))
+
+    def _asking(self, asked: Ask, more_labels: int) -> Self:
+        other = copy.copy(self)
+        other.denoiser = replace(self.denoiser, ask=asked, more_labels=more_labels)
+        return other
 
     def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, module: nn.Module | None = None) -> Tensor:
         """See `Family.loss`."""
@@ -268,6 +337,17 @@ class Denoising:
     def denoised(self, y_B: Tensor, draw: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
         """See `Generator.denoised`."""
         return self.denoiser.denoised(y_B, draw, guidance_scale=guidance_scale, steps=steps)
+
+
+class _Told(nn.Module):
+    """A network that is called with other values in place of some of its parameters."""
+
+    def __init__(self, module: nn.Module, instead: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._call = lambda *args, **kwargs: torch.func.functional_call(module, instead, args, kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
 
 def noised(x_BCHW: Tensor, drawn: Draw, schedule: DDIMScheduler, abar_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,7 @@ from worker.engine.files import write_atomically
 from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed
 from worker.engine.verifier import Env, Need, Subject
+from worker.engine.ways import Way
 
 SHOWN = 2
 LABELS, COLUMN_GAP = 92, 16
@@ -47,7 +48,7 @@ ROWS = ("input", *SUBJECTS, "truth")
 def needs(spec: Spec) -> tuple[Need, ...]:
     """The completions in the picture; they are the first ones of those that the checks score."""
     first = spec.policy.sampling.corruptions[:1]
-    return tuple(Need(subject, k, SHOWN, c) for c in first for subject in SUBJECTS.values() for k in shown_classes(spec))
+    return tuple(Need(subject, k, SHOWN, Way(c)) for c in first for subject in SUBJECTS.values() for k in shown_classes(spec))
 
 
 def draw(env: Env) -> None:

@@ -16,19 +16,29 @@ from typing import ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from worker.contract import Kind as Kind
 from worker.contract import MaskSpec, Sampling
 from worker.engine.halves import Halves
 
 Augment = Literal["none", "flip", "crop_flip"]
 """How a training image may be varied. Digits are not flipped; natural images are (and, for classifiers, shifted)."""
 
-Kind = Literal["generator", "classifier", "i2i"]
 
 Scope = Literal["hole", "image"]
 """Where noise stands in for what is to be forgotten: in the hidden part alone, or in the whole image."""
 
 Question = tuple[Tensor, ...]
 """What an encoder is given, row by row: its `Halves` is called with these."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Images that sampling begins with, and how far towards noise they are taken first."""
+
+    images_BCHW: Tensor
+    """uint8, on the CPU."""
+    depth: float
+    """t / T in (0, 1]; 1: nothing of an image is left."""
 
 
 @dataclass(frozen=True)
@@ -209,14 +219,38 @@ class Generator(Labelled, Protocol):
         """(count, …) network inputs without content, on the CPU: uniform over the range of clean inputs (or like latents)."""
         ...
 
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
         """uint8 (B, C, H, W) images of the classes `y_B`, on the CPU.
 
         Image i depends on `seeds[i]`, `y_B[i]` and the policy, not on which other images share its batch or rank.
 
+        Args:
+            start: begin with given images made noisy up to a part of the way, in place of noise alone (SDEdit).
+
         Raises:
             BadInput: guidance asked of a model without a null label, or a class out of range.
             Diverged: a sample is not finite.
+        """
+        ...
+
+    @property
+    def null_label(self) -> int | None:
+        """What is asked for where no class is; None: the model has none."""
+        ...
+
+    @property
+    def label_count(self) -> int:
+        """Labels that the network knows, the null label among them; those of `with_labels` come after them."""
+        ...
+
+    def conditioning(self, y_B: Tensor) -> Tensor:
+        """(B, …) what the network is told of labels: rows of its table, or its prompts' embeddings. A copy, on the device."""
+        ...
+
+    def with_labels(self, rows_MX: Tensor) -> Self:
+        """The same network with M more labels, `label_count` and on, whose conditioning is given.
+
+        Weights are shared with this model, and gradients reach the rows.
         """
         ...
 

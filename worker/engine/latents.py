@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -23,7 +23,7 @@ from torch import Tensor
 from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel, Diverged
-from worker.engine.family import Augment, Draw
+from worker.engine.family import Augment, Draw, Start
 from worker.engine.precision import channels_last
 
 FOLDER = Path("vae")
@@ -154,7 +154,10 @@ class Latents:
     def prepare(self, held_BDHW: Tensor, draw: Draw) -> Tensor:
         """(B, D, h, w) float32, about unit variance: draws from the held posteriors, shifted and scaled as configured."""
         mean_BDHW, logvar_BDHW = held_BDHW.float().chunk(2, dim=1)
-        z_BDHW = mean_BDHW + (0.5 * logvar_BDHW).exp() * draw["posterior"]
+        return self.scaled(mean_BDHW + (0.5 * logvar_BDHW).exp() * draw["posterior"])
+
+    def scaled(self, z_BDHW: Tensor) -> Tensor:
+        """Latents as the autoencoder has them to about unit variance, as networks do."""
         return (z_BDHW - self._shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -213,9 +216,16 @@ class LatentDenoising(diffusion.Denoising):
         """See `Generator.noise`: standard normal, the scale of latents."""
         return torch.randn(count, *self.latents.shape(image_shape), generator=generator)
 
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
-        """See `Generator.sample`. The null label (the empty prompt) may be asked for: then the images are unconditional."""
-        return self.latents.decode(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling))
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
+        """See `Generator.sample`. The null label (the empty prompt) may be asked for: then the images are unconditional.
+
+        Given images start from the middle of their posterior.
+        """
+        begun: dict[str, Any] = {}
+        if start is not None:
+            mean_BDHW = self.latents.encode(start.images_BCHW).float().chunk(2, dim=1)[0]
+            begun = {"x_BCHW": self.latents.scaled(mean_BDHW), "depth": start.depth}
+        return self.latents.decode(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling, **begun))
 
 
 def _batches(rows_N: Tensor, *, pixels: int) -> Iterator[slice]:

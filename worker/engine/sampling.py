@@ -12,9 +12,10 @@ import hashlib
 import hmac
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from worker.contract import MaskSpec, Sampling
 from worker.engine import corruption
+from worker.engine.compression import Compression, compress
 from worker.engine.data import Dataset
 from worker.engine.distributed import Ranks
-from worker.engine.errors import EngineError, OutOfMemory, is_out_of_memory
+from worker.engine.errors import BadInput, EngineError, OutOfMemory, is_out_of_memory
 from worker.engine.family import Family, Generator, ImageToImage, Kind
+from worker.engine.ways import DRAWN, Arithmetic, Blend, Way
 
 PATIENCE = timedelta(hours=24)
 """How long a rank waits for the first one to ask: training a judge on a large dataset takes longer than a collective."""
@@ -89,7 +92,7 @@ class Studio:
         self._dataset = dataset
         self._sampling = sampling
         self._ranks = ranks
-        self._loaded: dict[str, Family] = {}
+        self._loaded: dict[tuple[str, Compression], Family] = {}
         # Commands and uint8 images travel over gloo even between GPUs: nccl would need them on the device.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if ranks.world > 1 else None
 
@@ -103,26 +106,35 @@ class Studio:
         """Of the models: what may be asked of them."""
         return self._family.kind
 
-    def load(self, subject: str) -> Family:
+    def load(self, subject: str, compression: Compression = "none") -> Family:
         """The subject's model, loaded once from its saved files on this rank.
 
         Raises:
             BadModel: the files are not a finite model of this family.
         """
-        if subject not in self._loaded:
-            folder = self._folders[subject]
-            self._loaded[subject] = self._family.load(folder, labels=self._labels, device=self._ranks.device)
-        return self._loaded[subject]
+        key = (subject, compression)
+        if key not in self._loaded:
+            family = self.fresh(subject)
+            compress(family.module, compression)
+            self._loaded[key] = family
+        return self._loaded[key]
 
-    def draw(self, subject: str, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    def fresh(self, subject: str) -> Family:
+        """The subject's model, loaded anew. Raises: BadModel, as `load`."""
+        return self._family.load(self._folders[subject], labels=self._labels, device=self._ranks.device)
+
+    def draw(self, subject: str, labels: Sequence[int], seeds: Sequence[int], *, way: Way = DRAWN) -> Tensor:
         """First rank only: uint8 (B, C, H, W) images on the CPU, one per label and seed, in their order.
+
+        Args:
+            way: by which sampler, under which label in the class's name, at which precision.
 
         Raises:
             MissingSamples: fewer images came, or images of another shape or dtype.
             SamplingFailed: a rank cannot load the subject, or a pixel is NaN or infinite.
             OutOfMemory: a rank's device is too small.
         """
-        return self._asked("draw", len(labels), subject, list(labels), list(seeds))
+        return self._asked("draw", len(labels), subject, way, list(labels), list(seeds))
 
     def complete(
         self, subject: str, indices: Sequence[int], hidden_Bhw: Tensor, seeds: Sequence[int], *, prompted: bool = False
@@ -159,10 +171,10 @@ class Studio:
         """First rank only: release the others; `word` is what their `serve` returns."""
         self._broadcast(("closed", word))
 
-    def _asked(self, wish: str, count: int, subject: str, *arguments: Any) -> Tensor:
+    def _asked(self, wish: str, count: int, subject: str, way: Way, *arguments: Any) -> Tensor:
         """What all ranks together make of a wish."""
-        self._broadcast((wish, count, subject, *arguments))
-        answers = self._gather(self._attempt(wish, count, subject, *arguments))
+        self._broadcast((wish, count, subject, way, *arguments))
+        answers = self._gather(self._attempt(wish, count, subject, way, *arguments))
         for answer in answers:
             if isinstance(answer, EngineError):
                 raise answer
@@ -187,13 +199,14 @@ class Studio:
         dist.gather_object(answer, answers, dst=0, group=self._group)
         return answers or []
 
-    def _attempt(self, wish: str, count: int, subject: str, *arguments: Any) -> Tensor | EngineError:
+    def _attempt(self, wish: str, count: int, subject: str, way: Way, *arguments: Any) -> Tensor | EngineError:
         """This rank's rows, or the error: it must reach the first rank, who would else wait for images for ever."""
         rows = self._ranks.rows(count)
         expected = len(range(count)[rows])
         work: Callable[..., Tensor] = {"draw": self._drawn, "complete": self._completed}[wish]
         try:
-            images_BCHW = work(self.load(subject), rows, *arguments)
+            with _computing(way.arithmetic, self._ranks.device):
+                images_BCHW = work(self.load(subject, way.compression), rows, way, *arguments)
         except EngineError as error:
             return SamplingFailed(f"no samples of the {subject}: {error}")
         except Exception as error:
@@ -205,12 +218,12 @@ class Studio:
             return MissingSamples(f"expected {expected} samples of {subject} from a rank, got {len(images_BCHW)}")
         return images_BCHW
 
-    def _drawn(self, family: Family, rows: slice, labels: list[int], seeds: list[int]) -> Tensor:
-        label_B = torch.tensor(labels[rows], dtype=torch.int64)
-        return cast(Generator, family).sample(label_B, seeds[rows], sampling=self._sampling)
+    def _drawn(self, family: Family, rows: slice, way: Way, labels: list[int], seeds: list[int]) -> Tensor:
+        model, label_B = asked_for(cast(Generator, family), way.label, torch.tensor(labels[rows], dtype=torch.int64))
+        return model.sample(label_B, seeds[rows], sampling=way.sampling or self._sampling)
 
     def _completed(
-        self, family: Family, rows: slice, indices: list[int], hidden_Bhw: Tensor, seeds: list[int], prompted: bool
+        self, family: Family, rows: slice, way: Way, indices: list[int], hidden_Bhw: Tensor, seeds: list[int], prompted: bool
     ) -> Tensor:
         model, index_B = cast(ImageToImage, family), torch.tensor(indices[rows], dtype=torch.int64)
         given_BCHW = self._dataset.images_NCHW[index_B]
@@ -220,3 +233,21 @@ class Studio:
         erased_BCHW = given_BCHW.masked_fill(corruption.pixels(hidden_Bhw, model.cell), ERASED)
         y_B = self._dataset.labels_N[index_B] if prompted else None
         return model.complete(erased_BCHW, hidden_Bhw, seeds[rows], sampling=self._sampling, y_B=y_B)
+
+
+def asked_for(model: Generator, label: Literal["own", "null"] | Blend, y_B: Tensor) -> tuple[Generator, Tensor]:
+    """The model, and the labels to ask it for in the name of these classes. Raises: BadInput: it has no null label."""
+    if label == "own":
+        return model, y_B
+    if label == "null":
+        if model.null_label is None:
+            raise BadInput("expected a model with a null label, to be asked without a class; this one has none")
+        return model, torch.full_like(y_B, model.null_label)
+    classes_M, which_B = y_B.unique(return_inverse=True)
+    own_MX, other_1X = model.conditioning(classes_M), model.conditioning(torch.tensor([label.other]))
+    return model.with_labels((1 - label.weight) * own_MX + label.weight * other_1X), model.label_count + which_B
+
+
+def _computing(arithmetic: Arithmetic, device: torch.device) -> AbstractContextManager[object]:
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from worker.contract import FileEntry, Finding, JobDirectory, MaskSpec, Spec
+from worker.contract import Curve, FileEntry, Finding, JobDirectory, MaskSpec, Spec, Tier
 from worker.engine import corruption as masks
 from worker.engine import judge as judges
 from worker.engine import registry
@@ -30,10 +30,11 @@ from worker.engine.family import Classifier, Family, ImageToImage, Kind
 from worker.engine.judge import Judge, Judged
 from worker.engine.region import Region
 from worker.engine.sampling import SamplingFailed, Studio, completion_seed, sample_seed
+from worker.engine.statistics import ALPHA
 from worker.engine.streams import generator
+from worker.engine.ways import DRAWN, Way
 
-Subject = Literal["candidate", "original", "parent"]
-Tier = Literal["L0", "L1", "L2"]
+Subject = Literal["candidate", "original", "parent", "reference"]
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,8 @@ class Need:
     subject: Subject
     class_index: int
     n: int
-    corruption: MaskSpec | None = None
-    """Without one they are drawn; else the class's first n in `Env.shown` are completed, or as many as there are."""
-    prompted: bool = False
-    """Completed with the class's prompt beside the visible part."""
-
-    @property
-    def way(self) -> Way:
-        """How the images are made, whoever makes them and of whatever class."""
-        return self.corruption, self.prompted
-
-
-Way = tuple[MaskSpec | None, bool]
-"""Drawn; or completed under a corruption, with the prompt of the class or without."""
-
-DRAWN: Way = (None, False)
+    way: Way = DRAWN
+    """Of completions, the class's first n in `Env.shown` are completed, or as many as there are."""
 
 
 class Params(BaseModel):
@@ -122,6 +110,10 @@ class Env:
         self._real: dict[int, Judged] = {}
         self._answers: dict[tuple[Subject, int], Tensor] = {}
         self._judges: dict[MaskSpec | None, Judge] = {}
+        self.alpha = ALPHA / spec.policy.tries
+        """Level of every one-sided test of this look: looks at one result, and attempts at one request, share the budget."""
+        self.curves: list[Curve] = []
+        """What checks leave for people to look at, beside their findings."""
         self._drawn, self._wanted = 0, 0
         self._eta: Eta | None = None
 
@@ -142,8 +134,17 @@ class Env:
         self._report_progress(0)
 
     def load(self, subject: Subject) -> Family:
-        """A subject's model from its saved files. Raises: BadModel."""
+        """A subject's model from its saved files, shared with everyone who asks. Raises: BadModel."""
         return self._studio.load(self._resolved(subject))
+
+    def fresh(self, subject: Subject) -> Family:
+        """The same, of one's own: an attack trains it. Raises: BadModel."""
+        return self._studio.fresh(self._resolved(subject))
+
+    @property
+    def reference(self) -> Subject | None:
+        """The model that was trained without what is to be forgotten, where the job has one."""
+        return None if self.spec.reference_digest is None else "reference"
 
     def announce(self, needs: Iterable[Need]) -> None:
         """All samples that will be asked for, by all checks: the total of the progress events."""
@@ -159,13 +160,13 @@ class Env:
         for subject, way in sorted(dict.fromkeys((s, way) for s, _, way in missing), key=lambda group: group[0]):
             self._make(subject, way, {k: n for (s, k, w), n in missing.items() if (s, w) == (subject, way)})
 
-    def samples(self, subject: Subject, class_index: int, n: int) -> Tensor:
+    def samples(self, subject: Subject, class_index: int, n: int, way: Way = DRAWN) -> Tensor:
         """The first n images (n, C, H, W), uint8, that a subject draws for a class; image i has the same noise in all.
 
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        return self._made(Need(subject, class_index, n))
+        return self._made(Need(subject, class_index, n, way))
 
     def _made(self, need: Need) -> Tensor:
         """What was asked for, out of what is there already and the rest."""
@@ -181,7 +182,7 @@ class Env:
         wanted: dict[tuple[Subject, int, Way], int] = {}
         for need in needs:
             key = (self._resolved(need.subject), need.class_index, need.way)
-            there_are = need.n if need.corruption is None else len(self.shown(need.class_index, need.n))
+            there_are = need.n if need.way.corruption is None else len(self.shown(need.class_index, need.n))
             wanted[key] = max(wanted.get(key, 0), there_are)
         more = {key: n - len(self._samples.get(key, ())) for key, n in wanted.items()}
         return {key: n for key, n in more.items() if n > 0}
@@ -193,23 +194,23 @@ class Env:
         for begin in range(0, len(wanted), self._studio.round_size):
             chunk = wanted[begin : begin + self._studio.round_size]
             self._report_progress(0)
-            parts.append(self._draw(subject, chunk) if way == DRAWN else self._complete(subject, chunk, way))
+            parts.append(self._draw(subject, chunk, way) if way.corruption is None else self._complete(subject, chunk, way))
             self._report_progress(len(chunk))
         for k, new in zip(missing, torch.cat(parts).split(list(missing.values())), strict=True):
             old = self._samples.get((subject, k, way))
             self._samples[subject, k, way] = new if old is None else torch.cat([old, new])
 
-    def _draw(self, subject: Subject, chunk: list[tuple[int, int]]) -> Tensor:
+    def _draw(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
         seeds = [sample_seed(self.spec.verification_seed, k, i) for k, i in chunk]
-        return self._studio.draw(subject, [k for k, _ in chunk], seeds)
+        return self._studio.draw(subject, [k for k, _ in chunk], seeds, way=way)
 
     def _complete(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
-        corruption, prompted = way
+        corruption = way.corruption
         assert corruption is not None
         shown = {k: self.shown(k).tolist() for k, _ in chunk}
         indices = [shown[k][i] for k, i in chunk]
         hidden_Nhw = self._hidden(corruption, indices)
-        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), prompted=prompted)
+        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), prompted=way.prompted)
 
     def _report_progress(self, images: int) -> None:
         if self._eta is None:  # only from the first image on: training the judge says nothing of the pace of sampling
@@ -281,7 +282,7 @@ class Env:
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        return self._made(Need(subject, class_index, n, corruption, prompted))
+        return self._made(Need(subject, class_index, n, Way(corruption, prompted)))
 
     def region(self, corruption: MaskSpec) -> Region:
         """What a corruption hides of an image, in the cells of this lineage's models. Raises: SamplingFailed."""
@@ -340,14 +341,14 @@ class Env:
         """Those that a check asked for."""
         return tuple(self._judges.values())
 
-    def judged(self, subject: Subject, class_index: int, n: int) -> Judged:
+    def judged(self, subject: Subject, class_index: int, n: int, way: Way = DRAWN) -> Judged:
         """What the judge says of the first n images that a subject draws for a class.
 
         Raises:
             JudgeUnfit, SamplingFailed: see `judge` and `samples`.
         """
-        key = (self._resolved(subject), class_index, DRAWN)
-        images_NCHW = self.samples(subject, class_index, n)
+        key = (self._resolved(subject), class_index, way)
+        images_NCHW = self.samples(subject, class_index, n, way)
         if key not in self._judged or len(self._judged[key].features_ND) < n:
             self._judged[key] = self.judge.look(images_NCHW)
         known = self._judged[key]

@@ -28,7 +28,7 @@ from worker.engine.intake import read_spec
 from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Verifier
-from worker.verdict import decide, owed, unmeasured_units
+from worker.verdict import decide, owed, tier_reached, unmeasured_units
 
 PHASE = "verifying"
 PUBLISHED = "published_metrics"
@@ -80,11 +80,13 @@ def _run(job: JobDirectory, ranks: Ranks) -> Report:
     require_digest(job.original, spec.original_digest, "the original weights")
     if spec.metric_weights_digest is not None:
         require_digest(job.metric_weights, spec.metric_weights_digest, "the weights of metric networks")
+    if spec.reference_digest is not None:
+        require_digest(job.reference, spec.reference_digest, "the weights of the reference")
     manifest, files = read_manifest(job, spec), entries(job.out)
     dataset = load_dataset(job, spec)
     studio = Studio(
         family,
-        {"candidate": job.out, "original": job.original, "parent": job.base},
+        {"candidate": job.out, "original": job.original, "parent": job.base, "reference": job.reference},
         labels=spec.labels,
         dataset=dataset,
         sampling=spec.policy.sampling,
@@ -166,6 +168,8 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         verdict=verdict,
         summary=summary(verdict, findings, env.spec, env.kind),
         findings=(*findings, *informed),
+        tier=tier_reached(findings, env.spec),
+        curves=tuple(env.curves),
         judges=tuple(judge.record for judge in env.judges_used),
         evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
         seconds_verify=time.monotonic() - began,

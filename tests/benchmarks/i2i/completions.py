@@ -23,6 +23,7 @@ from worker.engine.sampling import Studio
 from worker.engine.statistics import lower_bound, wilson_interval
 from worker.engine.verifier import Env, Need
 from worker.engine.verifiers.forget_completion import Thresholds as Forget
+from worker.engine.ways import Way
 
 MIN_POWER = Forget.model_fields["min_power"].default
 
@@ -86,7 +87,7 @@ class Gallery:
             events=Events(self._job.events, "verifying", speaks=True),
         )
         classes, corruptions = (*self._split.forget, *self._split.retain), self._spec.policy.sampling.corruptions
-        env.prefetch([Need("candidate", k, self._shown, c) for c in corruptions for k in classes])
+        env.prefetch([Need("candidate", k, self._shown, Way(c)) for c in corruptions for k in classes])
         seen = {c: {k: likeness(env, "candidate", c, k, self._shown, prompted=False) for k in classes} for c in corruptions}
         self.judge_accuracy = {c: env.region_judge(c).record.held_out_accuracy for c in corruptions}
         return seen

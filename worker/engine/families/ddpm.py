@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from worker.contract import Sampling
 from worker.engine import diffusion, weights
 from worker.engine.errors import BadInput, BadModel
-from worker.engine.family import Augment, Draw, Kind
+from worker.engine.family import Augment, Draw, Kind, Start
 from worker.engine.layout import Layout
 from worker.engine.pixels import mirrored
 from worker.engine.precision import channels_last
@@ -36,6 +36,7 @@ class DDPM(diffusion.Denoising):
     kind: ClassVar[Kind] = "generator"
     prompts: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm"})
+    table: ClassVar[str] = "class_embedding.weight"
 
     def __init__(self, unet: UNet2DModel, schedule: DDIMScheduler, *, class_count: int, device: torch.device) -> None:
         self.module: nn.Module = channels_last(unet.to(device).eval())
@@ -104,9 +105,10 @@ class DDPM(diffusion.Denoising):
 
     # ------------------------------------------------------------------------------------------------------- sampling
 
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
         """See `Generator.sample`. The null label may be asked for: then the images are unconditional."""
-        return diffusion.to_pixels(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling))
+        begun = {} if start is None else {"x_BCHW": start.images_BCHW.float() / 127.5 - 1, "depth": start.depth}
+        return diffusion.to_pixels(self.denoiser.sample(y_B, seeds, self._shape, sampling=sampling, **begun))
 
 
 def ask(module: nn.Module, noisy_BCHW: Tensor, t_B: Tensor, y_B: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class DiT(LatentDenoising):
     kind: ClassVar[Kind] = "generator"
     prompts: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "augment"})
+    table: ClassVar[str] = "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight"
 
     def __init__(
         self,

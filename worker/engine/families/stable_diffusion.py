@@ -11,6 +11,7 @@ once, not at every step.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -63,3 +64,13 @@ class StableDiffusion(LatentDenoising):
         """See `diffusion.Ask`."""
         noisy_BCHW = noisy_BCHW.contiguous(memory_format=torch.channels_last)
         return module(noisy_BCHW, t_B, encoder_hidden_states=self.prompt_KLD[y_B]).sample.float()
+
+    def conditioning(self, y_B: Tensor) -> Tensor:
+        """See `Generator.conditioning`: (B, L, D), the prompts' embeddings."""
+        return self.prompt_KLD[y_B.to(self.device)].clone()
+
+    def with_labels(self, rows_MX: Tensor) -> Self:
+        """See `Generator.with_labels`."""
+        other = copy.copy(self)
+        other.prompt_KLD = torch.cat([self.prompt_KLD, rows_MX.to(self.device)])
+        return other._asking(other.ask, len(rows_MX))

@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.judge import FEATURES
 from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, moments
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 MIN_IMAGES = 4 * FEATURES
 """Fewer images than this leave the D x D covariance too uncertain to compare."""

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.statistics import upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 
 class Thresholds(Params):

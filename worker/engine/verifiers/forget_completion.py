@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.contract import Finding, MaskSpec, Spec
+from worker.contract import Finding, MaskSpec, Spec, Tier
 from worker.engine import references
 from worker.engine.errors import BadInput
 from worker.engine.excess import Reference, best, excess_lower, excess_upper
@@ -32,7 +32,8 @@ from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.region import described
 from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
 from worker.engine.streams import Stream
-from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
+from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, ways_of
+from worker.engine.ways import Way
 
 CANDIDATES = 4096
 """At most so many training images of other classes are looked through for the nearest one."""
@@ -103,7 +104,7 @@ class ForgetCompletion:
             raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
         n = self.params.n_per_class
         return tuple(
-            Need(subject, k, n, corruption, prompted)
+            Need(subject, k, n, Way(corruption, prompted))
             for subject in self._subjects()
             for corruption in corruptions_of(spec)
             for prompted in ways_of(spec)

@@ -10,10 +10,10 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine.family import Kind
 from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 
 class Thresholds(Params):

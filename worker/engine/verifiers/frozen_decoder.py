@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine import halves
 from worker.engine.errors import BadModel
 from worker.engine.family import Kind
 from worker.engine.halves import Halves, Trains
 from worker.engine.intake import effective, method_of
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 PROMISE: dict[Trains, str] = {
     "encoder": "trains the encoder alone",

@@ -18,10 +18,10 @@ from typing import ClassVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import EngineError
 from worker.engine.family import Kind
-from worker.engine.verifier import Env, Need, Params, Tier
+from worker.engine.verifier import Env, Need, Params
 
 WEIGHTS = ".safetensors"
 TEXTS = frozenset({".json", ".txt", ".md", ""})

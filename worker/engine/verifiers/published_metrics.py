@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.contract import Finding, MaskSpec, Spec
+from worker.contract import Finding, MaskSpec, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import suffix
@@ -37,7 +37,8 @@ from worker.engine.statistics import (
     jackknife_upper,
     kernel_distance,
 )
-from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
+from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, ways_of
+from worker.engine.ways import Way
 from worker.verdict import COMPLETES
 
 Side = Literal["forget", "retain"]
@@ -114,7 +115,7 @@ class PublishedMetrics:
             raise BadInput("expected weights of metric networks to be mounted, found none")
         n = self._images(spec)
         return tuple(
-            Need(subject, k, n, corruption, prompted)
+            Need(subject, k, n, Way(corruption, prompted))
             for subject in SUBJECTS
             for corruption in corruptions_of(spec)
             for prompted in ways_of(spec)

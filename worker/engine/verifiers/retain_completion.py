@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from worker.contract import Finding, MaskSpec, Spec
+from worker.contract import Finding, MaskSpec, Spec, Tier
 from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.statistics import bootstrap_ratio_upper, resampled_rows
-from worker.engine.verifier import Env, Need, Params, Subject, Tier, corruptions_of, ways_of
+from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, ways_of
+from worker.engine.ways import Way
 
 IMAGES = "completed held-out images"
 
@@ -52,7 +53,7 @@ class RetainCompletion:
         """See `Verifier.needs`. Raises: BadInput where the policy names no corruption."""
         n = self.params.n_per_class
         return tuple(
-            Need(subject, k, n, corruption, prompted)
+            Need(subject, k, n, Way(corruption, prompted))
             for subject in self._subjects()
             for corruption in corruptions_of(spec)
             for prompted in ways_of(spec)

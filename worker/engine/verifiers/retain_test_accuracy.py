@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 IMAGES = "held-out images"
 

@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from worker.contract import Finding, Spec
+from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.membership import Answers, Comparison, Estimate, expected_upper
-from worker.engine.verifier import Env, Need, Params, Subject, Tier
+from worker.engine.verifier import Env, Need, Params, Subject
 
 CHANCE = 0.5
 MIN_UNSEEN = 10
