@@ -137,7 +137,7 @@ class Studio:
         return self._asked("draw", len(labels), subject, way, list(labels), list(seeds))
 
     def complete(
-        self, subject: str, indices: Sequence[int], hidden_Bhw: Tensor, seeds: Sequence[int], *, prompted: bool = False
+        self, subject: str, indices: Sequence[int], hidden_Bhw: Tensor, seeds: Sequence[int], *, way: Way = DRAWN
     ) -> Tensor:
         """First rank only: uint8 (B, C, H, W) items of the dataset on the CPU, completed by the subject where they are hidden.
 
@@ -146,13 +146,13 @@ class Studio:
         Args:
             indices: positions in the dataset.
             hidden_Bhw: bool over the cells of this family, equally many in each image.
-            prompted: with the prompts of the classes that they show.
+            way: with or without the prompts of the classes that they show, and at which precision.
 
         Raises:
             MissingSamples: as `draw`; or a visible pixel is not as it was given.
             SamplingFailed, OutOfMemory: as `draw`.
         """
-        images_BCHW = self._asked("complete", len(indices), subject, list(indices), hidden_Bhw, list(seeds), prompted)
+        images_BCHW = self._asked("complete", len(indices), subject, way, list(indices), hidden_Bhw, list(seeds))
         height = images_BCHW.shape[-2]
         covered_B1HW = corruption.pixels(hidden_Bhw, height // hidden_Bhw.shape[1]).expand_as(images_BCHW)
         if not torch.equal(images_BCHW[~covered_B1HW], self._dataset.images_NCHW[list(indices)][~covered_B1HW]):
@@ -223,7 +223,7 @@ class Studio:
         return model.sample(label_B, seeds[rows], sampling=way.sampling or self._sampling)
 
     def _completed(
-        self, family: Family, rows: slice, way: Way, indices: list[int], hidden_Bhw: Tensor, seeds: list[int], prompted: bool
+        self, family: Family, rows: slice, way: Way, indices: list[int], hidden_Bhw: Tensor, seeds: list[int]
     ) -> Tensor:
         model, index_B = cast(ImageToImage, family), torch.tensor(indices[rows], dtype=torch.int64)
         given_BCHW = self._dataset.images_NCHW[index_B]
@@ -231,7 +231,7 @@ class Studio:
             return given_BCHW
         hidden_Bhw = hidden_Bhw[rows]
         erased_BCHW = given_BCHW.masked_fill(corruption.pixels(hidden_Bhw, model.cell), ERASED)
-        y_B = self._dataset.labels_N[index_B] if prompted else None
+        y_B = self._dataset.labels_N[index_B] if way.prompted else None
         return model.complete(erased_BCHW, hidden_Bhw, seeds[rows], sampling=self._sampling, y_B=y_B)
 
 

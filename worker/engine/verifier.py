@@ -210,7 +210,7 @@ class Env:
         shown = {k: self.shown(k).tolist() for k, _ in chunk}
         indices = [shown[k][i] for k, i in chunk]
         hidden_Nhw = self._hidden(corruption, indices)
-        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), prompted=way.prompted)
+        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), way=way)
 
     def _report_progress(self, images: int) -> None:
         if self._eta is None:  # only from the first image on: training the judge says nothing of the pace of sampling
