@@ -7,7 +7,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full clean
+.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -70,6 +70,9 @@ bench-i2i: $(STAMP) ## Image-to-image: what is forgotten and kept, and how fast;
 
 bench-i2i-full: $(STAMP) ## The same on both splits, under every corruption, with 3 seeds; hours. Needs EXPUNGE_DATA.
 	$(BIN)/python -m tests.benchmarks.bench_i2i --full $(ARGS)
+
+gate-matrix: $(STAMP) ## Does the gate refuse every fake and pass every retrain? 90 minutes (QUICK=1: digits, 15). CIFAR-10 needs EXPUNGE_DATA.
+	$(BIN)/python -m tests.benchmarks.bench_gate $(if $(QUICK),--quick) $(ARGS)
 
 constraints: $(STAMP) ## Pin what is installed now.
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt

@@ -17,7 +17,7 @@ from tests.benchmarks.i2i import tasks, training
 from tests.benchmarks.i2i.completions import Gallery, Seen, Side, side, underpowered
 from tests.benchmarks.i2i.subjects import Images, Split
 from tests.benchmarks.i2i.tasks import BASELINES, METHODS, OURS, OURS_PROXY, Task
-from tests.benchmarks.i2i.training import Trained
+from tests.benchmarks.kept import Trained
 from tests.benchmarks.sfron.jobs import Subject, make_job, run_unlearning, save_npz
 from worker.contract import JobDirectory, MaskSpec
 from worker.engine import halves, registry

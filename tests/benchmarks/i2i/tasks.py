@@ -14,6 +14,7 @@ from transformers import ViTMAEForPreTraining
 from tests.benchmarks.i2i import subjects, training
 from tests.benchmarks.i2i.subjects import Images, Split
 from tests.benchmarks.i2i.training import Recipe
+from tests.benchmarks.kept import kept
 from tests.worker.engine.tiny import i2i_diffusion as palette
 from tests.worker.engine.tiny import mae, vqgan
 from worker.contract import JudgePolicy, MaskSpec
@@ -240,5 +241,6 @@ def _tokenizer(made: Task, images: Images, *, seed: int, cache: Path, on: torch.
         training.train_tokenizer(vq, images, recipe, seed=seed, on=on)
         vq.save_pretrained(folder)
 
-    what = {"tokenizer": dict(made.tokenizer), "recipe": recipe.__dict__, "seed": seed, "images": images.digest}
-    return VQModel.from_pretrained(training.kept(cache, what, make).folder, low_cpu_mem_usage=False)
+    asked = {"tokenizer": dict(made.tokenizer), "recipe": recipe.__dict__, "seed": seed, "images": images.digest}
+    what = {"version": training.RECIPE, **asked}
+    return VQModel.from_pretrained(kept(cache, what, make).folder, low_cpu_mem_usage=False)

@@ -8,12 +8,7 @@ Shape suffixes: N images, B images of a batch, C channels, H, W pixels, D number
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +18,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from tests.benchmarks.i2i.subjects import Images
+from tests.benchmarks.kept import Trained, kept
 from tests.worker.engine.tiny import vqgan
 from worker.contract import tree_digest
 from worker.engine import optim, precision, registry
@@ -57,15 +53,6 @@ class Recipe:
         return self.rate * min(rising, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model folder, the seconds its training took, and whether an earlier run did it."""
-
-    folder: Path
-    seconds: float
-    kept: bool
-
-
 def trained(
     family: str, untrained: Path, images: Images, recipe: Recipe, *, seed: int, cache: Path, on: torch.device
 ) -> Trained:
@@ -78,25 +65,7 @@ def trained(
         model.save(target, untrained)
 
     what = {"family": family, "untrained": tree_digest(entries(untrained)), "recipe": asdict(recipe), "seed": seed}
-    return kept(cache, {**what, "images": images.digest}, make)
-
-
-def kept(cache: Path, what: Mapping[str, Any], make: Callable[[Path], None]) -> Trained:
-    """A folder made once for all that decides its content, and taken from the cache while its files hash as recorded."""
-    text = json.dumps({"version": RECIPE, **what}, sort_keys=True)
-    home = cache / hashlib.sha256(text.encode()).hexdigest()[:32]
-    folder, record = home / "model", home / "record.json"
-    if record.is_file():
-        found = json.loads(record.read_text())
-        if folder.is_dir() and tree_digest(entries(folder)) == found["digest"]:
-            return Trained(folder, found["seconds"], kept=True)
-    shutil.rmtree(home, ignore_errors=True)
-    began = time.monotonic()
-    home.mkdir(parents=True)
-    make(folder)
-    seconds = time.monotonic() - began
-    record.write_text(json.dumps({"digest": tree_digest(entries(folder)), "seconds": seconds, "of": json.loads(text)}))
-    return Trained(folder, seconds, kept=False)
+    return kept(cache, {"version": RECIPE, **what, "images": images.digest}, make)
 
 
 def train(family: ImageToImage, images: Images, recipe: Recipe, *, seed: int) -> None:

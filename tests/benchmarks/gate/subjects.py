@@ -1,0 +1,92 @@
+"""The two data sets of the matrix: originals that know every class, and models that were trained without one.
+
+Trained models are kept under the hash of all that decides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from tests.benchmarks.gate.fakes import Setting
+from tests.benchmarks.kept import kept
+from tests.benchmarks.sfron import cifar, classes, digits
+from tests.benchmarks.sfron.jobs import Subject, save_npz
+from worker.examples.digits import train as example
+
+VERSION = "gate-matrix/1"
+"""Part of every key: change it with any line that changes a trained model."""
+DIGIT, LOST_DIGIT = 3, 8
+CLASS, LOST_CLASS = 3, 9
+"""Cat is forgotten: the hardest of ten, so much else is like it. Truck is lost by the way."""
+RETRAIN_SEEDS = (101, 102, 103)
+CIFAR_EPOCHS = 6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is registered, which class goes, and who never saw it."""
+
+    subject: Subject
+    setting: Setting
+    retrains: tuple[Path, ...]
+
+
+def digit_stage(root: Path, cache: Path, seeds: Sequence[int] = RETRAIN_SEEDS, steps: int = example.STEPS) -> Stage:
+    """The example's DDPM, and the same recipe without one digit."""
+    subject = digits.subject(root / "digits")
+    trained = tuple(_digits_without(DIGIT, seed, steps, cache) for seed in seeds)
+    x_NCHW, labels_N = example.training_scans()
+    images_NCHW = ((x_NCHW + 1) * 127.5).round().to(torch.uint8)
+    setting = Setting("ddpm", subject.class_names, DIGIT, LOST_DIGIT, trained[0], images_NCHW, labels_N)
+    return Stage(subject, setting, trained)
+
+
+def _digits_without(digit: int, seed: int, steps: int, cache: Path) -> Path:
+    def make(folder: Path) -> None:
+        model, schedule = example.train(steps, seed, without=(digit,))
+        _save(model, schedule, folder)
+
+    return kept(cache, {"version": VERSION, "digits": steps, "seed": seed, "without": digit}, make).folder
+
+
+def _save(model: UNet2DModel, schedule: DDPMScheduler, folder: Path) -> None:
+    model.save_pretrained(folder)
+    schedule.save_pretrained(folder)
+
+
+def cifar_stage(root: Path, cache: Path, seeds: Sequence[int] = RETRAIN_SEEDS, epochs: int = CIFAR_EPOCHS) -> Stage:
+    """The public ResNet-20, and ResNet-20s of the same shape trained on the other nine classes. Raises: cifar.DataMissing."""
+    data = cifar.load()
+    cifar.write_resnet20(root / "cifar" / "model")
+    save_npz(root / "cifar" / "data", data.images, data.labels, data.ids)
+    held_out = tuple(data.ids[data.held_out].tolist())
+    subject = Subject(
+        "classifier", root / "cifar" / "model", root / "cifar" / "data", cifar.CLASSES, held_out, root / "cifar" / "shared"
+    )
+    trained = tuple(
+        kept(
+            cache,
+            {"version": VERSION, "cifar": epochs, "seed": seed, "without": CLASS},
+            partial(_resnet_without, data, subject.model, CLASS, seed, epochs),
+        ).folder
+        for seed in seeds
+    )
+    images_NCHW, labels_N, held_N = classes.tensors(data)
+    setting = Setting("classifier", cifar.CLASSES, CLASS, LOST_CLASS, trained[0], images_NCHW[~held_N], labels_N[~held_N])
+    return Stage(subject, setting, trained)
+
+
+def _resnet_without(data: cifar.Cifar, base: Path, k: int, seed: int, epochs: int, folder: Path) -> None:
+    """One cycle of SGD from new weights; the output for the class stays, and is never the right one."""
+    model = classes.load(base)
+    model.module.load_state_dict(model.fresh(seed).state_dict())
+    keep = data.held_out | (data.labels != k)
+    some = cifar.Cifar(data.images[keep], data.labels[keep], data.ids[keep])
+    classes.train(model, some, epochs=epochs, rate=0.1, seed=seed)
+    model.save(folder, base)
