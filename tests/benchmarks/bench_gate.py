@@ -1,4 +1,4 @@
-"""Does the gate see? Models that only seem to have forgotten, each with the check that was made to refuse it, and true retrains.
+"""Does the gate see? Models that only seem to have forgotten, each with a check that was made to refuse it, and true retrains.
 
 Run with `make gate-matrix` (90 minutes or less on 2 cores, the retrained models trained within it and kept), or
 `make gate-matrix QUICK=1` (digits alone, 15 minutes). CIFAR-10 needs EXPUNGE_DATA. Prints a row a model, two tables and, as its
