@@ -17,7 +17,8 @@ GATE = ("integrity", "forget_rate", "retain_accuracy")
 def spec(checks: Iterable[str] = GATE, **changes: Any) -> Spec:
     policy = Policy(name="test", kind="generator", checks=tuple(Check(verifier=name) for name in checks))
     fields: dict[str, Any] = {
-        "request_id": "r", "family": "ddpm", "method": "sfron", "seed": 0, "verification_seed": 0, "class_names": ("a", "b", "c"),
+        "request_id": "r", "family": "ddpm", "method": "sfron", "seed": 0, "verification_seed": 0,
+        "class_names": ("a", "b", "c"),
         "forget_classes": (FORGOTTEN,), "base_digest": "0" * 64, "original_digest": "0" * 64,
         "dataset": DatasetSpec(format="npz", digest="0" * 64), "policy": policy,
     }  # fmt: skip
