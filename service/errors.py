@@ -3,7 +3,7 @@
     ServiceError
     ├── BadRequest 400            malformed
     ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
-    │                             · file_not_found
+    │                             · report_not_found · file_not_found
     ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
@@ -74,6 +74,12 @@ class RequestNotFound(NotFound):
     """No unlearn request has this id."""
 
     code, title = "request_not_found", "No unlearn request has this id"
+
+
+class ReportNotFound(NotFound):
+    """Nothing has been verified yet."""
+
+    code, title = "report_not_found", "Nothing has been verified yet"
 
 
 class CheckpointNotFound(NotFound):

@@ -6,49 +6,17 @@ makes no claim. Source: in-toto Attestation Framework v1 (Statement layer); the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.audit.leaves import sample_digest
+from service.certificates.limits import GUARANTEES, known_limits
 from service.values import decimal_string
 from service.verifier import claim
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:expunge:attestation:unlearning:v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
-
-GUARANTEES = {
-    "empirical": (
-        "The named algorithm ran on the named weights and data, and the saved result passed the listed tests at the listed "
-        "thresholds, which were recorded before the run. This is statistical evidence about behaviour, not a proof that no "
-        "influence of the forgotten data remains."
-    ),
-    "exact-retrain": (
-        "The weights that the named algorithm trains were trained from scratch by the named code on the named data without "
-        "what is forgotten. Parts that a model of this family keeps frozen, such as an autoencoder, a tokenizer or a text "
-        "encoder, are the parent's, whatever they were trained on. The operator's statement of what data was used is taken on "
-        "trust."
-    ),
-}
-"""What each guarantee means, in the words that every certificate carries."""
-
-LIMITS = (
-    "Copies of earlier versions of this model are outside this certificate.",
-    "The source data, its backups and other models trained on it are outside this certificate.",
-    "The tests were run by the operator that issued the certificate.",
-    "Resistance to relearning, inversion and other attacks was tested only where a finding says so.",
-)
-SET_ASIDE = (
-    "The classes named as retainData.proxyClasses were set aside: they were not to be forgotten, and that the model still "
-    "knows them was not tested."
-)
-NOT_ALL_REAL = (
-    "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
-    "on trust. Verification and the judges that it trained looked at real images of all classes.",
-    "That the proxy data hold no image of what is forgotten is told by the names of their classes, by whole files and by "
-    "images that are the same pixel by pixel alone.",
-)
-"""Limits of certificates about chosen retain data."""
 
 
 def decimals(value: Any) -> Any:
@@ -138,7 +106,7 @@ def build(
             "findings": report["findings"],
             "environment": report["environment"],
         },
-        "limits": list(_limits(spec.get("retain"))),
+        "limits": _limits(spec, report, guarantee),
     }
     subjects = sorted(({"name": f["path"], "digest": {"sha256": f["sha256"]}} for f in manifest["files"]), key=_name)
     return {
@@ -182,12 +150,19 @@ def _retain_data(spec: Mapping[str, Any], proxy: Mapping[str, Any] | None) -> di
     return {"retainData": data}
 
 
-def _limits(chosen: Mapping[str, Any] | None) -> Iterator[str]:
-    yield from LIMITS
-    if chosen is not None and chosen["proxy_classes"]:
-        yield SET_ASIDE
-    if chosen is not None and chosen["real"] < 1:
-        yield from NOT_ALL_REAL
+def _limits(spec: Mapping[str, Any], report: Mapping[str, Any], guarantee: str) -> list[str]:
+    gone = {
+        "classes": [*spec["forget_classes"], *spec["forgotten_classes"]],
+        "samples": [*spec["forget_samples"], *spec["forgotten_samples"]],
+    }
+    return known_limits(
+        kind=spec["policy"].get("kind"),
+        findings=report["findings"],
+        judged=bool(report["judges"]),
+        units=[unit for unit, some in gone.items() if some],
+        chosen=spec.get("retain"),
+        guarantee=guarantee,
+    )
 
 
 def _name(subject: Mapping[str, Any]) -> str:

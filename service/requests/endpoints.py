@@ -28,6 +28,7 @@ from service.errors import (
     NothingToRetain,
     PolicyUnfit,
     ProxyForgotten,
+    ReportNotFound,
     RequestNotFound,
     RetainUnfit,
     RetainUnsupported,
@@ -39,7 +40,8 @@ from service.errors import (
     problems,
 )
 from service.paging import Page, fetch_page, page
-from service.requests import repository, service, stream, views
+from service.requests import reporting, repository, service, stream, views
+from service.requests.reporting import Format
 from service.requests.schemas import (
     IDEMPOTENCY_KEY,
     EventList,
@@ -57,12 +59,6 @@ IdempotencyHeader = Annotated[
     str | None, Header(pattern=IDEMPOTENCY_KEY, description="the same key and body return the first request")
 ]
 POLL_AFTER_SECONDS = "2"
-
-
-class ReportNotFound(RequestNotFound):
-    """Nothing has been verified yet."""
-
-    code, title = "report_not_found", "Nothing has been verified yet"
 
 
 @router.post(
@@ -183,16 +179,28 @@ def read_unlearn_request_events(
     "/{request_id}/report",
     response_model=dict[str, Any],
     summary="The last verification report",
-    responses=problems(RequestNotFound, ReportNotFound),
+    responses={
+        200: {"content": {"text/html": {"schema": {"type": "string"}}, "image/png": {}}},
+        304: {"description": "Unchanged since the ETag was given; HTML and PNG alone"},
+        **problems(RequestNotFound, ReportNotFound),
+    },
 )
-def read_unlearn_request_report(request_id: str) -> dict[str, Any]:
-    """Every finding with its threshold, pass or fail, as the verification stage wrote it."""
+def read_unlearn_request_report(
+    request_id: str,
+    request: Request,
+    format: Annotated[Format | None, Query(description="wins over `Accept`; JSON by default")] = None,
+    accept: Annotated[str, Header()] = "application/json",
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Every finding with its threshold, pass or fail, as the verification stage wrote it.
+
+    With `Accept: text/html` or `?format=html` one page for people that needs nothing else, with `image/png` or `?format=png` a
+    picture of it.
+    """
     with reading() as session:
-        repository.get(session, request_id)
-        attempt = repository.last_reported(session, request_id)
-    if attempt is None or attempt.report is None:
-        raise ReportNotFound
-    return attempt.report
+        told = reporting.read(session, request_id)
+    wanted = format or reporting.preferred(accept)
+    return reporting.answer(told, wanted, get_store(request.app.state.settings), if_none_match)
 
 
 @router.get(
