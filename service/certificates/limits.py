@@ -46,7 +46,10 @@ OWN_TESTS = (
 )
 """Zhang et al., "Verification of Machine Unlearning is Fragile", ICML 2024."""
 ONLY_WHERE_FOUND = "Resistance to relearning, inversion and other attacks was tested only where a finding says so."
-BOUNDS = "Every bound is a one-sided one at 95 % or above: of results that just miss a threshold, up to one in twenty passes that test."
+BOUNDS = (
+    "Every bound is a one-sided one at 95 % or above: of results that just miss a threshold, up to one in twenty passes "
+    "that test."
+)
 JUDGES = "The judges are networks that the service trained. They err, too: as often as their accuracies say."
 NOT_FID = (
     "Distances were measured in the features of the service's own judges. They are not FID and cannot be compared with it."

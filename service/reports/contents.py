@@ -27,6 +27,7 @@ HEADLINES = {
     "ERROR": "No verdict: something that is required could not be measured",
 }
 TONES: dict[str, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "open", "VOID": "open", "ERROR": "open"}
+MOST_NAMES = 60
 SIGNS = {"ge": "≥", "le": "≤", "eq": "="}
 
 
@@ -153,8 +154,8 @@ def headline(verdict: str, findings: Iterable[Json]) -> str:
 
 
 def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
-    yield "To forget", ", ".join(about.forget) or (_counted(about.samples) if about.samples else "")
-    yield "Forgotten earlier, verified again", ", ".join(about.earlier)
+    yield "To forget", _listed(about.forget) or (_counted(about.samples) if about.samples else "")
+    yield "Forgotten earlier, verified again", _listed(about.earlier)
     yield "Model", about.model
     yield "Method", about.method
     tier = report.get("tier")
@@ -169,6 +170,11 @@ def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
     yield "Attempt", about.attempt
     yield "Request", about.request_id
     yield "Certificate", about.checkpoint
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _counted(n: int) -> str:

@@ -14,11 +14,13 @@ def figure(value: float | None) -> str:
     """Three decimals below ten, fewer above; a power of ten where three decimals would show nothing."""
     if value is None:
         return "–"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
-        return f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
     size = abs(value)
     if size != 0 and (size < 5e-4 or size >= 1e6):
         return f"{value:.1e}"
+    if value.is_integer() and size >= 10:
+        return f"{value:,.0f}"
     return f"{value:.3f}" if size < 10 else f"{value:,.1f}"
 
 

@@ -1,6 +1,6 @@
 """The page as one HTML file that needs nothing else: no script, no network, pictures inside, light and dark, fit to print.
 
-Names of classes, summaries and details are strangers' text. All of it passes `html.escape`, here or in the SVG pen, and the
+Names of classes, summaries and details are strangers' text. All of it passes `escape`, here or in the SVG pen, and the
 policy of the page lets a browser load nothing at all, should something ever slip through.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 
 from service.reports import svg
 from service.reports.charts import BarChart, LineChart
 from service.reports.contents import Group, Mark, Page, Picture, Row
+from service.reports.escaping import escape
 from service.reports.figures import figure
 
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")

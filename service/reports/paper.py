@@ -56,7 +56,7 @@ class PaperPen:
 
     def box(self, corner: Point, size: Point, ink: Ink, *, filled: bool) -> None:
         paint = {"fill": _paler(COLOURS[ink])} if filled else {"outline": COLOURS[ink], "width": 2}
-        self._pen.rectangle([self._place(corner), self._place((corner[0] + size[0], corner[1] + size[1]))], **paint)  # type: ignore[arg-type]
+        self._pen.rectangle([self._place(corner), self._place((corner[0] + size[0], corner[1] + size[1]))], **paint)
 
     def mark(self, at: Point, shape: str, ink: str) -> None:
         outline, closed = outlined(at, shape)

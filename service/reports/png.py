@@ -25,6 +25,8 @@ LARGEST_PICTURE = 24_000_000
 COLUMNS = (0, 226, 352, 432, 496, 602, 706, 796)
 """Where the columns of the table begin."""
 TALLEST = 30_000
+"""Pixels of the whole; more than this would open in no viewer."""
+LONGEST_SENTENCE = 1_200
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _blocks(page: Page) -> Iterator[Block]:
 
 
 def _verdict(page: Page) -> Block:
-    lines = wrapped(page.sentence, INNER - 100)
+    lines = wrapped(page.sentence[:LONGEST_SENTENCE], INNER - 100)
     height = 84 + LINE * len(lines)
 
     def draw(pen: PaperPen) -> None:

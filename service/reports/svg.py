@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 from service.reports.charts import TEXT, Anchor, BarChart, Ink, LineChart, Point, draw_bars, draw_lines, outlined
+from service.reports.escaping import escape
 
 BARS_WIDTH, LINES_WIDTH = 760, 460
 

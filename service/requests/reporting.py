@@ -20,10 +20,11 @@ from service.certificates.signing import payload_of
 from service.downloads import unchanged
 from service.errors import ReportNotFound
 from service.models import repository as models
-from service.models.repository import Gone
 from service.reports import contents, html
 from service.reports.contents import About, Picture
+from service.reports.plots import words
 from service.requests import repository
+from service.requests.wishes import Gone
 from service.storage import Missing, Store
 from service.tables import Attempt, Checkpoint, Model, UnlearnRequest
 
@@ -137,7 +138,7 @@ def _picture(store: Store, entry: Mapping[str, Any]) -> Picture:
         return Picture(name, "the store no longer has it")
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         return Picture(name, "the store holds other bytes than its digest says, so it is not shown")
-    return Picture(name, CAPTIONS.get(name, contents.words(name.removesuffix(".png"))), content)
+    return Picture(name, CAPTIONS.get(name, words(name.removesuffix(".png"))), content)
 
 
 def answer(told: Told, wanted: Format, store: Store, if_none_match: str | None) -> Response:

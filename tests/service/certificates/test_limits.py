@@ -1,0 +1,73 @@
+"""A limit is said where it holds, and only there."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from service.certificates import limits
+from service.certificates.limits import known_limits
+from tests.service.certificates.doubles import a_statement
+from worker import verdict
+from worker.contract import Report
+
+
+def _said(*checks: str, **more: Any) -> list[str]:
+    findings = [{"check": c, "metric": "m", "subject": "candidate"} for c in checks]
+    return known_limits(**{"kind": "generator", "findings": findings, "judged": True, **more})
+
+
+@pytest.mark.parametrize("kind", sorted(verdict.TIERS))
+def test_the_wanted_checks_are_those_of_the_tiers(kind: Any) -> None:
+    assert set(limits.WANTED[kind]) == set().union(*verdict.TIERS[kind].values())
+    assert set(limits.WANTED["samples"]) == set().union(*verdict.SAMPLE_TIERS.values())
+
+
+def test_every_wanted_check_has_its_sentence_and_every_tier_its_meaning() -> None:
+    assert {check for checks in limits.WANTED.values() for check in checks} == set(limits.NOT_RUN)
+    assert set(limits.TIERS) == {"L0", "L1", "L2", "L3"}
+    assert all(sentence.endswith(".") for sentence in limits.NOT_RUN.values())
+    assert get_args(Report.model_fields["tier"].annotation) != ()
+
+
+def test_what_was_run_is_not_said_to_be_missing() -> None:
+    assert limits.NOT_RUN["sdedit"] in _said("forget_rate")
+    assert limits.NOT_RUN["sdedit"] not in _said("sdedit")
+    assert limits.NOT_RUN["forget_rate"] not in _said("forget_rate")
+
+
+def test_what_could_not_be_measured_was_not_run() -> None:
+    tried = [{"check": "sdedit", "metric": "not_measured", "subject": "candidate"}]
+    assert limits.NOT_RUN["sdedit"] in known_limits(kind="generator", findings=tried, judged=True)
+
+
+def test_population_tests_of_membership_are_said_to_overstate() -> None:
+    assert limits.POPULATION in _said("class_membership", kind="classifier")
+    assert limits.POPULATION not in _said("forget_accuracy", kind="classifier")
+
+
+def test_an_underpowered_check_is_named() -> None:
+    weak = [{"check": "linear_probe", "metric": "recall", "subject": "candidate", "underpowered": True}]
+    assert any("linear probe had so little" in s for s in known_limits(kind="classifier", findings=weak, judged=False))
+
+
+def test_provider_reference_and_certificate() -> None:
+    assert limits.OWN_TESTS[1] in _said("forget_rate")
+    assert limits.NO_REFERENCE in _said("forget_rate")
+    with_reference = [{"check": "relearning", "metric": "m", "subject": "reference"}]
+    assert limits.NO_REFERENCE not in known_limits(kind="generator", findings=with_reference, judged=True)
+    assert limits.SCOPE[0] not in _said("forget_rate")
+    assert limits.SCOPE[0] in _said("forget_rate", guarantee="empirical")
+    assert limits.NO_REFERENCE not in _said("forget_rate", guarantee="exact-retrain")
+
+
+def test_where_only_samples_were_forgotten_nothing_is_missed_about_classes() -> None:
+    said = _said(kind="classifier", units=["samples"])
+    assert limits.NOT_RUN["sample_membership"] in said
+    assert limits.NOT_RUN["linear_probe"] not in said
+
+
+def test_the_certificate_carries_the_same_sentences() -> None:
+    said = a_statement()["predicate"]["limits"]
+    assert set(limits.SCOPE) | set(limits.OWN_TESTS) <= set(said)
