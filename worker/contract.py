@@ -118,13 +118,19 @@ class Sampling(Document):
 
 
 class JudgePolicy(Document):
-    """The classifier that judges samples: how it is trained, and how good it must be before its word counts."""
+    """The classifiers that judge samples: how each is trained, and how good it must be before its word counts."""
 
     epochs: int = Field(default=30, ge=1, le=1000)
     min_accuracy: float = Field(
         default=0.95, ge=0.0, le=1.0, description="on held-out real images; below it the verdict is ERROR"
     )
     seed: int = Field(default=9_001, ge=0)
+    judges: Literal[1, 2] = Field(
+        default=1,
+        exclude_if=_one,
+        description="2: another architecture with a seed of its own, as good; an image shows a forgotten class if either says "
+        "so, and a retained one if both do",
+    )
 
 
 class Check(Document):
@@ -311,6 +317,12 @@ class Manifest(Document):
     iterations_completed: int = Field(ge=0)
     iterations_total: int = Field(ge=0)
     resumed_from_iteration: int = Field(default=0, ge=0)
+    stopped_early_at: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=_absent,
+        description="iterations after which a look found enough forgotten; see early_stop_every",
+    )
     seconds_prepare: float = Field(ge=0)
     seconds_unlearn: float = Field(ge=0)
     peak_memory_mb: float = Field(ge=0)
@@ -318,8 +330,25 @@ class Manifest(Document):
 
     @property
     def complete(self) -> bool:
-        """True when the loop ran to its end; a return code of 0 alone proves nothing."""
-        return self.iterations_completed == self.iterations_total
+        """True when the loop ran to its end, or decided to end where it did; a return code of 0 alone proves nothing."""
+        end = self.iterations_total if self.stopped_early_at is None else self.stopped_early_at
+        return self.iterations_completed == end
+
+    @model_validator(mode="after")
+    def _stopped_where_it_looked(self) -> Self:
+        if self.stopped_early_at is None:
+            return self
+        every = self.effective_params.get("early_stop_every")
+        if (
+            not isinstance(every, int)
+            or every < 1
+            or self.stopped_early_at % every
+            or self.stopped_early_at >= self.iterations_total
+        ):
+            raise ValueError(
+                f"expected an early stop at a look before the end, got one after {self.stopped_early_at} iterations"
+            )
+        return self
 
 
 class Finding(Document):

@@ -23,6 +23,8 @@ from worker.engine.halves import Halves
 Augment = Literal["none", "flip", "crop_flip"]
 """How a training image may be varied. Digits are not flipped; natural images are (and, for classifiers, shifted)."""
 
+EARLY_STOP = frozenset({"early_stop_every", "early_stop_samples", "early_stop_rate", "early_stop_drop"})
+"""Parameters of looks during the loop, which ask for images of a class or for the class of an image: not of i2i families."""
 
 Scope = Literal["hole", "image"]
 """Where noise stands in for what is to be forgotten: in the hidden part alone, or in the whole image."""

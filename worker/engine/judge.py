@@ -1,4 +1,4 @@
-"""The judge: a small classifier that says which class an image shows, or the hidden part of one.
+"""A judge: a small classifier that says which class an image shows, or the hidden part of one.
 
 It is trained by the service on the registered data's training split, never on held-out items, never by the unlearner, and
 it is cached by everything that decides its weights. A cached judge is believed only after its weights hash to what its
@@ -25,44 +25,14 @@ from worker.contract import JudgePolicy, JudgeRecord
 from worker.engine.data import Dataset
 from worker.engine.errors import JudgeUnfit, is_out_of_memory
 from worker.engine.files import write_atomically, write_document
+from worker.engine.judge_networks import FEATURES as FEATURES
+from worker.engine.judge_networks import FIRST, Seat
 from worker.engine.region import Region
 
-RECIPE = "judge-cnn/1"
-"""Part of the cache key. Change it whenever a line below changes the weights that training gives."""
-
-FEATURES = 32
-"""Width D of the penultimate layer: small, so that a few hundred images determine its 32x32 covariance."""
-
 BATCH = 64
-LEARNING_RATE = 3e-3
 SIDES = (8, 64)
 ACCURACY_SLACK = 0.005
 """How far a cached judge may fall below its recorded accuracy: rounding on another machine may flip a borderline image."""
-
-
-class JudgeNetwork(nn.Module):
-    """A plain convolutional classifier: halve until the side is at most 4, then two linear layers."""
-
-    def __init__(self, channels: int, height: int, width: int, class_count: int) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = [*_block(channels, 32)]
-        before, after = 32, 64
-        while max(height, width) > 4:
-            blocks += [*_block(before, after), nn.MaxPool2d(2, ceil_mode=True)]
-            height, width, before = math.ceil(height / 2), math.ceil(width / 2), after
-        self.blocks = nn.Sequential(*blocks)
-        self.features = nn.Linear(before * height * width, FEATURES)
-        self.classes = nn.Linear(FEATURES, class_count)
-
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and penultimate features (B, D), taken before their nonlinearity, which would zero half of them."""
-        features_BD = self.features(self.blocks(x_BCHW).flatten(1))
-        return self.classes(F.relu(features_BD)), features_BD
-
-
-def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(channels_out), nn.ReLU()
 
 
 @dataclass(frozen=True)
@@ -83,7 +53,7 @@ class Judged:
 class Judge:
     """A trained network with its record."""
 
-    def __init__(self, network: JudgeNetwork, record: JudgeRecord, device: torch.device, region: Region | None = None) -> None:
+    def __init__(self, network: nn.Module, record: JudgeRecord, device: torch.device, region: Region | None = None) -> None:
         self.network = network
         self.record = record
         self.device = device
@@ -103,7 +73,7 @@ class Judge:
 
 @torch.inference_mode()
 def _look(
-    network: JudgeNetwork,
+    network: nn.Module,
     images_NCHW: Tensor,
     device: torch.device,
     region: Region | None = None,
@@ -143,7 +113,9 @@ def _shifted(x_BCHW: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     return moved_BHWC.permute(0, 3, 1, 2)
 
 
-def train(dataset: Dataset, policy: JudgePolicy, device: torch.device, region: Region | None = None) -> JudgeNetwork:
+def train(
+    dataset: Dataset, policy: JudgePolicy, device: torch.device, region: Region | None = None, seat: Seat = FIRST
+) -> nn.Module:
     """Train a judge on the training split alone. The same data, policy and machine give the same weights on a CPU.
 
     Args:
@@ -151,11 +123,11 @@ def train(dataset: Dataset, policy: JudgePolicy, device: torch.device, region: R
     """
     chosen_N = dataset.train_of(range(len(dataset.class_names)))
     images_NCHW, labels_N = dataset.images_NCHW[chosen_N], dataset.labels_N[chosen_N]
-    network = _fresh(dataset, policy.seed, region).to(device).train()
-    generator = torch.Generator().manual_seed(policy.seed)
+    network = _fresh(dataset, policy, region, seat).to(device).train()
+    generator = torch.Generator().manual_seed(seat.seed(policy.seed))
     steps = policy.epochs * math.ceil(len(labels_N) / BATCH)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=LEARNING_RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=seat.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=seat.learning_rate, total_steps=steps)
     reach = max(1, min(images_NCHW.shape[-2:]) // 16)
     for _ in range(policy.epochs):
         for items_B in torch.randperm(len(labels_N), generator=generator).split(BATCH):
@@ -171,7 +143,7 @@ def train(dataset: Dataset, policy: JudgePolicy, device: torch.device, region: R
     return network.eval()
 
 
-def _fresh(dataset: Dataset, seed: int, region: Region | None) -> JudgeNetwork:
+def _fresh(dataset: Dataset, policy: JudgePolicy, region: Region | None, seat: Seat) -> nn.Module:
     channels, height, width = dataset.image_shape
     if channels not in (1, 3):
         raise JudgeUnfit(f"expected images of 1 or 3 channels, got {channels}x{height}x{width}")
@@ -180,11 +152,11 @@ def _fresh(dataset: Dataset, seed: int, region: Region | None) -> JudgeNetwork:
     elif not all(SIDES[0] <= side <= SIDES[1] for side in (height, width)):
         raise JudgeUnfit(f"expected 1 or 3 channels and sides of {SIDES[0]}-{SIDES[1]}, got {channels}x{height}x{width}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return JudgeNetwork(channels, height, width, len(dataset.class_names))
+        torch.manual_seed(seat.seed(policy.seed))
+        return seat.build(channels, height, width, len(dataset.class_names))
 
 
-def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device, region: Region | None = None) -> tuple[float, int]:
+def accuracy(network: nn.Module, dataset: Dataset, device: torch.device, region: Region | None = None) -> tuple[float, int]:
     """Share of held-out real images judged right, and how many there are; of a region, each under a mask of its own.
 
     Raises:
@@ -205,16 +177,18 @@ def accuracy(network: JudgeNetwork, dataset: Dataset, device: torch.device, regi
 # ------------------------------------------------------------------------------------------------------------ the cache
 
 
-def recipe_of(region: Region | None) -> str:
+def recipe_of(region: Region | None, seat: Seat = FIRST) -> str:
     """The name of a judge, as its record has it."""
-    return RECIPE if region is None else f"{RECIPE} of {region.name}"
+    return seat.recipe if region is None else f"{seat.recipe} of {region.name}"
 
 
-def cache_key(dataset: Dataset, dataset_digest: str, policy: JudgePolicy, region: Region | None = None) -> str:
+def cache_key(
+    dataset: Dataset, dataset_digest: str, policy: JudgePolicy, region: Region | None = None, seat: Seat = FIRST
+) -> str:
     """SHA-256 of everything that decides the judge's weights: recipe, policy, data, their order, and who is held out."""
     ingredients = {
-        "recipe": recipe_of(region),
-        "policy": policy.model_dump(mode="json"),
+        "recipe": recipe_of(region, seat),
+        "policy": policy.model_dump(mode="json", exclude={"judges"}),  # alone or not, it learns the same
         "dataset": dataset_digest,
         "held_out": sorted(i for i, held in zip(dataset.ids, dataset.held_out_N.tolist(), strict=True) if held),
         "shape": list(dataset.image_shape),
@@ -231,6 +205,7 @@ def obtain(
     judges: Path,
     device: torch.device,
     region: Region | None = None,
+    seat: Seat = FIRST,
 ) -> tuple[Judge, str]:
     """The judge for a dataset: the cached one if it proves itself, else a freshly trained one, which is then cached.
 
@@ -238,6 +213,7 @@ def obtain(
         dataset_digest: digest of the registered data, as in the spec.
         judges: folder of cached judges, one sub-folder per cache key.
         region: the part of an image that it judges; None: all of it.
+        seat: its architecture and its seed; every seat has judges of its own.
 
     Returns:
         The judge and one sentence about where it came from.
@@ -245,16 +221,16 @@ def obtain(
     Raises:
         JudgeUnfit: its held-out accuracy is below `policy.min_accuracy`, or cannot be measured.
     """
-    key = cache_key(dataset, dataset_digest, policy, region)
+    key = cache_key(dataset, dataset_digest, policy, region, seat)
     try:
-        network, record = _load(judges / key, key, dataset, policy, device, region)
+        network, record = _load(judges / key, key, dataset, policy, device, region, seat)
         origin = "cached judge, digest and accuracy checked again"
     except _Refused as refusal:
-        network = train(dataset, policy, device, region)
+        network = train(dataset, policy, device, region, seat)
         measured, n = accuracy(network, dataset, device, region)
         weights = safetensors.torch.save(_on_cpu(network))
         record = JudgeRecord(
-            name=recipe_of(region),
+            name=recipe_of(region, seat),
             sha256=hashlib.sha256(weights).hexdigest(),
             cache_key=key,
             held_out_accuracy=measured,
@@ -264,7 +240,7 @@ def obtain(
         origin = f"trained: {refusal}"
     if record.held_out_accuracy < policy.min_accuracy:
         raise JudgeUnfit(
-            f"expected a judge that is right on at least {policy.min_accuracy:.1%} of held-out real "
+            f"expected a judge ({record.name}) that is right on at least {policy.min_accuracy:.1%} of held-out real "
             f"{'images' if region is None else f'images, hidden by {region.name},'} "
             f"got {record.held_out_accuracy:.1%} of {record.held_out_n}"
         )
@@ -276,8 +252,14 @@ class _Refused(Exception):
 
 
 def _load(
-    folder: Path, key: str, dataset: Dataset, policy: JudgePolicy, device: torch.device, region: Region | None
-) -> tuple[JudgeNetwork, JudgeRecord]:
+    folder: Path,
+    key: str,
+    dataset: Dataset,
+    policy: JudgePolicy,
+    device: torch.device,
+    region: Region | None,
+    seat: Seat,
+) -> tuple[nn.Module, JudgeRecord]:
     try:
         record = JudgeRecord.model_validate_json((folder / "judge.json").read_bytes())
         weights = (folder / "judge.safetensors").read_bytes()
@@ -285,9 +267,11 @@ def _load(
         raise _Refused("none was cached") from absent
     except ValueError as malformed:
         raise _Refused("the cached record is malformed") from malformed
-    if (record.cache_key, record.name) != (key, recipe_of(region)) or hashlib.sha256(weights).hexdigest() != record.sha256:
+    if (record.cache_key, record.name) != (key, recipe_of(region, seat)) or hashlib.sha256(
+        weights
+    ).hexdigest() != record.sha256:
         raise _Refused("the cached judge does not match its record")
-    network = _fresh(dataset, policy.seed, region).to(device).eval()
+    network = _fresh(dataset, policy, region, seat).to(device).eval()
     try:
         network.load_state_dict(safetensors.torch.load(weights))
         measured, n = accuracy(network, dataset, device, region)
@@ -300,7 +284,7 @@ def _load(
     return network, record.model_copy(update={"held_out_accuracy": measured})
 
 
-def _on_cpu(network: JudgeNetwork) -> dict[str, Tensor]:
+def _on_cpu(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
 
 

@@ -1,10 +1,10 @@
 """The unlearning loop.
 
     resume, or prepare
-    for every iteration: checkpoint if due -> stop if asked -> step -> tell
+    for every iteration: checkpoint if due -> stop if asked -> step -> tell -> enough?
 
 It knows no method and no family. What makes a resumed run equal an unbroken one is that nothing here is random: a
-method's `step(i)` depends on the weights, its own state and i.
+method's `step(i)` depends on the weights, its own state and i, and whether it is enough on the weights and i.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Outcome:
     resumed_from: int
     seconds_prepare: float
     seconds_unlearn: float
+    stopped_early: bool = False
+    """It was enough before the last iteration."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class Loop:
     stop_asked: Callable[[], bool]
     check: Callable[[], None]
     """Raises Diverged when an update was not finite; waits for the device."""
+    look_every: int = 0
+    """Iterations between two looks at whether it is enough; 0: no look is taken."""
+    enough: Callable[[int], bool] = lambda _: False
+    """Asked after so many iterations: may the loop end here? Every rank is asked, and every rank gets the same answer."""
+
+    def looks(self, completed: int, total: int) -> bool:
+        """Is it time to ask after so many of all iterations? After the last one there is nothing left to save."""
+        return self.look_every > 0 and completed % self.look_every == 0 and completed < total
 
     @property
     def every(self) -> int:
@@ -57,7 +67,7 @@ class Loop:
 
 
 def run(loop: Loop, method: Method, iterations: int) -> Outcome:
-    """Take `method` through `iterations` steps, from the newest step checkpoint if there is one.
+    """Take `method` through `iterations` steps, or fewer if they are enough, from the newest step checkpoint if there is one.
 
     Raises:
         Stopped: any rank was asked to stop; all ranks stopped before the same iteration and left a checkpoint.
@@ -68,7 +78,7 @@ def run(loop: Loop, method: Method, iterations: int) -> Outcome:
     if resumed is None:
         method.prepare()
         loop.check()
-    start = resumed or 0
+    start = completed = resumed or 0
     seconds_prepare = time.monotonic() - began
     eta = Eta(start)
     loop.events.progress(start, iterations, "iteration")
@@ -76,9 +86,15 @@ def run(loop: Loop, method: Method, iterations: int) -> Outcome:
         if i % loop.every == 0:
             attend(loop, method, i)
         method.step(i)
-        loop.events.progress(i + 1, iterations, "iteration", remaining_seconds=eta.remaining(i + 1, iterations))
+        completed += 1
+        loop.events.progress(completed, iterations, "iteration", remaining_seconds=eta.remaining(completed, iterations))
+        if loop.looks(completed, iterations):
+            loop.check()  # what spoiled weights draw would be no sign of forgetting
+            if loop.enough(completed):
+                break
     loop.check()
-    return Outcome(iterations, start, seconds_prepare, time.monotonic() - began - seconds_prepare)
+    seconds_unlearn = time.monotonic() - began - seconds_prepare
+    return Outcome(completed, start, seconds_prepare, seconds_unlearn, stopped_early=completed < iterations)
 
 
 def attend(loop: Loop, method: Method, iteration: int) -> None:

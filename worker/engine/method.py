@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from worker.engine.family import Augment
 from worker.engine.halves import Trains
+from worker.engine.statistics import upper_bound
 
 if TYPE_CHECKING:
     from worker.engine.run import Run
@@ -64,6 +65,33 @@ class Params(BaseModel):
         default="auto",
         description="several ranks each hold all weights, or a part of every weight; auto: a part where all do not fit a GPU",
     )
+    early_stop_every: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="iterations between two looks at whether enough is forgotten, with a judge of the loop's own; 0: none",
+    )
+    early_stop_samples: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="images of each forgotten class that a look asks for, and of all retained ones",
+    )
+    early_stop_rate: float = Field(
+        default=0.05, gt=0, lt=1, description="bound on the share that still shows the class, 0-1, under which it is forgotten"
+    )
+    early_stop_drop: float = Field(
+        default=0.02, ge=0, lt=1, description="share of retained images that may be lost against the beginning, 0-1"
+    )
+
+    @model_validator(mode="after")
+    def _a_look_can_find_enough(self) -> Self:
+        if self.early_stop_every and upper_bound(0, self.early_stop_samples) > self.early_stop_rate:
+            raise ValueError(
+                f"{self.early_stop_samples} images cannot show a rate of {self.early_stop_rate} at 95 %, even if none "
+                "shows the class; expected more early_stop_samples, or a higher early_stop_rate"
+            )
+        return self
 
     @property
     def trains(self) -> Trains:

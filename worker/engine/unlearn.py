@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from worker.contract import JobDirectory, Manifest, Spec, document_digest
-from worker.engine import checkpoint, foresight, halves, loop, sharding
+from worker.engine import checkpoint, early_stop, foresight, halves, loop, sharding
 from worker.engine.data import Dataset, load_dataset, load_proxy, repeated
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
@@ -58,8 +58,11 @@ def run(job: JobDirectory, ranks: Ranks, *, cadence: checkpoint.Cadence, stop_as
     foresight.require_measurable(work.spec, family, dataset)
     run = make_run(work, family, dataset, ranks, events, cache=job.fishers, proxy=load_proxy(job, work.spec, dataset))
     frozen = halves.digests(family)
+    look = early_stop.look_of(run, job.judges)  # before there is a method, which may start the network anew
     method = work.method(work.params, run)
     settings = loop.Loop(family.module, ranks, events, job.steps, checkpoint.key_of(work.spec), cadence, stop_asked, run.check)
+    if look is not None:
+        settings = replace(settings, look_every=work.params.early_stop_every, enough=look.enough)
     outcome = loop.run(settings, method, work.params.iterations)
     if run.sharded:
         sharding.restore_whole(family.module, keep=ranks.first)
@@ -88,12 +91,9 @@ def read_work(job: JobDirectory, ranks: Ranks) -> Work:
     method = method_of(spec)
     if spec.ranks != ranks.world:
         raise BadInput(f"the spec asks for {spec.ranks} ranks, {ranks.world} were started")
-    return Work(
-        spec,
-        family,
-        method,
-        effective(method, spec.family, spec.params, unit="sample" if spec.forget_samples else "class"),
-    )
+    params = effective(method, spec.family, spec.params, unit="sample" if spec.forget_samples else "class")
+    early_stop.require_lookable(spec, method, params)
+    return Work(spec, family, method, params)
 
 
 def make_run(
@@ -192,7 +192,9 @@ def distributed_module(work: Work, module: nn.Module, ranks: Ranks) -> nn.Module
         world=ranks.world,
         trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         memory=sharding.memory_of(ranks.device),
-        able=getattr(work.method, "shards", False) and not isinstance(module, halves.Halves),
+        able=getattr(work.method, "shards", False)
+        and not isinstance(module, halves.Halves)
+        and not work.params.early_stop_every,  # a look draws on every rank by itself
     ):
         sharding.shard(module, ranks)
         return module
@@ -229,6 +231,7 @@ def describe(job: JobDirectory, work: Work, ranks: Ranks, outcome: loop.Outcome)
         iterations_completed=outcome.iterations_completed,
         iterations_total=work.params.iterations,
         resumed_from_iteration=outcome.resumed_from,
+        stopped_early_at=outcome.iterations_completed if outcome.stopped_early else None,
         seconds_prepare=outcome.seconds_prepare,
         seconds_unlearn=outcome.seconds_unlearn,
         peak_memory_mb=peak_memory_mb(ranks.device),

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from worker.contract import Curve, FileEntry, Finding, JobDirectory, MaskSpec, Spec, Tier
 from worker.engine import corruption as masks
-from worker.engine import judge as judges
-from worker.engine import registry
+from worker.engine import panel, registry
 from worker.engine.data import Dataset
 from worker.engine.errors import BadInput, EngineError, OutOfMemory
 from worker.engine.events import Eta, Events
 from worker.engine.family import Classifier, Family, ImageToImage, Kind
 from worker.engine.judge import Judge, Judged
+from worker.engine.judge_networks import FIRST
+from worker.engine.panel import Opinions, Panel
 from worker.engine.region import Region
 from worker.engine.sampling import SamplingFailed, Studio, completion_seed, sample_seed
 from worker.engine.statistics import ALPHA
@@ -106,10 +107,9 @@ class Env:
         """What the manifest says lies there."""
         self._studio, self._device, self._events = studio, device, events
         self._samples: dict[tuple[Subject, int, Way], Tensor] = {}
-        self._judged: dict[tuple[Subject, int, Way], Judged] = {}
-        self._real: dict[int, Judged] = {}
+        self._judged: dict[tuple[Subject, int, Way], Opinions] = {}
         self._answers: dict[tuple[Subject, int], Tensor] = {}
-        self._judges: dict[MaskSpec | None, Judge] = {}
+        self._panel = Panel(dataset, spec.dataset.digest, spec.policy.judge, job.judges, device, events)
         self.alpha = ALPHA / spec.policy.tries
         """Level of every one-sided test of this look: looks at one result, and attempts at one request, share the budget."""
         self.curves: list[Curve] = []
@@ -309,12 +309,17 @@ class Env:
 
     @property
     def judge(self) -> Judge:
-        """The classifier that judges samples: from the cache if it proves itself, else trained now.
+        """The first judge, in whose features is measured: from the cache if it proves itself, else trained now.
 
         Raises:
             JudgeUnfit: it is not good enough on held-out real images.
         """
-        return self._obtained(None)
+        return self._panel.of(FIRST)
+
+    @property
+    def judges(self) -> tuple[Judge, ...]:
+        """Every judge of whole images that the policy asks for, the first one first. Raises: JudgeUnfit, for any of them."""
+        return self._panel.all
 
     def region_judge(self, corruption: MaskSpec) -> Judge:
         """The one that judges what a corruption hides, and sees nothing else.
@@ -323,43 +328,63 @@ class Env:
             JudgeUnfit: it is not good enough on what is hidden of held-out real images.
             SamplingFailed: see `region`.
         """
-        return self._obtained(corruption)
-
-    def _obtained(self, corruption: MaskSpec | None) -> Judge:
-        if corruption not in self._judges:
-            began = time.monotonic()
-            digest, policy = self.spec.dataset.digest, self.spec.policy.judge
-            region = None if corruption is None else self.region(corruption)
-            judge, origin = judges.obtain(self.dataset, digest, policy, self.job.judges, self._device, region)
-            self._judges[corruption] = judge
-            note = {"judge": origin, "accuracy": judge.record.held_out_accuracy, "seconds": round(time.monotonic() - began, 3)}
-            self._events.note(note if region is None else {**note, "region": region.name})
-        return self._judges[corruption]
+        return self._panel.of(FIRST, self.region(corruption))
 
     @property
     def judges_used(self) -> tuple[Judge, ...]:
         """Those that a check asked for."""
-        return tuple(self._judges.values())
+        return self._panel.used
 
     def judged(self, subject: Subject, class_index: int, n: int, way: Way = DRAWN) -> Judged:
-        """What the judge says of the first n images that a subject draws for a class.
+        """What the first judge says of the first n images that a subject draws for a class.
 
         Raises:
-            JudgeUnfit, SamplingFailed: see `judge` and `samples`.
+            JudgeUnfit, SamplingFailed: see `judges` and `samples`.
         """
+        return self._opinions(subject, class_index, n, way)[0]
+
+    def shows(self, subject: Subject, asked: int, n: int, way: Way = DRAWN, class_index: int | None = None) -> Tensor:
+        """bool (n,): which of the first n images that a subject draws for the class `asked` show a class to any judge.
+
+        Args:
+            class_index: the class that is looked for; None: the one that was asked for.
+
+        Raises:
+            JudgeUnfit, SamplingFailed: as `judged`.
+        """
+        return panel.shows(self._opinions(subject, asked, n, way), asked if class_index is None else class_index)
+
+    def recognised(self, subject: Subject, class_index: int, n: int, way: Way = DRAWN) -> Tensor:
+        """bool (n,): which of those images every judge takes for the class that was asked for. Raises: as `judged`."""
+        return panel.recognised(self._opinions(subject, class_index, n, way), class_index)
+
+    def shows_in(self, images_NCHW: Tensor, class_index: int) -> Tensor:
+        """bool (N,): which of these uint8 images, made by a check, show a class to any judge. Raises: JudgeUnfit."""
+        return panel.shows(self._panel.look(images_NCHW), class_index)
+
+    def false_positive_rate(self, class_index: int) -> float:
+        """FPR_J: the share of held-out real images of all other classes that show a class to any judge. Raises: JudgeUnfit."""
+        return self._panel.false_positive_rate(class_index)
+
+    def forget_threshold(self, class_index: int, floor: float) -> float:
+        """tau_f: the rate up to which a class counts as forgotten, never below what the judges see where it is not.
+
+            max(floor, FPR_J + 0.03)
+
+        Raises: JudgeUnfit.
+        """
+        return max(floor, self.false_positive_rate(class_index) + panel.SLACK)
+
+    def _opinions(self, subject: Subject, class_index: int, n: int, way: Way) -> Opinions:
         key = (self._resolved(subject), class_index, way)
         images_NCHW = self.samples(subject, class_index, n, way)
-        if key not in self._judged or len(self._judged[key].features_ND) < n:
-            self._judged[key] = self.judge.look(images_NCHW)
-        known = self._judged[key]
-        return Judged(known.probabilities_NK[:n], known.features_ND[:n])
+        if key not in self._judged or len(self._judged[key][0].features_ND) < n:
+            self._judged[key] = self._panel.look(images_NCHW)
+        return tuple(Judged(known.probabilities_NK[:n], known.features_ND[:n]) for known in self._judged[key])
 
     def held_out(self, class_index: int) -> Judged:
-        """What the judge says of the held-out real images of a class, in the dataset's order."""
-        if class_index not in self._real:
-            images_NCHW = self.dataset.images_NCHW[self.dataset.held_out_of([class_index])]
-            self._real[class_index] = self.judge.look(images_NCHW)
-        return self._real[class_index]
+        """What the first judge says of the held-out real images of a class, in the dataset's order. Raises: JudgeUnfit."""
+        return self._panel.held_out(class_index)[0]
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Random numbers for resampling, decided by the verification seed and the purpose alone."""

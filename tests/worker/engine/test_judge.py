@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from tests.worker.engine import verification_job as vj
 from worker.contract import JudgePolicy
@@ -43,7 +44,7 @@ def copy_of(judges: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(judges, tmp_path / "judges"))
 
 
-def weights_of(network: judge.JudgeNetwork) -> bytes:
+def weights_of(network: nn.Module) -> bytes:
     return safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from worker.contract import Sampling
 from worker.engine import corruption, diffusion, inpainting, weights
 from worker.engine.errors import BadInput, BadModel
-from worker.engine.family import Augment, Draw, Kind, Question, Scope
+from worker.engine.family import EARLY_STOP, Augment, Draw, Kind, Question, Scope
 from worker.engine.layout import Layout
 from worker.engine.pixels import mirrored
 
@@ -42,7 +42,9 @@ class I2IDiffusion(inpainting.Inpainting):
     title: ClassVar[str] = "Palette-style inpainting (diffusers UNet2DModel, image and condition in)"
     kind: ClassVar[Kind] = "i2i"
     prompts: ClassVar[bool] = False
-    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "label_drop", "forget_label_drop", "target_masks"})
+    ignores: ClassVar[frozenset[str]] = frozenset(
+        {*EARLY_STOP, "batch_norm", "label_drop", "forget_label_drop", "target_masks"}
+    )
     cell = 1
 
     def __init__(self, unet: UNet2DModel, schedule: DDIMScheduler, *, class_count: int, device: torch.device) -> None:

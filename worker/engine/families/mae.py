@@ -30,7 +30,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from worker.contract import MaskSpec, Sampling
 from worker.engine import corruption, tensor_names, weights
 from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
-from worker.engine.family import Augment, Draw, Kind, Question, Scope
+from worker.engine.family import EARLY_STOP, Augment, Draw, Kind, Question, Scope
 from worker.engine.halves import Halves
 from worker.engine.pixels import PREPROCESSOR, Normalisation, mirrored
 from worker.engine.tensor_names import Naming
@@ -46,7 +46,7 @@ class MaskedAutoencoder:
     kind: ClassVar[Kind] = "i2i"
     prompts: ClassVar[bool] = False
     ignores: ClassVar[frozenset[str]] = frozenset(
-        {"batch_norm", "label_drop", "forget_label_drop", "noise_scope", "release_compat"}
+        {*EARLY_STOP, "batch_norm", "label_drop", "forget_label_drop", "noise_scope", "release_compat"}
     )
 
     def __init__(

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from worker.contract import Sampling
 from worker.engine import corruption, diffusion, inpainting, latents, pipeline
 from worker.engine.errors import BadInput
-from worker.engine.family import Augment, Draw, Kind, Question, Scope
+from worker.engine.family import EARLY_STOP, Augment, Draw, Kind, Question, Scope
 from worker.engine.pipeline import Pipeline
 
 
@@ -47,7 +47,7 @@ class StableDiffusionInpainting(inpainting.Inpainting):
     title: ClassVar[str] = "Stable Diffusion inpainting (diffusers StableDiffusionInpaintPipeline)"
     kind: ClassVar[Kind] = "i2i"
     prompts: ClassVar[bool] = True
-    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "augment", "target_masks"})
+    ignores: ClassVar[frozenset[str]] = frozenset({*EARLY_STOP, "batch_norm", "augment", "target_masks"})
 
     def __init__(self, parts: Pipeline) -> None:
         self.latents, self.class_count = parts.latents, len(parts.prompt_KLD) - 1

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from worker.contract import MaskSpec, Sampling
 from worker.engine import amused, corruption, prompts, token_transformer, tokens, weights
 from worker.engine.errors import BadInput, BadModel, is_out_of_memory
-from worker.engine.family import Augment, Draw, Kind, Question, Scope
+from worker.engine.family import EARLY_STOP, Augment, Draw, Kind, Question, Scope
 from worker.engine.halves import Halves
 from worker.engine.tokens import Predictor, Tokenizer
 
@@ -59,7 +59,9 @@ class MaskedTokens:
     title: ClassVar[str] = "VQ-GAN tokens and a masked transformer (diffusers VQModel; ours, or aMUSEd's UVit2DModel)"
     kind: ClassVar[Kind] = "i2i"
     prompts: ClassVar[bool] = False
-    ignores: ClassVar[frozenset[str]] = frozenset({"batch_norm", "label_drop", "forget_label_drop", "augment", "noise_scope"})
+    ignores: ClassVar[frozenset[str]] = frozenset(
+        {*EARLY_STOP, "batch_norm", "label_drop", "forget_label_drop", "augment", "noise_scope"}
+    )
 
     def __init__(
         self, network: nn.Module, predictor: Predictor, tokenizer: Tokenizer, *, class_count: int, device: torch.device

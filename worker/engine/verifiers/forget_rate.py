@@ -1,7 +1,8 @@
 """Does the candidate still draw the forgotten classes? And does the original, as it must, or is the suite blind?
 
-Source: the rate is the share of samples, drawn under the class's own label, that the judge takes for the class; the gate
-is the one-sided 95 % Clopper-Pearson bound, so that luck with few samples does not pass.
+Source: the rate is the share of samples, drawn under the class's own label, that any judge takes for the class; the gate
+is the one-sided 95 % Clopper-Pearson bound, so that luck with few samples does not pass. Two judges raise more false alarms
+than one: of theirs on real images the threshold takes account.
 """
 
 from __future__ import annotations
@@ -55,10 +56,14 @@ class ForgetRate:
     def _subjects(self) -> tuple[Subject, ...]:
         return ("candidate", "original")
 
+    def _max_rate(self, env: Env, k: int) -> float:
+        floor = self.params.max_rate
+        return env.forget_threshold(k, floor) if len(env.judges) > 1 else floor
+
     def _score(self, env: Env, subject: Subject, k: int) -> Finding:
         n, name = self.params.n_per_class, env.spec.class_names[k]
-        hits = int((env.judged(subject, k, n).predicted_N == k).sum())
-        lower, threshold = lower_bound(n - hits, n), 1 - self.params.max_rate
+        hits = int(env.shows(subject, k, n).sum())
+        lower, threshold = lower_bound(n - hits, n), 1 - self._max_rate(env, k)
         low, high = wilson_interval(hits, n)
         role = "still show it" if subject == "candidate" else "show it before forgetting, as they must"
         return Finding(

@@ -60,6 +60,6 @@ class RetainAccuracy:
         return (gate, *overall, *by_class)
 
     def _right(self, env: Env, subject: Subject) -> Tensor:
-        """(retained classes, n) bool: which samples the judge takes for their class."""
+        """(retained classes, n) bool: which samples every judge takes for their class."""
         n = self.params.n_per_class
-        return torch.stack([env.judged(subject, k, n).predicted_N == k for k in env.spec.retain_classes])
+        return torch.stack([env.recognised(subject, k, n) for k in env.spec.retain_classes])
