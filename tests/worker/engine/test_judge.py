@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from tests.worker.engine import verification_job as vj
-from worker.contract import JudgePolicy
+from worker.contract import Check, JudgePolicy, Policy, document_digest
 from worker.engine import judge
 from worker.engine.data import Dataset, load_dataset
 from worker.engine.errors import JudgeUnfit
+from worker.engine.judge_networks import FIRST, SECOND, WATCHER, Seat
 
 POLICY = JudgePolicy(epochs=6)
 CPU = torch.device("cpu")
@@ -132,14 +133,18 @@ def test_judge_without_held_out_images_of_a_class_is_unfit(dataset: Dataset, tmp
         judge.obtain(dataclasses.replace(dataset, held_out_N=held), DIGEST, JudgePolicy(epochs=1), tmp_path, CPU)
 
 
-@pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 9), (1, 28), (3, 64)])
-def test_judge_takes_any_supported_image_size(channels: int, side: int) -> None:
-    images = torch.randint(0, 256, (6, channels, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+@pytest.mark.parametrize("seat", [FIRST, SECOND])
+@pytest.mark.parametrize(
+    ("channels", "side", "wide"), [(1, 8, 8), (3, 9, 9), (1, 28, 28), (3, 64, 64), (3, 8, 64), (1, 33, 17)]
+)
+def test_judge_takes_any_supported_image_size(channels: int, side: int, wide: int, seat: Seat) -> None:
+    images = torch.randint(0, 256, (6, channels, side, wide), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     held = torch.tensor([False, False, False, False, True, True])
     data = Dataset(images, torch.tensor([0, 1, 0, 1, 0, 1]), tuple("abcdef"), ("x", "y"), held)
-    network = judge.train(data, JudgePolicy(epochs=1), CPU)
+    network = judge.train(data, JudgePolicy(epochs=1), CPU, None, seat)
     assert judge.accuracy(network, data, CPU)[1] == 2
-    assert network.features.out_features <= 64
+    _, features_BF = network(torch.zeros(2, channels, side, wide))
+    assert features_BF.shape == (2, judge.FEATURES)
 
 
 def test_judge_refuses_sizes_it_was_not_made_for() -> None:
@@ -148,3 +153,35 @@ def test_judge_refuses_sizes_it_was_not_made_for() -> None:
     )
     with pytest.raises(JudgeUnfit, match="sides of 8-64"):
         judge.train(data, JudgePolicy(epochs=1), CPU)
+
+
+def test_policies_that_ask_for_one_judge_keep_their_digests_and_its_cached_weights() -> None:
+    """Both digests were computed before there was a second judge."""
+    data = Dataset(
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"), ("x", "y"), torch.tensor([False, True])
+    )
+    key = "e6fbf64be3edd70df7d8fceb7652319c99305b62699d8cbcf2b87990904c3c0a"
+    assert judge.cache_key(data, DIGEST, JudgePolicy()) == key
+    assert judge.cache_key(data, DIGEST, JudgePolicy(judges=2)) == key  # beside another it learns what it would alone
+    policy = Policy(name="p", checks=(Check(verifier="integrity"),))
+    assert document_digest(policy) == "971b1c6572b26730e8e9e1b11242509ece605a59583920b159bae9918fb3b8f5"
+    assert document_digest(policy.model_copy(update={"judge": JudgePolicy(judges=2)})) != document_digest(policy)
+
+
+def test_every_seat_has_a_seed_and_a_cache_entry_of_its_own(dataset: Dataset) -> None:
+    seats = (FIRST, SECOND, WATCHER)
+    assert len({judge.cache_key(dataset, DIGEST, POLICY, None, seat) for seat in seats}) == 3
+    assert len({seat.seed(9_001) for seat in seats}) == 3
+    assert FIRST.seed(9_001) == 9_001
+    assert all(0 <= seat.seed(policy) < 2**56 for seat in seats for policy in (0, 1, 2**53))
+
+
+def test_the_second_judge_learns_another_way_as_well_and_the_same_every_time(dataset: Dataset, tmp_path: Path) -> None:
+    expert, origin = judge.obtain(dataset, DIGEST, POLICY, tmp_path, CPU, seat=SECOND)
+    assert origin.startswith("trained")
+    assert expert.record.held_out_accuracy >= 0.97
+    assert weights_of(judge.train(dataset, POLICY, CPU, None, SECOND)) == weights_of(expert.network)
+    again, origin = judge.obtain(dataset, DIGEST, POLICY, tmp_path, CPU, seat=SECOND)
+    assert origin.startswith("cached")
+    assert again.record == expert.record
+    assert not {type(m) for m in expert.network.modules()} & {torch.nn.BatchNorm2d, torch.nn.MaxPool2d}  # no copy of the first
