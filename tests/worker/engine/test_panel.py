@@ -177,4 +177,4 @@ def test_a_second_judge_that_is_unfit_is_an_error(tmp_path: Path, kept: Path, mo
     report = verified(tmp_path / "job", policy_judges, vj.forgotten_patterns(), monkeypatch)
     assert report.verdict == "ERROR"
     (finding,) = [f for f in report.findings if f.check == "forget_rate"]
-    assert finding.detail.startswith("judge_unfit: expected a judge (judge-attention/1)")
+    assert finding.detail.startswith("judge_unfit: expected a judge (judge-convnext/1)")
