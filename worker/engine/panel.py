@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from worker.contract import JudgePolicy, MaskSpec
@@ -47,8 +48,14 @@ class Panel:
             began = time.monotonic()
             judge, origin = judges.obtain(self._dataset, self._digest, self._policy, self._folder, self._device, region, seat)
             self._judges[key] = judge
-            note = {"judge": origin, "accuracy": judge.record.held_out_accuracy, "seconds": round(time.monotonic() - began, 3)}
-            self._events.note({**note, "name": judge.record.name} if region is None else {**note, "region": region.name})
+            seconds = round(time.monotonic() - began, 3)
+            note: dict[str, JsonValue] = {
+                "judge": origin,
+                "name": judge.record.name,
+                "accuracy": judge.record.held_out_accuracy,
+                "seconds": seconds,
+            }
+            self._events.note(note if region is None else {**note, "region": region.name})
         return self._judges[key]
 
     @property
