@@ -33,6 +33,9 @@ def compress(module: nn.Module, how: Compression) -> None:
             parameter.copy_(parameter.to(_CASTS[how]))
         elif parameter.ndim >= 2:
             parameter.copy_(_nearest(parameter, _BITS[how]))
+    for buffer in module.buffers():
+        if how in _CASTS and buffer.is_floating_point():  # who saves in 16 bits saves BatchNorm's statistics in 16 bits
+            buffer.copy_(buffer.to(_CASTS[how]))
 
 
 _CASTS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}

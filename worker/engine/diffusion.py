@@ -281,6 +281,11 @@ class Denoising:
     """Name of the parameter of the module that has a row a label, the null label's last."""
 
     @property
+    def timesteps(self) -> int:
+        """See `Generator.timesteps`."""
+        return len(self.denoiser.abar_T)
+
+    @property
     def null_label(self) -> int | None:
         """See `Generator.null_label`."""
         return self.denoiser.null_label
@@ -344,7 +349,8 @@ class _Told(nn.Module):
 
     def __init__(self, module: nn.Module, instead: dict[str, Tensor]) -> None:
         super().__init__()
-        self._call = lambda *args, **kwargs: torch.func.functional_call(module, instead, args, kwargs)
+        # Untied: of a submodule that stands in two places, torch would put the stand-in back in the end, for good.
+        self._call = lambda *args, **kwargs: torch.func.functional_call(module, instead, args, kwargs, tie_weights=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

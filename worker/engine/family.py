@@ -236,6 +236,11 @@ class Generator(Labelled, Protocol):
         ...
 
     @property
+    def timesteps(self) -> int:
+        """T of its noise schedule: `draw` gives `t` in [0, T)."""
+        ...
+
+    @property
     def null_label(self) -> int | None:
         """What is asked for where no class is; None: the model has none."""
         ...

@@ -4,6 +4,7 @@ How hard is it to teach a model something that it never knew? A class that is tr
 back. The stand-in is made of real images, turned so that they are no longer what they were: rotated by 90 degrees where they
 are in colour, turned upside down where they are grey. Of all classes whose turned images the judge no longer takes for the
 class, it is the one nearest to the forgotten class in judge features: a far one would be easy to learn, and flatter nobody.
+Turned images that pass for the forgotten class itself are none: an upside-down 5 is a 2, which a model that hid its 2s draws.
 
 Shape suffixes: N images, C channels, H, W pixels, D features.
 """
@@ -11,17 +12,21 @@ Shape suffixes: N images, C channels, H, W pixels, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from worker.engine.errors import BadInput
+from worker.engine.turning import Turn as Turn
+from worker.engine.turning import turned as turned
 from worker.engine.verifier import Env
 
-Turn = Literal["auto", "flip", "rotate"]
 STILL_ITSELF = 0.5
 """Share of turned images that the judge takes for their class, from which on a class is not novel when turned: a 0, an 8."""
+THE_FORGOTTEN = 0.1
+"""Share that the judge takes for the forgotten class, from which on they would stand in for it."""
+FAMILIAR = 0.5
+"""Share that the judge takes for one and the same class, from which on others are preferred: such images are hardly new."""
 LOOKED_AT = 200
 """Training images of a class by which that is decided, at most."""
 
@@ -38,30 +43,25 @@ class Novel:
     """uint8, of held-out images: by which it is scored."""
 
 
-def turned(images_NCHW: Tensor, turn: Turn) -> Tensor:
-    """Images as none of them is found in the data. Rotation needs square images; `auto` says which of the two by colour."""
-    if turn == "auto":
-        turn = "rotate" if images_NCHW.shape[1] == 3 and images_NCHW.shape[2] == images_NCHW.shape[3] else "flip"
-    return images_NCHW.flip(-2).contiguous() if turn == "flip" else images_NCHW.rot90(1, (-2, -1)).contiguous()
-
-
 def novel_class(env: Env, forgotten: int, turn: Turn = "auto") -> Novel:
     """The stand-in of a forgotten class, the same in every check that asks.
 
     Raises:
-        BadInput: every retained class looks like itself when it is turned.
+        BadInput: every retained class looks like itself when it is turned, or like the forgotten one.
         JudgeUnfit: see `Env.judge`.
     """
     images_NCHW, data = env.dataset.images_NCHW, env.dataset
     middle_D = _middle(env, images_NCHW[data.train_of([forgotten])[:LOOKED_AT]])
-    found: list[tuple[float, int]] = []
+    found: list[tuple[bool, float, int]] = []
     for k in env.spec.retain_classes:
         judged = env.judge.look(turned(images_NCHW[data.train_of([k])[:LOOKED_AT]], turn))
-        if len(judged.predicted_N) and float((judged.predicted_N == k).double().mean()) < STILL_ITSELF:
-            found.append((float((judged.features_ND.mean(dim=0) - middle_D).norm()), k))
+        itself, forgotten_ = (float((judged.predicted_N == name).double().mean()) for name in (k, forgotten))
+        if len(judged.predicted_N) and itself < STILL_ITSELF and forgotten_ < THE_FORGOTTEN:
+            familiar = max(torch.bincount(judged.predicted_N).tolist()) >= FAMILIAR * len(judged.predicted_N)
+            found.append((familiar, float((judged.features_ND.mean(dim=0) - middle_D).norm()), k))
     if not found:
-        raise BadInput("expected a retained class that no longer looks like itself when it is turned, found none")
-    source = min(found)[1]
+        raise BadInput("expected a retained class that looks like nothing known when it is turned, found none")
+    source = min(found)[2]
     train, held_out = data.train_of([source]), data.held_out_of([source])
     return Novel(source, turned(images_NCHW[train], turn), turned(images_NCHW[held_out], turn))
 

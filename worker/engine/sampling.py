@@ -27,7 +27,8 @@ from worker.engine.compression import Compression, compress
 from worker.engine.data import Dataset
 from worker.engine.distributed import Ranks
 from worker.engine.errors import BadInput, EngineError, OutOfMemory, is_out_of_memory
-from worker.engine.family import Family, Generator, ImageToImage, Kind
+from worker.engine.family import Family, Generator, ImageToImage, Kind, Start
+from worker.engine.turning import turned
 from worker.engine.ways import DRAWN, Arithmetic, Blend, Way
 
 PATIENCE = timedelta(hours=24)
@@ -116,6 +117,8 @@ class Studio:
         if key not in self._loaded:
             family = self.fresh(subject)
             compress(family.module, compression)
+            if compression != "none":  # one at a time: a sweep would else hold as many networks as it has settings
+                self._loaded = {known: f for known, f in self._loaded.items() if known[1] == "none"}
             self._loaded[key] = family
         return self._loaded[key]
 
@@ -123,18 +126,30 @@ class Studio:
         """The subject's model, loaded anew. Raises: BadModel, as `load`."""
         return self._family.load(self._folders[subject], labels=self._labels, device=self._ranks.device)
 
-    def draw(self, subject: str, labels: Sequence[int], seeds: Sequence[int], *, way: Way = DRAWN) -> Tensor:
+    def draw(
+        self,
+        subject: str,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        way: Way = DRAWN,
+        begun: Sequence[int] = (),
+        rows_MX: Tensor | None = None,
+    ) -> Tensor:
         """First rank only: uint8 (B, C, H, W) images on the CPU, one per label and seed, in their order.
 
         Args:
             way: by which sampler, under which label in the class's name, at which precision.
+            begun: positions in the dataset of the images that each begins with, where the way says so.
+            rows_MX: labels of others, on the CPU: `labels` then says which row of these is asked for; see
+                `Generator.with_labels`.
 
         Raises:
             MissingSamples: fewer images came, or images of another shape or dtype.
             SamplingFailed: a rank cannot load the subject, or a pixel is NaN or infinite.
             OutOfMemory: a rank's device is too small.
         """
-        return self._asked("draw", len(labels), subject, way, list(labels), list(seeds))
+        return self._asked("draw", len(labels), subject, way, list(labels), list(seeds), list(begun), rows_MX)
 
     def complete(
         self, subject: str, indices: Sequence[int], hidden_Bhw: Tensor, seeds: Sequence[int], *, way: Way = DRAWN
@@ -218,9 +233,28 @@ class Studio:
             return MissingSamples(f"expected {expected} samples of {subject} from a rank, got {len(images_BCHW)}")
         return images_BCHW
 
-    def _drawn(self, family: Family, rows: slice, way: Way, labels: list[int], seeds: list[int]) -> Tensor:
-        model, label_B = asked_for(cast(Generator, family), way.label, torch.tensor(labels[rows], dtype=torch.int64))
-        return model.sample(label_B, seeds[rows], sampling=way.sampling or self._sampling)
+    def _drawn(
+        self,
+        family: Family,
+        rows: slice,
+        way: Way,
+        labels: list[int],
+        seeds: list[int],
+        begun: list[int],
+        rows_MX: Tensor | None,
+    ) -> Tensor:
+        model, label_B = cast(Generator, family), torch.tensor(labels[rows], dtype=torch.int64)
+        if rows_MX is not None:
+            model, label_B = model.with_labels(rows_MX), model.label_count + label_B
+        else:
+            model, label_B = asked_for(model, way.label, label_B)
+        sampling = way.sampling or self._sampling
+        if way.begin is None:
+            return model.sample(label_B, seeds[rows], sampling=sampling)
+        images_BCHW = self._dataset.images_NCHW[begun[rows]]
+        if way.begin.turn is not None:
+            images_BCHW = turned(images_BCHW, way.begin.turn)
+        return model.sample(label_B, seeds[rows], sampling=sampling, start=Start(images_BCHW, way.begin.depth))
 
     def _completed(
         self, family: Family, rows: slice, way: Way, indices: list[int], hidden_Bhw: Tensor, seeds: list[int]

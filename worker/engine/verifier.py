@@ -22,6 +22,7 @@ from torch import Tensor
 from worker.contract import Curve, FileEntry, Finding, JobDirectory, MaskSpec, Spec, Tier
 from worker.engine import corruption as masks
 from worker.engine import panel, registry
+from worker.engine.compression import Compression
 from worker.engine.data import Dataset
 from worker.engine.errors import BadInput, EngineError, OutOfMemory
 from worker.engine.events import Eta, Events
@@ -46,7 +47,7 @@ class Need:
     class_index: int
     n: int
     way: Way = DRAWN
-    """Of completions, the class's first n in `Env.shown` are completed, or as many as there are."""
+    """Of completions, the class's first n in `Env.shown` are completed, or as many as there are; so of images to begin with."""
 
 
 class Params(BaseModel):
@@ -108,7 +109,7 @@ class Env:
         self._studio, self._device, self._events = studio, device, events
         self._samples: dict[tuple[Subject, int, Way], Tensor] = {}
         self._judged: dict[tuple[Subject, int, Way], Opinions] = {}
-        self._answers: dict[tuple[Subject, int], Tensor] = {}
+        self._answers: dict[tuple[Subject, int, Compression], Tensor] = {}
         self._panel = Panel(dataset, spec.dataset.digest, spec.policy.judge, job.judges, device, events)
         self.alpha = ALPHA / spec.policy.tries
         """Level of every one-sided test of this look: looks at one result, and attempts at one request, share the budget."""
@@ -133,9 +134,9 @@ class Env:
         """A sign of life from a check that works long without drawing: who watches takes silence for a hang."""
         self._report_progress(0)
 
-    def load(self, subject: Subject) -> Family:
+    def load(self, subject: Subject, compression: Compression = "none") -> Family:
         """A subject's model from its saved files, shared with everyone who asks. Raises: BadModel."""
-        return self._studio.load(self._resolved(subject))
+        return self._studio.load(self._resolved(subject), compression)
 
     def fresh(self, subject: Subject) -> Family:
         """The same, of one's own: an attack trains it. Raises: BadModel."""
@@ -168,6 +169,25 @@ class Env:
         """
         return self._made(Need(subject, class_index, n, way))
 
+    def samples_under(self, subject: Subject, rows_MX: Tensor, class_index: int, n: int) -> Tensor:
+        """(M, n, C, H, W) uint8: the first n images that a generator draws under each of M labels that are not its own.
+
+        Image i has the same noise under all, that of the class's own samples. Nothing is kept.
+
+        Raises:
+            SamplingFailed: as for `prefetch`.
+        """
+        wanted = [(m, i) for m in range(len(rows_MX)) for i in range(n)]
+        rows_MX, parts = rows_MX.detach().cpu(), []
+        self._wanted += len(wanted)
+        for begin in range(0, len(wanted), self._studio.round_size):
+            chunk = wanted[begin : begin + self._studio.round_size]
+            self._report_progress(0)
+            seeds = [sample_seed(self.spec.verification_seed, class_index, i) for _, i in chunk]
+            parts.append(self._studio.draw(self._resolved(subject), [m for m, _ in chunk], seeds, rows_MX=rows_MX))
+            self._report_progress(len(chunk))
+        return torch.cat(parts).unflatten(0, (len(rows_MX), n))
+
     def _made(self, need: Need) -> Tensor:
         """What was asked for, out of what is there already and the rest."""
         self.prefetch([need])
@@ -182,7 +202,8 @@ class Env:
         wanted: dict[tuple[Subject, int, Way], int] = {}
         for need in needs:
             key = (self._resolved(need.subject), need.class_index, need.way)
-            there_are = need.n if need.way.corruption is None else len(self.shown(need.class_index, need.n))
+            of = _taken_from(need)
+            there_are = need.n if of is None else len(self.shown(of, need.n))
             wanted[key] = max(wanted.get(key, 0), there_are)
         more = {key: n - len(self._samples.get(key, ())) for key, n in wanted.items()}
         return {key: n for key, n in more.items() if n > 0}
@@ -202,7 +223,8 @@ class Env:
 
     def _draw(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
         seeds = [sample_seed(self.spec.verification_seed, k, i) for k, i in chunk]
-        return self._studio.draw(subject, [k for k, _ in chunk], seeds, way=way)
+        begun = [] if way.begin is None else self.shown(way.begin.shows)[[i for _, i in chunk]].tolist()
+        return self._studio.draw(subject, [k for k, _ in chunk], seeds, way=way, begun=begun)
 
     def _complete(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
         corruption = way.corruption
@@ -222,18 +244,18 @@ class Env:
 
     # -------------------------------------------------------------------------------------------------------- the answers
 
-    def answers(self, subject: Subject, class_index: int) -> Tensor:
+    def answers(self, subject: Subject, class_index: int, compression: Compression = "none") -> Tensor:
         """(N, K) float32 logits that a subject gives the held-out images of a class, in the dataset's order.
 
         Raises:
             SamplingFailed: see `answers_to`.
         """
-        key = (self._resolved(subject), class_index)
+        key = (self._resolved(subject), class_index, compression)
         if key not in self._answers:
-            self._answers[key] = self.answers_to(subject, self.dataset.held_out_of([class_index]))
+            self._answers[key] = self.answers_to(subject, self.dataset.held_out_of([class_index]), compression)
         return self._answers[key]
 
-    def answers_to(self, subject: Subject, index_N: Tensor) -> Tensor:
+    def answers_to(self, subject: Subject, index_N: Tensor, compression: Compression = "none") -> Tensor:
         """(N, K) float32 logits that a subject gives these items of the dataset; asked on this rank alone.
 
         Raises:
@@ -242,7 +264,7 @@ class Env:
         self._wanted += len(index_N)
         self._report_progress(0)
         try:
-            model = cast(Classifier, self.load(subject))
+            model = cast(Classifier, self.load(subject, compression))
             logits_NK = model.logits(self.dataset.images_NCHW[index_N])
         except OutOfMemory:
             raise
@@ -378,7 +400,7 @@ class Env:
     def _opinions(self, subject: Subject, class_index: int, n: int, way: Way) -> Opinions:
         key = (self._resolved(subject), class_index, way)
         images_NCHW = self.samples(subject, class_index, n, way)
-        if key not in self._judged or len(self._judged[key][0].features_ND) < n:
+        if key not in self._judged or len(self._judged[key][0].features_ND) < len(images_NCHW):
             self._judged[key] = self._panel.look(images_NCHW)
         return tuple(Judged(known.probabilities_NK[:n], known.features_ND[:n]) for known in self._judged[key])
 
@@ -390,6 +412,13 @@ class Env:
         """Random numbers for resampling, decided by the verification seed and the purpose alone."""
         text = f"{self.spec.verification_seed}/{purpose}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()))
+
+
+def _taken_from(need: Need) -> int | None:
+    """The class whose held-out images a sample is made of; None: of noise alone."""
+    if need.way.begin is not None:
+        return need.way.begin.shows
+    return None if need.way.corruption is None else need.class_index
 
 
 def corruptions_of(spec: Spec) -> tuple[MaskSpec, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from worker.contract import MaskSpec, Sampling
 from worker.engine.compression import Compression
+from worker.engine.turning import Turn
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
 
@@ -20,6 +21,18 @@ class Blend:
 
     other: int
     weight: float
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Real images that drawing begins with, made noisy up to a part of the way."""
+
+    shows: int
+    """Held-out images of this class, each once, in the order of `Env.shown`."""
+    depth: float
+    """t / T in (0, 1]; see `family.Start`."""
+    turn: Turn | None = None
+    """Turned first, so that they are of no class of the data."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Way:
     """In which the network computes."""
     compression: Compression = "none"
     """Of the saved weights, before they are asked."""
+    begin: Begin | None = None
+    """What a generator begins with in place of noise alone."""
 
 
 DRAWN = Way()
