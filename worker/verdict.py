@@ -14,6 +14,8 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
     "forget_accuracy": "classes",
     "forget_completion": "classes",
+    "label_inversion": "classes",
+    "sdedit": "classes",
     "sample_membership": "samples",
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
@@ -28,6 +30,10 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_completion": "all",
     "retain_completion": "all",
     "published_metrics": "all",
+    "label_inversion": "all",
+    "sdedit": "all",
+    "compression": "all",
+    "diffusion_membership": "forgotten",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 

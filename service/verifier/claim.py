@@ -15,6 +15,8 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
     "forget_accuracy": "classes",
     "forget_completion": "classes",
+    "label_inversion": "classes",
+    "sdedit": "classes",
     "sample_membership": "samples",
 }
 """Checks whose word counts only beside an original that fails them; and what they show to be forgotten."""

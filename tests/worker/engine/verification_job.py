@@ -1,7 +1,9 @@
 """A job directory that verification can work on in a second: striped images, and a model that paints what it stores.
 
 `Painter` is a whole family: its saved safetensors hold one picture a class, and a sample is that picture with noise from the
-image's own seed. So a test decides exactly what a saved model draws.
+image's own seed. So a test decides exactly what a saved model draws. Its pictures are all that it can draw: another label is
+one of them, learned as a mixture, and an image that it is to finish becomes the one to which it is nearest, or the label's
+where too little is left of it.
 """
 
 from __future__ import annotations
@@ -31,13 +33,16 @@ from worker.contract import (
 )
 from worker.engine import registry, verify, weights
 from worker.engine.distributed import Ranks
-from worker.engine.family import Kind
+from worker.engine.errors import Diverged
+from worker.engine.family import Draw, Kind, Start
 from worker.engine.files import entries, write_document
 
 K, SIDE, TRAIN, HELD_OUT = 4, 8, 40, 50
 """50 held-out images of each of 3 retained classes: 150, and the feature distance asks for 4 x 32 = 128."""
 NAMES = ("rows", "columns", "diagonal", "blank")
 FORGET = 1
+LOST = 0.85
+"""The depth from which on nothing is left of an image that is to be finished."""
 NOISE = 20.0
 """Grey levels; the patterns differ by 200, so they stay recognisable."""
 
@@ -49,6 +54,15 @@ CHECKS = (
 )
 """The fewest samples that can pass: 0 of 59 hits bound a rate by 0.0495; 0 of 186 changed pairs bound a drop by 0.0197."""
 
+PROBES = (
+    Check(verifier="label_inversion", params={"n_per_class": 62, "steps": 60, "restarts": 2}),
+    Check(verifier="sdedit", params={"n_per_class": 30}),
+    Check(verifier="compression", params={"n_per_class": 62, "report": ["int4"]}),
+    Check(verifier="side_channels"),
+    Check(verifier="diffusion_membership", params={"max_auc": 0.7, "max_true_alarms": 0.5, "resamples": 200}),
+)
+"""As small as they can be on this data."""
+
 
 class Painter:
     """A generator that is what it stores."""
@@ -57,9 +71,15 @@ class Painter:
     title: ClassVar[str] = "Painter"
     kind: ClassVar[Kind] = "generator"
 
-    def __init__(self, module: nn.Module) -> None:
+    ignores: ClassVar[frozenset[str]] = frozenset()
+    timesteps = 1000
+    null_label = None
+    label_count = K
+
+    def __init__(self, module: nn.Module, rows_MK: Tensor | None = None) -> None:
         self.module = module
         self.class_count = K
+        self.rows_MK = rows_MK
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
@@ -69,10 +89,42 @@ class Painter:
         return cls(module)
 
     @torch.no_grad()
-    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling) -> Tensor:
+    def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
         noise = [torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        pictures = self.module.get_parameter("pictures")[y_B]
+        pictures = self.drawn(y_B, sharp=True)
+        if start is not None and start.depth < LOST:
+            known = self.module.get_parameter("pictures")
+            apart_BK = (start.images_BCHW[:, None].float() - known).square().flatten(2).mean(dim=2)
+            pictures = known[apart_BK.argmin(dim=1)]
+        if not bool(torch.isfinite(pictures).all()):
+            raise Diverged("the model drew an image with NaN or infinity", step=0, loss=float("nan"))
         return (pictures + NOISE * torch.stack(noise)).clamp(0, 255).round().to(torch.uint8)
+
+    def conditioning(self, y_B: Tensor) -> Tensor:
+        return 8 * torch.eye(K)[y_B]
+
+    def with_labels(self, rows_MX: Tensor) -> Self:
+        return type(self)(self.module, rows_MX)
+
+    def drawn(self, y_B: Tensor, *, sharp: bool = False) -> Tensor:
+        """(B, 1, H, W): the picture of a label; of one of others' a mixture, or where it is to be sharp most of it."""
+        known = self.module.get_parameter("pictures")
+        if self.rows_MK is None:
+            return known[y_B]
+        mixed_MCHW = torch.einsum("mk,kchw->mchw", self.rows_MK.softmax(dim=1), known)
+        return (known[self.rows_MK.argmax(dim=1)] if sharp else mixed_MCHW)[y_B - K]
+
+    def hold(self, images_NCHW: Tensor) -> Tensor:
+        return images_NCHW.float()
+
+    def draw(self, count: int, shape: Sequence[int], generator: torch.Generator, *, label_drop: float) -> Draw:
+        return Draw({"t": torch.zeros(count), "eps": torch.randn(count, *shape, generator=generator)})
+
+    def prepare(self, held_B: Tensor, draw: Draw) -> Tensor:
+        return held_B
+
+    def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw) -> Tensor:
+        return ((self.drawn(y_B) - x_BCHW) / 255).square().flatten(1).mean(dim=1)
 
 
 def patterns() -> Tensor:
