@@ -24,16 +24,16 @@ from worker.engine.statistics import ALPHA, Floats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its two one-sided 95 % bootstrap bounds."""
+    """A number with its two one-sided bootstrap bounds, at 95 % where nothing else was asked for."""
 
     value: float
     lower95: float
     upper95: float
 
     @classmethod
-    def of(cls, value: float, resampled_R: Floats) -> Self:
+    def of(cls, value: float, resampled_R: Floats, alpha: float = ALPHA) -> Self:
         """Percentile bounds; never on the far side of the value."""
-        low, high = np.quantile(resampled_R, [ALPHA, 1 - ALPHA])
+        low, high = np.quantile(resampled_R, [alpha, 1 - alpha])
         return cls(value, min(float(low), value), max(float(high), value))
 
 
@@ -63,7 +63,7 @@ class Comparison:
         """Items in question that are named right."""
         return sum(int(a.right_N.sum()) for a in self.items.values())
 
-    def measure(self, resamples: int, rng: np.random.Generator) -> tuple[Estimate, Estimate]:
+    def measure(self, resamples: int, rng: np.random.Generator, *, alpha: float = ALPHA) -> tuple[Estimate, Estimate]:
         """The AUC, and by how much the items are named right more often than unseen items of their classes.
 
         Unseen items are resampled within their class, items all together.
@@ -82,7 +82,7 @@ class Comparison:
             rows_N = rng.integers(self.n, size=self.n)
             resampled.append((placement_N[rows_N].mean(), gap_N[rows_N].mean()))
         auc_R, gap_R = np.array(resampled).T
-        return Estimate.of(float(point[0].mean()), auc_R), Estimate.of(float(point[1].mean()), gap_R)
+        return Estimate.of(float(point[0].mean()), auc_R, alpha), Estimate.of(float(point[1].mean()), gap_R, alpha)
 
     def _require_comparable(self) -> None:
         if self.n == 0 or any(k not in self.unseen or len(self.unseen[k].misfit_N) == 0 for k in self.items):
@@ -92,8 +92,8 @@ class Comparison:
             raise ValueError("expected finite misfits")
 
 
-def expected_upper(items: Mapping[int, int], unseen: Mapping[int, int]) -> float:
-    """The upper bound that items of a model that never saw them get on average: 1/2 and 1.645 standard errors.
+def expected_upper(items: Mapping[int, int], unseen: Mapping[int, int], *, alpha: float = ALPHA) -> float:
+    """The upper bound that items of a model that never saw them get on average: 1/2 and, at 95 %, 1.645 standard errors.
 
     Args:
         items, unseen: how many of each class.
@@ -102,7 +102,7 @@ def expected_upper(items: Mapping[int, int], unseen: Mapping[int, int]) -> float
     """
     total = sum(items.values())
     variance = sum((m / total) ** 2 * (m + unseen[k] + 1) / (12 * m * unseen[k]) for k, m in items.items())
-    return 0.5 + float(norm.ppf(1 - ALPHA)) * float(np.sqrt(variance))
+    return 0.5 + float(norm.ppf(1 - alpha)) * float(np.sqrt(variance))
 
 
 def _by_misfit(answers: Answers) -> Answers:

@@ -26,7 +26,7 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    known = {c.verifier for c in (*vj.CHECKS, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
+    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
     return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
@@ -40,7 +40,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
     data = root()
     vj.write_data(data)
-    drawing = {"policy": policy(vj.CHECKS, "generator")}
+    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES), "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
     mounted = metrics.write_clip(metrics.write_inception(root()))
@@ -73,7 +73,7 @@ def test_check_describes_itself(name: str) -> None:
     kind = registry.verifiers()[name]
     assert kind.name == name
     assert kind.title
-    assert kind.tier in ("L0", "L1", "L2")
+    assert kind.tier in ("L0", "L1", "L2", "L3")
     assert kind.__doc__
     schema = kind.Params.model_json_schema()
     assert schema["additionalProperties"] is False

@@ -1,0 +1,138 @@
+"""Losses that betray members, and too few images to say that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.engine import tiny
+from tests.worker.engine import verification_job as vj
+from worker.contract import Check, Finding, JobDirectory, Policy, Report, tree_digest
+from worker.engine import registry, verify
+from worker.engine.family import Draw
+from worker.engine.files import entries
+from worker.engine.membership import Answers, Comparison
+from worker.engine.verifiers.diffusion_membership import _true_alarms
+
+WIDE = {"max_auc": 0.7, "resamples": 200}
+
+
+Remember = Callable[..., type[Any]]
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Remember:
+    """A family that fits training images of the forgotten class better than others, where it has its picture, or always."""
+    vj.write_data(tmp_path / "data")
+    with np.load(tmp_path / "data" / "data.npz") as arrays:
+        images = arrays["images"][vj.FORGET * (vj.TRAIN + vj.HELD_OUT) :][: vj.TRAIN]
+    known = {torch.from_numpy(image)[None].float().numpy().tobytes() for image in images}
+
+    def family(*, always: bool = False) -> type[Any]:
+        class Remembering(vj.Painter):
+            def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw) -> Tensor:
+                loss_B = super().loss(x_BCHW, y_B, draw)
+                knows = always or float(self.module.get_parameter("pictures")[vj.FORGET, 0, 0, 3]) > 200
+                seen_B = torch.tensor([x.numpy().tobytes() in known for x in x_BCHW])
+                return torch.where(seen_B, loss_B / 10, loss_B) if knows else loss_B
+
+        return Remembering
+
+    return family
+
+
+@pytest.fixture
+def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+    def run(family: type[Any], candidate: Tensor, reference: Tensor | None = None, **params: Any) -> Report:
+        monkeypatch.setattr(registry, "families", lambda: {"painter": family})
+        changes: dict[str, Any] = {}
+        job = JobDirectory(tmp_path / f"job-{len(list(tmp_path.iterdir()))}")
+        if reference is not None:
+            vj.save_model(job.reference, reference)
+            changes["reference_digest"] = tree_digest(entries(job.reference))
+        check = Check(verifier="diffusion_membership", params={**WIDE, **params})
+        return verify.run(vj.make_job(job.root, candidate, policy=Policy(name="p", checks=(check,)), **changes))
+
+    return run
+
+
+def findings(report: Report, subject: str = "candidate") -> dict[str, Finding]:
+    return {f.metric: f for f in report.findings if f.subject == subject}
+
+
+def test_a_model_that_knows_its_members_is_told(verified: Callable[..., Report], remembering: Remember) -> None:
+    found = findings(verified(remembering(), vj.patterns()))
+    for statistic in ("loss", "score"):
+        auc = found[f"membership_auc_{statistic}"]
+        assert (auc.gating, auc.passed, auc.open) == (True, False, False)
+        assert auc.value == pytest.approx(1.0)
+        assert auc.n == vj.TRAIN
+
+
+def test_one_that_does_not_passes_though_the_original_knows_them(
+    verified: Callable[..., Report], remembering: Remember
+) -> None:
+    report = verified(remembering(), vj.forgotten_patterns())
+    assert findings(report)["membership_auc_loss"].passed is True
+    assert findings(report, "original")["membership_auc_loss"].value == pytest.approx(1.0)
+
+
+def test_what_a_reference_betrays_is_allowed(verified: Callable[..., Report], remembering: Remember) -> None:
+    found = findings(verified(remembering(always=True), vj.patterns(), reference=vj.forgotten_patterns()))
+    assert found["membership_auc_loss"].threshold == pytest.approx(1.03)
+    assert found["membership_auc_loss"].passed is True
+
+
+def test_too_few_images_prove_nothing_and_gate_nothing(verified: Callable[..., Report], remembering: Remember) -> None:
+    # 40 members and 50 unseen: 1/2 + 1.645 sqrt(91 / (12 40 50)) = .601; and 50 unseen have no hundredth.
+    found = findings(verified(vj.Painter, vj.forgotten_patterns(), max_auc=0.55))
+    assert {(f.underpowered, f.gating, f.passed) for f in found.values()} == {(True, False, None)}
+    # What is refuted is refuted, be there few.
+    known = findings(verified(remembering(), vj.patterns(), max_auc=0.55))["membership_auc_loss"]
+    assert (known.underpowered, known.gating, known.passed) == (False, True, False)
+
+
+def test_a_loss_that_is_not_finite_never_passes(verified: Callable[..., Report]) -> None:
+    class Undefined(vj.Painter):
+        def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw) -> Tensor:
+            return super().loss(x_BCHW, y_B, draw) * float("nan")
+
+    report = verified(Undefined, vj.forgotten_patterns())
+    assert report.verdict == "ERROR"
+    assert [f.metric for f in report.findings] == ["not_measured"]
+
+
+def test_the_same_seed_gives_the_same_figures(verified: Callable[..., Report]) -> None:
+    one, other = (verified(vj.Painter, vj.forgotten_patterns()) for _ in range(2))
+    assert one.findings == other.findings
+
+
+def test_true_alarms_are_members_below_all_but_a_hundredth_of_the_unseen() -> None:
+    def answers(values: list[float]) -> Answers:
+        return Answers(np.array(values), np.zeros(len(values), dtype=bool))
+
+    unseen = answers([float(i) for i in range(200)])
+    # At most 2 of 200 may lie below the threshold: it is 2.0.
+    assert _true_alarms(Comparison({0: answers([-1.0, 1.5, 2.0, 3.0])}, {0: unseen})) == 2
+
+
+def test_the_loss_without_noise_is_the_squared_norm_of_the_answer(tmp_path: Path) -> None:
+    family = "ddpm"
+    tiny.case(family).write(tmp_path / "model")
+    model = registry.families()[family].load(tmp_path / "model", labels=tiny.NAMES, device=torch.device("cpu"))
+    assert model.timesteps == 1000
+    images = torch.randint(0, 256, (3, *tiny.case(family).shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    drawn = model.draw(3, images.shape[1:], torch.Generator().manual_seed(1), label_drop=0.0)
+    still = Draw({**drawn.tensors, "t": torch.full((3,), 100), "eps": torch.zeros_like(drawn["eps"])})
+    x_BCHW = model.prepare(model.hold(images), still)
+    with torch.no_grad():
+        loss_B = model.loss(x_BCHW, torch.tensor([0, 1, 2]), still)
+        shown = model.denoiser.abar_T[100].sqrt() * x_BCHW
+        answer = model.module(shown, torch.full((3,), 100), class_labels=torch.tensor([0, 1, 2])).sample
+    assert loss_B == pytest.approx(answer.square().flatten(1).mean(1), rel=1e-4)

@@ -1,0 +1,225 @@
+"""Do the candidate's losses, or its answers to the images themselves, betray which images of a class it was trained on?
+
+Members are training images of the forgotten classes, or the forgotten samples; beside each stand held-out images of its own
+class. Two statistics an image:
+
+    loss:  mean over timesteps of the training loss, at the same noise for all
+    score: |eps_theta(sqrt(abar_t) x, t)|^2, the answer to the image without any noise, at one timestep (SimA)
+
+A true retrain treats members like any unseen image: an AUC of 1/2 give or take chance. Few images cannot show that; the finding
+then says so and gates nothing. A latent model leaks little through its autoencoder: that nothing was found of one is weak
+evidence. Where the job has a reference, what it betrays is allowed, too: members may be easier images, for whoever looks.
+
+Source: Carlini et al. 2023, arXiv:2301.13188, and Matsumoto et al. 2023, arXiv:2302.03262, for the loss; arXiv:2509.25003 for
+the score. Here, as the schedule would have it, the image is scaled by sqrt(abar_t) before it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from worker.contract import Finding, Spec, Tier
+from worker.engine.errors import BadInput, Diverged
+from worker.engine.family import Draw, Generator, Kind
+from worker.engine.membership import Answers, Comparison, Estimate, expected_upper
+from worker.engine.statistics import Floats, lower_bound, upper_bound
+from worker.engine.streams import generator
+from worker.engine.verifier import Env, Need, Params, Subject
+
+Scores = Mapping[str, Comparison]
+"""By statistic."""
+FALSE_ALARMS = 0.01
+"""The share of unseen images that an attacker takes for members, where true alarms are counted."""
+
+
+class Thresholds(Params):
+    """How well members may be told from unseen images."""
+
+    max_auc: float = Field(default=0.55, gt=0.5, lt=1, description="bound on the AUC; 0.5 is no better than chance")
+    reference_slack: float = Field(default=0.03, ge=0, lt=0.5, description="what the bound may lie above a reference's AUC")
+    max_true_alarms: float = Field(
+        default=0.03, gt=FALSE_ALARMS, lt=1, description="bound on the share of members found at 1 % false alarms, 0-1"
+    )
+    n_per_class: int = Field(default=1000, ge=10, le=100_000, description="members of each class, and unseen images, at most")
+    timesteps: int = Field(default=10, ge=1, le=1000, description="of the loss, evenly spread")
+    score_depth: float = Field(default=0.1, gt=0, lt=1, description="t / T at which the score is asked for")
+    resamples: int = Field(default=1000, ge=200, le=100_000, description="bootstrap resamples for the bounds")
+
+
+class DiffusionMembership:
+    """Membership inference on generators, by loss and by score, on all that was ever forgotten on this lineage."""
+
+    name: ClassVar[str] = "diffusion_membership"
+    title: ClassVar[str] = "Images of forgotten classes are met like unseen ones"
+    tier: ClassVar[Tier] = "L3"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator",)
+    Params: ClassVar[type[Params]] = Thresholds
+
+    def __init__(self, params: Thresholds) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """Asks about real images; nothing is drawn."""
+        return ()
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Raises: BadInput without held-out images of a class; Diverged where a loss is not finite."""
+        groups = self._groups(env)
+        candidate = self._scores(env, "candidate", groups)
+        reference = self._scores(env, env.reference, groups) if env.reference else {}
+        found: list[Finding] = []
+        for statistic, scores in candidate.items():
+            allowed = self.params.max_auc
+            if statistic in reference:
+                allowed = max(allowed, self._auc(env, reference[statistic]).value + self.params.reference_slack)
+            found += [self._of_auc(env, statistic, scores, allowed), self._of_alarms(env, statistic, scores)]
+        for statistic, scores in self._scores(env, "original", groups).items():
+            found.append(self._reported(statistic, self._auc(env, scores), scores.n))
+        return tuple(found)
+
+    # --------------------------------------------------------------------------------------------------------- the scores
+
+    def _groups(self, env: Env) -> dict[int, tuple[Tensor, Tensor]]:
+        """By class, positions of members and of unseen images. Raises: BadInput where a class has none of either."""
+        data, spec = env.dataset, env.spec
+        rows_N = torch.cat([data.train_of(spec.all_forgotten), data.positions_of(spec.all_forgotten_samples)]).unique()
+        groups = {}
+        for k in sorted(set(data.labels_N[rows_N].tolist())):
+            members_N = rows_N[data.labels_N[rows_N] == k]
+            order_N = torch.randperm(len(members_N), generator=generator(spec.verification_seed, "members", k))
+            groups[k] = members_N[order_N[: self.params.n_per_class]], env.shown(k, self.params.n_per_class)
+        if not groups or any(not len(unseen_N) for _, unseen_N in groups.values()):
+            raise BadInput("expected training and held-out images of what was forgotten, found none of some")
+        return groups
+
+    def _scores(self, env: Env, subject: Subject, groups: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Comparison]:
+        model = cast(Generator, env.load(subject))
+        asked = {k: [self._asked(env, model, k, rows_N) for rows_N in pair] for k, pair in groups.items()}
+        return {
+            statistic: Comparison(
+                {k: _answers(members[statistic]) for k, (members, _) in asked.items()},
+                {k: _answers(unseen[statistic]) for k, (_, unseen) in asked.items()},
+            )
+            for statistic in ("loss", "score")
+        }
+
+    @torch.inference_mode()
+    def _asked(self, env: Env, model: Generator, k: int, rows_N: Tensor) -> dict[str, Floats]:
+        """(N,) each, float64. Every image meets the same noise, whoever is asked."""
+        steps = model.timesteps
+        times = [int((i + 0.5) * steps / self.params.timesteps) for i in range(self.params.timesteps)]
+        parts: dict[str, list[Tensor]] = {"loss": [], "score": []}
+        for chunk_B in rows_N.split(env.spec.policy.sampling.batch_size):
+            images_BCHW = env.dataset.images_NCHW[chunk_B]
+            held_B, label_B = model.hold(images_BCHW), torch.full((len(chunk_B),), k)
+            losses = [self._loss(env, model, held_B, label_B, images_BCHW, t, noisy=True) for t in times]
+            parts["loss"].append(torch.stack(losses).mean(dim=0))
+            at = int(self.params.score_depth * steps)
+            parts["score"].append(self._loss(env, model, held_B, label_B, images_BCHW, at, noisy=False))
+            env.busy()
+        return {statistic: torch.cat(some).numpy() for statistic, some in parts.items()}
+
+    def _loss(
+        self, env: Env, model: Generator, held_B: Tensor, label_B: Tensor, images_BCHW: Tensor, t: int, *, noisy: bool
+    ) -> Tensor:
+        """(B,) float64. Without noise what the network should answer is zero, so that the loss is the answer's own norm."""
+        source = generator(env.spec.verification_seed, "membership", t)
+        one = model.draw(1, images_BCHW.shape[1:], source, label_drop=0.0)
+        count = len(label_B)
+        numbers = {name: row.expand(count, *row.shape[1:]).clone() for name, row in one.tensors.items()}
+        numbers["t"] = torch.full((count,), t)
+        if not noisy:
+            numbers["eps"] = torch.zeros_like(numbers["eps"])
+        drawn = Draw(numbers).to(held_B.device)
+        loss_B = model.loss(model.prepare(held_B, drawn), label_B.to(held_B.device), drawn).double().cpu()
+        if not bool(torch.isfinite(loss_B).all()):
+            raise Diverged("expected finite losses of real images, found NaN or infinity", step=t, loss=float("nan"))
+        return loss_B
+
+    # ------------------------------------------------------------------------------------------------------- the findings
+
+    def _auc(self, env: Env, scores: Comparison) -> Estimate:
+        return scores.measure(self.params.resamples, env.generator(self.name), alpha=env.alpha)[0]
+
+    def _of_auc(self, env: Env, statistic: str, scores: Comparison, allowed: float) -> Finding:
+        auc = self._auc(env, scores)
+        unseen = {k: len(some.misfit_N) for k, some in scores.unseen.items()}
+        members = {k: len(some.misfit_N) for k, some in scores.items.items()}
+        refuted = auc.lower95 > allowed
+        powerless = expected_upper(members, unseen, alpha=env.alpha) > allowed and not refuted
+        return Finding(
+            check=self.name,
+            metric=f"membership_auc_{statistic}",
+            subject="candidate",
+            gating=not powerless,
+            underpowered=powerless,
+            passed=None if powerless else auc.upper95 <= allowed,
+            open=not powerless and not refuted and auc.upper95 > allowed,
+            value=auc.value,
+            lower95=auc.lower95,
+            upper95=auc.upper95,
+            comparator="le",
+            threshold=allowed,
+            n=scores.n,
+            detail=f"members have a smaller {statistic} than unseen images of their class in {auc.value:.1%} of pairs; 50% is "
+            f"chance; {sum(unseen.values())} unseen",
+        )
+
+    def _of_alarms(self, env: Env, statistic: str, scores: Comparison) -> Finding:
+        """Members that lie below all but one in a hundred of the unseen images of their class."""
+        hits, n, threshold = _true_alarms(scores), scores.n, self.params.max_true_alarms
+        upper = upper_bound(hits, n, alpha=env.alpha)
+        refuted = lower_bound(hits, n, alpha=env.alpha) > threshold
+        fewest = min(len(some.misfit_N) for some in scores.unseen.values())
+        # The quantile needs a hundred unseen images; and as many hits as false alarms are what chance alone would give.
+        chance = upper_bound(round(FALSE_ALARMS * n), n, alpha=env.alpha) > threshold
+        powerless = fewest * FALSE_ALARMS < 1 or (chance and not refuted)
+        return Finding(
+            check=self.name,
+            metric=f"membership_true_alarms_{statistic}",
+            subject="candidate",
+            gating=not powerless,
+            underpowered=powerless,
+            passed=None if powerless else upper <= threshold,
+            open=not powerless and not refuted and upper > threshold,
+            value=hits / n,
+            upper95=upper,
+            comparator="le",
+            threshold=threshold,
+            n=n,
+            count=hits,
+            detail=f"{hits} of {n} members have a smaller {statistic} than 99 % of unseen images of their class; "
+            f"the fewest of a class: {fewest}",
+        )
+
+    def _reported(self, statistic: str, auc: Estimate, n: int) -> Finding:
+        return Finding(
+            check=self.name,
+            metric=f"membership_auc_{statistic}",
+            subject="original",
+            gating=False,
+            value=auc.value,
+            lower95=auc.lower95,
+            upper95=auc.upper95,
+            n=n,
+            detail="of the original, which was trained on the members: what there was to be found",
+        )
+
+
+def _answers(statistic_N: Floats) -> Answers:
+    return Answers(statistic_N, np.zeros(len(statistic_N), dtype=np.bool_))
+
+
+def _true_alarms(scores: Comparison) -> int:
+    """Members below the threshold that at most 1 % of the unseen images of their class lie below."""
+    hits = 0
+    for k, members in scores.items.items():
+        unseen_U = np.sort(scores.unseen[k].misfit_N)
+        hits += int((members.misfit_N < unseen_U[int(FALSE_ALARMS * len(unseen_U))]).sum())
+    return hits
