@@ -80,7 +80,8 @@ class CompressionCheck:
                 for k in env.spec.all_forgotten
             )
         shown: dict[tuple[Compression, int], Tensor] = {}
-        for how in ("none", *self.params.gate, *self.params.report):
+        copies: tuple[Compression, ...] = ("none", *self.params.gate, *self.params.report)
+        for how in copies:
             for k in env.spec.all_forgotten:
                 shown[how, k] = self._shown(env, how, k)
         for k in env.spec.all_forgotten:

@@ -79,8 +79,7 @@ class Course:
     def areas(self, deep: tuple[float, ...]) -> Floats:
         """(N,) each image's own integral over the depths that gate."""
         rows = [self.depths.index(depth) for depth in deep]
-        area_N: Floats = np.trapezoid(self.hits_TN[rows], deep, axis=0)
-        return area_N
+        return np.asarray(np.trapezoid(self.hits_TN[rows], deep, axis=0))
 
 
 class SDEdit:
