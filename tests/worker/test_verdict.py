@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker.contract import Check, DatasetSpec, Finding, Policy, Spec
-from worker.verdict import SAMPLE_TIERS, TIERS, decide, tier_reached
+from worker.verdict import MEASURES_FORGETTING, SAMPLE_TIERS, TIERS, decide, tier_reached
 
 FORGOTTEN = 1
 GATE = ("integrity", "forget_rate", "retain_accuracy")
@@ -27,15 +27,20 @@ def spec(checks: Iterable[str] = GATE, **changes: Any) -> Spec:
 
 def finding(check: str, **changes: Any) -> Finding:
     fields: dict[str, Any] = {"check": check, "metric": "m", "subject": "candidate", "gating": True, "passed": True}
-    by_class = {"class_index": FORGOTTEN, "class_name": "b"} if check == "forget_rate" else {}
+    by_class = {"class_index": FORGOTTEN, "class_name": "b"} if MEASURES_FORGETTING.get(check) == "classes" else {}
     return Finding(**(fields | by_class | changes))
 
 
-CONTROL = finding("forget_rate", subject="original", gating=False, control=True, passed=False)
+def control(check: str) -> Finding:
+    return finding(check, subject="original", gating=False, control=True, passed=False)
+
+
+CONTROL = control("forget_rate")
 
 
 def passed(checks: Iterable[str] = GATE) -> list[Finding]:
-    return [*(finding(name) for name in checks), CONTROL]
+    checks = tuple(checks)
+    return [*(finding(name) for name in checks), *(control(n) for n in checks if MEASURES_FORGETTING.get(n) == "classes")]
 
 
 def without(findings: Iterable[Finding], check: str) -> list[Finding]:
@@ -95,8 +100,8 @@ def test_a_tier_is_not_reached_when_one_check_is_missing_or_weak() -> None:
     checks = below("L3")
     fewer = [name for name in checks if name != "leakage"]
     assert tier_reached(passed(fewer), spec(fewer)) == "L1"
-    weak = finding("sdedit", gating=False, passed=None, underpowered=True)
-    assert tier_reached([*without(passed(checks), "sdedit"), weak], spec(checks)) == "L2"
+    weak = finding("compression", gating=False, passed=None, underpowered=True)
+    assert tier_reached([*without(passed(checks), "compression"), weak], spec(checks)) == "L2"
 
 
 def test_no_tier_without_a_pass_or_a_kind() -> None:
