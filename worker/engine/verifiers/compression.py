@@ -91,15 +91,22 @@ class CompressionCheck:
     def _shown(self, env: Env, how: Compression, k: int) -> Tensor:
         """(N,) bool: which samples show the class, or which held-out images of it are named. Raises: BadInput for none."""
         if env.kind == "generator":
-            return env.judged("candidate", k, self.params.n_per_class, Way(compression=how)).predicted_N == k
+            return env.shows("candidate", k, self.params.n_per_class, Way(compression=how))
         hits_N = env.answers("candidate", k, how).argmax(dim=1) == k
         if not len(hits_N):
             raise BadInput(f"expected held-out images of {env.spec.class_names[k]!r}, found none")
         return hits_N
 
+    def _threshold(self, env: Env, k: int) -> float:
+        """Two judges raise more false alarms than one, of samples as published and of these."""
+        most = self.params.max_rate
+        if env.kind == "generator" and len(env.judges) > 1:
+            most = env.forget_threshold(k, most)
+        return most + self.params.slack
+
     def _rate(self, env: Env, how: Compression, k: int, hits_N: Tensor) -> Finding:
         hits, n, name = int(hits_N.sum()), len(hits_N), env.spec.class_names[k]
-        threshold, upper = self.params.threshold, upper_bound(hits, n, alpha=env.alpha)
+        threshold, upper = self._threshold(env, k), upper_bound(hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
         what = "samples of" if env.kind == "generator" else "held-out images of"
         role = "show it" if env.kind == "generator" else "are recognised"
@@ -145,7 +152,7 @@ class CompressionCheck:
                     subject="candidate",
                     class_index=k,
                     class_name=env.spec.class_names[k],
-                    threshold=self.params.threshold,
+                    threshold=self._threshold(env, k),
                 )
             )
 

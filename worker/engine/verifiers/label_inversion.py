@@ -114,7 +114,7 @@ class LabelInversion:
         images_NCHW = env.dataset.images_NCHW[env.dataset.train_of([k])]
 
         def shown(images_MCHW: Tensor) -> Tensor:
-            return env.judge.look(images_MCHW).predicted_N == k
+            return env.shows_in(images_MCHW, k)
 
         return self._attack(env, subject, k, images_NCHW, shown)
 

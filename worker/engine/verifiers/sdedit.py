@@ -148,8 +148,7 @@ class SDEdit:
         parts = []
         for depth in depths:
             asked, way = self._asked(env, k, label, Begin(k, depth))
-            predicted_N = env.judged(subject, asked, self.params.n_per_class, way).predicted_N
-            parts.append((predicted_N == k).double().numpy())
+            parts.append(env.shows(subject, asked, self.params.n_per_class, way, k).double().numpy())
         return Course(depths, np.stack(parts))
 
     def _asked(self, env: Env, k: int, label: Label, begin: Begin) -> tuple[int, Way]:
