@@ -55,7 +55,7 @@ def test_more_digits_are_held_out_of_every_class_alike() -> None:
 def test_the_ratio_weighs_classes_alike() -> None:
     # Means over classes: before (2 + 4) / 2 = 3, after (3 + 3) / 2 = 3, though one class has four times the images.
     before, after = {0: seen(2, 0, 10), 1: seen(4, 0, 40)}, {0: seen(3, 0, 10), 1: seen(3, 0, 40)}
-    value, upper = distance_ratio(before, after, resamples=1000, rng=np.random.default_rng(0))
+    value, _, upper = distance_ratio(before, after, resamples=1000, rng=np.random.default_rng(0))
     assert value == pytest.approx(1.0)
     assert upper == pytest.approx(1.0)  # all images of a class are alike: resampling changes nothing
     assert side(after, (0, 1)).n == 50

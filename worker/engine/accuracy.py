@@ -9,46 +9,65 @@ from torch import Tensor
 
 from worker.contract import Finding
 from worker.engine.errors import BadInput
-from worker.engine.statistics import lower_bound, paired_drop_upper
+from worker.engine.statistics import ALPHA, lower_bound, paired_drop_upper
 from worker.engine.verifier import Subject
 
 
-def require_showable(n: int, max_drop: float) -> None:
-    """Raises: BadInput when `n` pairs cannot bound a drop by `max_drop`, not even if all agree."""
-    if n < 1 or paired_drop_upper(0, 0, n) > max_drop:
-        raise BadInput(f"{n} pairs cannot show a drop of at most {max_drop} at 95 %, even if all agree")
+def showable(n: int, max_drop: float, *, alpha: float = ALPHA) -> bool:
+    """Can `n` pairs bound a drop by `max_drop`, at least if all agree?"""
+    return n >= 1 and paired_drop_upper(0, 0, n, alpha=alpha) <= max_drop
 
 
-def drop(check: str, before_N: Tensor, after_N: Tensor, *, max_drop: float, what: str) -> Finding:
+def drop(check: str, before_N: Tensor, after_N: Tensor, *, max_drop: float, what: str, alpha: float = ALPHA) -> Finding:
     """The gate: the share of items right before and no longer after, less those gained, at its upper bound.
 
-    Pair by pair: most items agree, and only those that changed carry information.
+    Pair by pair: most items agree, and only those that changed carry information. Of so few pairs that even a model that
+    changed nothing could not pass, it says `underpowered` and does not gate, unless they refute the candidate all the same.
 
     Args:
         before_N, after_N: bool, is the item right with the parent, with the candidate.
         what: the items, in the plural.
+        alpha: level of each of the two one-sided bounds.
+
+    Raises:
+        BadInput: no items.
     """
     worse, better = int((before_N & ~after_N).sum()), int((~before_N & after_N).sum())
     n = before_N.numel()
-    upper = paired_drop_upper(worse, better, n)
+    if n == 0:
+        raise BadInput(f"expected {what} of retained classes, found none")
+    upper, lower = paired_drop_upper(worse, better, n, alpha=alpha), -paired_drop_upper(better, worse, n, alpha=alpha)
+    refuted = lower > max_drop
+    weak = not refuted and not showable(n, max_drop, alpha=alpha)
     return Finding(
         check=check,
         metric="retain_accuracy_drop",
         subject="candidate",
-        gating=True,
-        passed=upper <= max_drop,
+        gating=not weak,
+        passed=None if weak else upper <= max_drop,
+        open=not weak and not refuted and upper > max_drop,
+        underpowered=weak,
         value=(worse - better) / n,
+        lower95=lower,
         upper95=upper,
         comparator="le",
         threshold=max_drop,
         n=n,
         count=worse,
-        detail=f"of {n} {what}, {worse} were recognised only before and {better} only after",
+        detail=f"of {n} {what}, {worse} were recognised only before and {better} only after"
+        + ("; so few could not show it of a model that lost nothing" if weak else ""),
     )
 
 
 def reported(
-    check: str, subject: Subject, right_N: Tensor, *, what: str, k: int | None = None, name: str | None = None
+    check: str,
+    subject: Subject,
+    right_N: Tensor,
+    *,
+    what: str,
+    k: int | None = None,
+    name: str | None = None,
+    alpha: float = ALPHA,
 ) -> Finding:
     """An accuracy for people to read: of one class, or of all retained ones."""
     hits, n = int(right_N.sum()), right_N.numel()
@@ -58,7 +77,7 @@ def reported(
         subject=subject,
         gating=False,
         value=hits / n,
-        lower95=lower_bound(hits, n),
+        lower95=lower_bound(hits, n, alpha=alpha),
         n=n,
         count=hits,
         class_index=k,

@@ -41,15 +41,15 @@ def best(references: Sequence[Reference]) -> Reference:
     return max(references, key=lambda reference: reference.accuracy)
 
 
-def excess_upper(right_N: Tensor, references: Sequence[Reference]) -> float:
-    """95 % upper bound of how far a rate lies above the best reference's."""
-    alpha = ALPHA / len(references)
-    return min(_bound(right_N, reference.right_N, alpha) for reference in references)
+def excess_upper(right_N: Tensor, references: Sequence[Reference], *, alpha: float = ALPHA) -> float:
+    """One-sided upper bound of how far a rate lies above the best reference's."""
+    share = alpha / len(references)
+    return min(_bound(right_N, reference.right_N, share) for reference in references)
 
 
-def excess_lower(right_N: Tensor, references: Sequence[Reference]) -> float:
-    """95 % lower bound of it."""
-    return min(-_bound(reference.right_N, right_N, ALPHA) for reference in references)
+def excess_lower(right_N: Tensor, references: Sequence[Reference], *, alpha: float = ALPHA) -> float:
+    """One-sided lower bound of it."""
+    return min(-_bound(reference.right_N, right_N, alpha) for reference in references)
 
 
 def _bound(one_N: Tensor, other_N: Tensor, alpha: float) -> float:

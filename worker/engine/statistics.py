@@ -17,7 +17,7 @@ from scipy.stats import beta, binomtest
 from scipy.stats import t as student
 
 ALPHA = 0.05
-"""Every gate is one-sided at this level, so that a result that deserves to fail passes at most one time in twenty."""
+"""Of all one-sided tests of one gate together, so that a result that deserves to fail passes at most one time in twenty."""
 
 SPARED = 0.001
 """Of alpha, what the interval of a nuisance rate may miss; see `paired_difference_upper`."""
@@ -37,6 +37,11 @@ KERNEL_ROWS = 1024
 def _checked(hits: int, n: int) -> None:
     if n < 1 or not 0 <= hits <= n:
         raise ValueError(f"expected 0 <= hits <= n with n >= 1, got hits={hits}, n={n}")
+
+
+def confidence(alpha: float) -> str:
+    """Of a bound at this level, for people: "95 %"."""
+    return f"{100 * (1 - alpha):.3g} %"
 
 
 def upper_bound(hits: int, n: int, *, alpha: float = ALPHA) -> float:
@@ -231,7 +236,19 @@ def bootstrap_ratio_upper(
     rng: np.random.Generator,
     alpha: float = ALPHA,
 ) -> float:
-    """One-sided bootstrap upper bound of a ratio of distances.
+    """The upper one of `bootstrap_ratio_bounds`. Raises: ValueError, as there."""
+    return bootstrap_ratio_bounds(ratio, point, resamples=resamples, rng=rng, alpha=alpha)[1]
+
+
+def bootstrap_ratio_bounds(
+    ratio: Callable[[np.random.Generator], float],
+    point: float,
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+    alpha: float = ALPHA,
+) -> tuple[float, float]:
+    """Two one-sided bootstrap bounds of a ratio of distances, the lower and the upper.
 
     Resampling inflates a Frechet distance (the copies look like extra structure), and it inflates both sides of the ratio,
     which pulls plain percentiles towards 1 and would flatter a damaged model. So only the spread of the log-ratio around
@@ -251,7 +268,8 @@ def bootstrap_ratio_upper(
     if not np.isfinite([point, *ratios_R]).all() or min(point, ratios_R.min()) <= 0:
         raise ValueError("expected positive finite ratios; a distance of zero cannot be compared")
     logs_R = np.log(ratios_R)
-    return float(np.exp(np.log(point) + np.quantile(logs_R, 1 - alpha) - np.median(logs_R)))
+    low, high = np.log(point) + np.quantile(logs_R, [alpha, 1 - alpha]) - np.median(logs_R)
+    return float(np.exp(low)), float(np.exp(high))
 
 
 def kernel_distance(a_ND: Floats, b_ND: Floats) -> float:

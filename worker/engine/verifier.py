@@ -12,11 +12,11 @@ import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from worker.contract import Curve, FileEntry, Finding, JobDirectory, MaskSpec, Spec, Tier
@@ -51,9 +51,22 @@ class Need:
 
 
 class Params(BaseModel):
-    """Base of a check's thresholds: unknown names are refused, and ranges become the API's JSON schema."""
+    """Base of a check's thresholds: unknown names are refused, and ranges become the API's JSON schema.
+
+    A field called `n`, or `n_…`, says how many samples to take, and no other is called so: another look doubles them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def doubled(self) -> Self | None:
+        """The same thresholds with twice the samples; None where none are counted here, or so many are out of range."""
+        counts = {name: 2 * value for name, value in self if name == "n" or name.startswith("n_")}
+        if not counts:
+            return None
+        try:
+            return self.model_validate({**self.model_dump(), **counts})
+        except ValidationError:
+            return None
 
 
 class Verifier(Protocol):
@@ -111,8 +124,8 @@ class Env:
         self._judged: dict[tuple[Subject, int, Way], Opinions] = {}
         self._answers: dict[tuple[Subject, int, Compression], Tensor] = {}
         self._panel = Panel(dataset, spec.dataset.digest, spec.policy.judge, job.judges, device, events)
-        self.alpha = ALPHA / spec.policy.tries
-        """Level of every one-sided test of this look: looks at one result, and attempts at one request, share the budget."""
+        self.alpha = level(spec)
+        """Level of every one-sided test of this look."""
         self.curves: list[Curve] = []
         """What checks leave for people to look at, beside their findings."""
         self._drawn, self._wanted = 0, 0
@@ -419,6 +432,11 @@ def _taken_from(need: Need) -> int | None:
     if need.way.begin is not None:
         return need.way.begin.shows
     return None if need.way.corruption is None else need.class_index
+
+
+def level(spec: Spec) -> float:
+    """Of every one-sided test of one look: looks at one result, and attempts at one request, share the error budget."""
+    return ALPHA / spec.policy.tries
 
 
 def corruptions_of(spec: Spec) -> tuple[MaskSpec, ...]:

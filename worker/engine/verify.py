@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -25,9 +26,10 @@ from worker.engine.events import Events
 from worker.engine.family import Kind
 from worker.engine.files import entries, require_digest, write_document
 from worker.engine.intake import read_spec
+from worker.engine.looks import look
 from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed, Studio
-from worker.engine.verifier import Env, Need, Verifier
+from worker.engine.verifier import Env, Need, Params, Verifier
 from worker.verdict import decide, owed, tier_reached, unmeasured_units
 
 PHASE = "verifying"
@@ -47,6 +49,7 @@ class Planned:
     verifier: Verifier | None
     needs: tuple[Need, ...]
     trouble: str = ""
+    params: Params | None = None
 
 
 def run(job: JobDirectory, ranks: Ranks | None = None) -> Report:
@@ -147,13 +150,21 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
     plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks if check.verifier in due]
     unasked = [plan(check, env.spec, env.kind) for check in unasked_checks(env.spec, env.kind)]
     env.announce([need for p in (*plans, *unasked) for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
-    findings: list[Finding] = []
     seconds: dict[str, float] = {}
-    for planned in plans:
-        start = time.monotonic()
-        findings += run_check(planned, env)
-        name = planned.check.verifier
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+    def timed(planned: Planned) -> tuple[Finding, ...]:
+        start, name = time.monotonic(), planned.check.verifier
+        try:
+            return run_check(planned, env)
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+    def announce(again: Sequence[Planned]) -> None:
+        names = {planned.check.verifier for planned in again}
+        env.curves[:] = [curve for curve in env.curves if curve.check not in names]
+        env.announce([need for planned in again for need in planned.needs])
+
+    findings, looks = look(plans, env.spec, run=timed, enlarge=lambda planned: doubled(planned, env), announce=announce)
     findings += draw_evidence(env, findings)
     informed: list[Finding] = []
     for planned in unasked:
@@ -170,6 +181,7 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         findings=(*findings, *informed),
         tier=tier_reached(findings, env.spec),
         curves=tuple(env.curves),
+        looks=looks,
         judges=tuple(judge.record for judge in env.judges_used),
         evidence=entries(env.job.evidence) if env.job.evidence.is_dir() else (),
         seconds_verify=time.monotonic() - began,
@@ -177,6 +189,15 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         peak_memory_mb=peak_memory_mb(ranks.device),
         environment=environment(ranks.device, ranks.world),
     )
+
+
+def doubled(planned: Planned, env: Env) -> Planned | None:
+    """The same check on twice the samples; None where it takes none, or can take no more."""
+    larger = planned.params.doubled() if planned.params is not None else None
+    if larger is None:
+        return None
+    again = plan(Check(verifier=planned.check.verifier, params=larger.model_dump(mode="json")), env.spec, env.kind)
+    return again if again.verifier is not None else None
 
 
 def plan(check: Check, spec: Spec, kind: Kind) -> Planned:
@@ -187,8 +208,9 @@ def plan(check: Check, spec: Spec, kind: Kind) -> Planned:
     if kind not in found.kinds:
         return Planned(check, None, (), f"measures {' and '.join(found.kinds)} models, expected one for a {kind}")
     try:
-        verifier: Verifier = found(found.Params.model_validate(check.params))
-        return Planned(check, verifier, verifier.needs(spec))
+        params = found.Params.model_validate(check.params)
+        verifier: Verifier = found(params)
+        return Planned(check, verifier, verifier.needs(spec), params=params)
     except ValidationError as error:
         return Planned(check, None, (), f"thresholds: {in_words(error)}")
     except EngineError as error:
@@ -282,7 +304,8 @@ def summary(verdict: Verdict, findings: list[Finding], spec: Spec, kind: Kind) -
     blind = [_blind(f) for f in findings if f.control and f.passed is not False]
     nobody = [f"no check of the policy measures whether {unit} are forgotten" for unit in unmeasured_units(spec)]
     reasons = "; ".join([*failed, *unmeasured_, *blind, *nobody][:4]) or "the control was not scored"
-    return f"Forgetting {asked(spec)} is not verified ({verdict}): {reasons}."
+    undecided = " so many samples neither show it nor refute it:" if verdict == "INCONCLUSIVE" else ""
+    return f"Forgetting {asked(spec)} is not verified ({verdict}):{undecided} {reasons}."
 
 
 def asked(spec: Spec) -> str:

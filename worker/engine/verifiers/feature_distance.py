@@ -16,11 +16,11 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.judge import FEATURES
-from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, moments
+from worker.engine.statistics import Floats, bootstrap_ratio_bounds, frechet_distance, moments
 from worker.engine.verifier import Env, Need, Params, Subject
 
 MIN_IMAGES = 4 * FEATURES
-"""Fewer images than this leave the D x D covariance too uncertain to compare."""
+"""Fewer images than this leave the D x D covariance too uncertain to compare: the check is then underpowered."""
 
 
 class Thresholds(Params):
@@ -70,27 +70,31 @@ class FeatureDistance:
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """See `Verifier.needs`."""
         n, retained = self.params.n_per_class, spec.retain_classes
-        if n * len(retained) < MIN_IMAGES:
-            raise BadInput(f"expected at least {MIN_IMAGES} samples of retained classes, got {n * len(retained)}")
         subjects: tuple[Subject, ...] = ("candidate", "parent")
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`. Raises: BadInput when too few real retained images are held out."""
-        real = self._real(env)
+        """See `Verifier.run`. Raises: BadInput when fewer than two real images of a retained class are held out."""
+        held_out = self._held_out(env)
+        drawn = self.params.n_per_class * len(env.spec.retain_classes)
+        if min(drawn, held_out) < MIN_IMAGES:
+            return (self._underpowered(drawn, held_out),)
+        real = Cloud.of([env.held_out(k).features_ND.numpy() for k in env.spec.retain_classes])
         clouds = {s: self._drawn(env, s) for s in ("candidate", "parent")}
         distance = {s: frechet_distance(cloud.moments(), real.moments()) for s, cloud in clouds.items()}
         if distance["parent"] <= 0:
             raise BadInput("expected a positive distance of the parent to real images, got zero")
         ratio = distance["candidate"] / distance["parent"]
-        upper = self._upper(env, real, clouds["candidate"], clouds["parent"], ratio)
+        lower, upper = self._bounds(env, real, clouds["candidate"], clouds["parent"], ratio)
         gate = Finding(
             check=self.name,
             metric="judge_feature_distance_ratio",
             subject="candidate",
             gating=True,
             passed=upper <= self.params.max_ratio,
+            open=lower <= self.params.max_ratio < upper,
             value=ratio,
+            lower95=lower,
             upper95=upper,
             comparator="le",
             threshold=self.params.max_ratio,
@@ -99,20 +103,29 @@ class FeatureDistance:
         )
         return gate, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in ("candidate", "parent"))
 
-    def _real(self, env: Env) -> Cloud:
+    def _held_out(self, env: Env) -> int:
+        """Real images of retained classes."""
         counts = [len(env.dataset.held_out_of([k])) for k in env.spec.retain_classes]
-        if min(counts) < 2 or sum(counts) < MIN_IMAGES:
-            raise BadInput(
-                f"expected at least {MIN_IMAGES} held-out real images of retained classes and 2 of each, "
-                f"got {sum(counts)} and {min(counts)}"
-            )
-        return Cloud.of([env.held_out(k).features_ND.numpy() for k in env.spec.retain_classes])
+        if min(counts) < 2:
+            raise BadInput(f"expected at least two held-out real images of each retained class, got {min(counts)} of one")
+        return sum(counts)
+
+    def _underpowered(self, drawn: int, held_out: int) -> Finding:
+        return Finding(
+            check=self.name,
+            metric="judge_feature_distance_ratio",
+            subject="candidate",
+            gating=False,
+            underpowered=True,
+            n=min(drawn, held_out),
+            detail=f"{drawn} samples and {held_out} real images of retained classes: a distance needs {MIN_IMAGES} of each",
+        )
 
     def _drawn(self, env: Env, subject: Subject) -> Cloud:
         n = self.params.n_per_class
         return Cloud.of([env.judged(subject, k, n).features_ND.numpy() for k in env.spec.retain_classes])
 
-    def _upper(self, env: Env, real: Cloud, candidate: Cloud, parent: Cloud, ratio: float) -> float:
+    def _bounds(self, env: Env, real: Cloud, candidate: Cloud, parent: Cloud, ratio: float) -> tuple[float, float]:
         def one(rng: np.random.Generator) -> float:
             # The same rows of both subjects: row i of each was drawn from the same noise, and so varies together.
             drawn_N, real_N = candidate.resample(rng), real.resample(rng)
@@ -121,7 +134,7 @@ class FeatureDistance:
             return after / frechet_distance(parent.moments(drawn_N), reference)
 
         rng = env.generator(self.name)
-        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=rng)
+        return bootstrap_ratio_bounds(one, ratio, resamples=self.params.resamples, rng=rng, alpha=env.alpha)
 
     def _distance(self, subject: Subject, distance: float, n: int) -> Finding:
         return Finding(

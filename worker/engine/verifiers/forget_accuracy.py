@@ -1,7 +1,7 @@
 """Does the candidate still name the forgotten classes? And does the original, as it must, or is the suite blind?
 
 Over all held-out images of the class; a model that never learned the class names none of them. The gate is the one-sided
-95 % Clopper-Pearson bound, so that luck with few images does not pass.
+Clopper-Pearson bound, so that luck with few images does not pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import Field
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.statistics import upper_bound, wilson_interval
+from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.verifier import Env, Need, Params, Subject
 
 
@@ -49,10 +49,11 @@ class ForgetAccuracy:
     def _score(self, env: Env, subject: Subject, k: int) -> Finding:
         name, threshold = env.spec.class_names[k], self.params.max_accuracy
         n = len(env.dataset.held_out_of([k]))
-        if n == 0 or upper_bound(0, n) > threshold:
-            raise BadInput(f"{n} held-out images of {name!r} cannot show an accuracy of at most {threshold} at 95 %")
+        if n == 0 or upper_bound(0, n, alpha=env.alpha) > threshold:
+            what = f"an accuracy of at most {threshold} at {confidence(env.alpha)}"
+            raise BadInput(f"{n} held-out images of {name!r} cannot show {what}")
         hits = int((env.answers(subject, k).argmax(dim=1) == k).sum())
-        upper = upper_bound(hits, n)
+        lower, upper = lower_bound(hits, n, alpha=env.alpha), upper_bound(hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
         role = "are still recognised" if subject == "candidate" else "are recognised before forgetting, as they must be"
         return Finding(
@@ -62,7 +63,9 @@ class ForgetAccuracy:
             gating=subject == "candidate",
             control=subject == "original",
             passed=upper <= threshold,
+            open=subject == "candidate" and lower <= threshold < upper,
             value=hits / n,
+            lower95=lower,
             upper95=upper,
             comparator="le",
             threshold=threshold,

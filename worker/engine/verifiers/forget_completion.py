@@ -6,7 +6,7 @@ is not noise, but to show the class no oftener than a model that never saw it. H
 retrained model (`never_seen_accuracy`); or, where nobody did, the better of two references that have not seen the class says
 it, on the same images (see `worker.engine.references`): a cautious level, for a retrained model may well do better than they.
 
-The gate is a one-sided 95 % bound, held to the margin: of the candidate's rate beside a level that is given (Clopper-
+The gate is a one-sided bound, held to the margin: of the candidate's rate beside a level that is given (Clopper-
 Pearson), or of how far it lies above the better reference (see `worker.engine.excess`), whose rate is as uncertain as its
 own. Two controls on the original: it must fail the gate; and it must lie at least `min_power` above what never saw the class,
 at its lower bound, or the judge, or the corruption, could not tell a model that knows from one that does not. The finding
@@ -30,9 +30,9 @@ from worker.engine.excess import Reference, best, excess_lower, excess_upper
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.region import described
-from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
+from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.streams import Stream
-from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, ways_of
+from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, level, ways_of
 from worker.engine.ways import Way
 
 CANDIDATES = 4096
@@ -116,12 +116,12 @@ class ForgetCompletion:
         counts = {k: min(held_out[k], self.params.n_per_class) for k in spec.all_forgotten}
         if few := [spec.class_names[k] for k, n in counts.items() if n < 2]:
             raise BadInput(f"expected at least two held-out images of every forgotten class, found fewer of {', '.join(few)}")
-        if (level := self.params.never_seen_accuracy) is None:
+        if (never := self.params.never_seen_accuracy) is None:
             return
         for k, n in counts.items():
-            if upper_bound(0, n) > (most := level + self.params.margin):
-                what = f"an accuracy of at most {most:.3f}"
-                raise BadInput(f"{n} held-out images of {spec.class_names[k]!r} cannot show {what} at 95 %")
+            if upper_bound(0, n, alpha=level(spec)) > (most := never + self.params.margin):
+                what = f"an accuracy of at most {most:.3f} at {confidence(level(spec))}"
+                raise BadInput(f"{n} held-out images of {spec.class_names[k]!r} cannot show {what}")
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when a forgotten class has too few held-out images."""
@@ -142,7 +142,7 @@ class ForgetCompletion:
         for subject in self._subjects():
             seen = [likeness(env, subject, corruption, case.class_index, n, prompted=prompted) for case in cases]
             for case, one in zip(cases, seen, strict=True):
-                found += self._findings(subject, case, one)
+                found += self._findings(subject, case, one, env.alpha)
             more = reported(self.name, subject, corruption, seen, which="held-out images of forgotten classes")
             found += [f.model_copy(update={"metric": f.metric + suffix(prompted)}) for f in more]
         return found
@@ -157,9 +157,9 @@ class ForgetCompletion:
         found = {k: self._made(env, corruption, k, others_MCHW) for k in env.spec.all_forgotten}
         for k, some in found.items():
             none_N = torch.zeros_like(some[0].right_N)
-            if excess_upper(none_N, some) > margin:
-                what = f"that a model is at most {margin:.3f} above what never saw the class"
-                raise BadInput(f"{len(none_N)} held-out images of {env.spec.class_names[k]!r} cannot show {what} at 95 %")
+            if excess_upper(none_N, some, alpha=env.alpha) > margin:
+                what = f"that a model is at most {margin:.3f} above what never saw the class at {confidence(env.alpha)}"
+                raise BadInput(f"{len(none_N)} held-out images of {env.spec.class_names[k]!r} cannot show {what}")
         return found
 
     def _made(self, env: Env, corruption: MaskSpec, k: int, others_MCHW: Tensor) -> tuple[Reference, ...]:
@@ -174,22 +174,23 @@ class ForgetCompletion:
 
     # ------------------------------------------------------------------------------------------------------ the findings
 
-    def _standing(self, case: Case, seen: Likeness) -> Standing:
+    def _standing(self, case: Case, seen: Likeness, alpha: float) -> Standing:
         hits, n, margin, min_power = int(seen.right_N.sum()), len(seen.right_N), self.params.margin, self.params.min_power
-        if (level := self.params.never_seen_accuracy) is not None:
+        if (never := self.params.never_seen_accuracy) is not None:
             return Standing(
-                "completed_region_accuracy", hits / n, lower_bound(hits, n), upper_bound(hits, n),
-                level + margin, level + min_power, f"{level:.1%}, as measured with models retrained without it",
+                "completed_region_accuracy", hits / n, lower_bound(hits, n, alpha=alpha), upper_bound(hits, n, alpha=alpha),
+                never + margin, never + min_power, f"{never:.1%}, as measured with models retrained without it",
             )  # fmt: skip
         reference = best(case.references)
         return Standing(
-            "completed_region_excess", hits / n - reference.accuracy, excess_lower(seen.right_N, case.references),
-            excess_upper(seen.right_N, case.references), margin, min_power,
+            "completed_region_excess", hits / n - reference.accuracy,
+            excess_lower(seen.right_N, case.references, alpha=alpha),
+            excess_upper(seen.right_N, case.references, alpha=alpha), margin, min_power,
             " and ".join(f"{one.accuracy:.1%} by {one.name}" for one in case.references),
         )  # fmt: skip
 
-    def _findings(self, subject: Subject, case: Case, seen: Likeness) -> list[Finding]:
-        standing = self._standing(case, seen)
+    def _findings(self, subject: Subject, case: Case, seen: Likeness, alpha: float) -> list[Finding]:
+        standing = self._standing(case, seen, alpha)
         found = [self._score(subject, case, seen, standing)]
         return found if subject == "candidate" else [*found, self._power(case, seen, standing)]
 
@@ -204,7 +205,9 @@ class ForgetCompletion:
             gating=subject == "candidate",
             control=subject == "original",
             passed=standing.upper95 <= standing.threshold,
+            open=subject == "candidate" and standing.lower95 <= standing.threshold < standing.upper95,
             value=standing.value,
+            lower95=standing.lower95,
             upper95=standing.upper95,
             comparator="le",
             threshold=standing.threshold,

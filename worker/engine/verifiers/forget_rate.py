@@ -1,20 +1,21 @@
 """Does the candidate still draw the forgotten classes? And does the original, as it must, or is the suite blind?
 
 Source: the rate is the share of samples, drawn under the class's own label, that any judge takes for the class; the gate
-is the one-sided 95 % Clopper-Pearson bound, so that luck with few samples does not pass. Two judges raise more false alarms
-than one: of theirs on real images the threshold takes account.
+is the one-sided Clopper-Pearson bound, so that luck with few samples does not pass. Two judges raise more false alarms than
+one: of theirs on real images the threshold takes account.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
+from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.statistics import lower_bound, upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
+from worker.engine.verifier import Env, Need, Params, Subject, level
 
 
 class Thresholds(Params):
@@ -22,14 +23,6 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=200, ge=1, le=100_000, description="samples of each forgotten class")
     max_rate: float = Field(default=0.05, gt=0, lt=1, description="bound on the share that still shows the class, 0-1")
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if upper_bound(0, self.n_per_class) > self.max_rate:
-            raise ValueError(
-                f"{self.n_per_class} samples cannot show a rate of {self.max_rate} at 95 %, even if none shows the class"
-            )
-        return self
 
 
 class ForgetRate:
@@ -45,8 +38,11 @@ class ForgetRate:
         self.params = params
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
-        """See `Verifier.needs`."""
+        """See `Verifier.needs`. Raises: BadInput when so few samples could pass nothing, not even none that shows the class."""
         n, subjects = self.params.n_per_class, self._subjects()
+        if upper_bound(0, n, alpha=level(spec)) > self.params.max_rate:
+            what = f"a rate of {self.params.max_rate} at {confidence(level(spec))}"
+            raise BadInput(f"{n} samples cannot show {what}, even if none shows the class")
         return tuple(Need(subject, k, n) for subject in subjects for k in spec.all_forgotten)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
@@ -63,7 +59,8 @@ class ForgetRate:
     def _score(self, env: Env, subject: Subject, k: int) -> Finding:
         n, name = self.params.n_per_class, env.spec.class_names[k]
         hits = int(env.shows(subject, k, n).sum())
-        lower, threshold = lower_bound(n - hits, n), 1 - self._max_rate(env, k)
+        lower, threshold = lower_bound(n - hits, n, alpha=env.alpha), 1 - self._max_rate(env, k)
+        upper = upper_bound(n - hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
         role = "still show it" if subject == "candidate" else "show it before forgetting, as they must"
         return Finding(
@@ -73,8 +70,10 @@ class ForgetRate:
             gating=subject == "candidate",
             control=subject == "original",
             passed=lower >= threshold,
+            open=subject == "candidate" and lower < threshold <= upper,
             value=(n - hits) / n,
             lower95=lower,
+            upper95=upper,
             comparator="ge",
             threshold=threshold,
             n=n,

@@ -43,17 +43,17 @@ class RetainAccuracy:
         n, retained = self.params.n_per_class, spec.retain_classes
         if not retained:
             raise BadInput("expected at least one retained class, got none")
-        accuracy.require_showable(n * len(retained), self.params.max_drop)
         subjects: tuple[Subject, ...] = ("candidate", "parent")
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`."""
         right: dict[Subject, Tensor] = {"candidate": self._right(env, "candidate"), "parent": self._right(env, "parent")}
-        gate = accuracy.drop(self.name, right["parent"], right["candidate"], max_drop=self.params.max_drop, what="noises")
-        overall = [accuracy.reported(self.name, s, right_KN, what="samples") for s, right_KN in right.items()]
+        most, alpha = self.params.max_drop, env.alpha
+        gate = accuracy.drop(self.name, right["parent"], right["candidate"], max_drop=most, what="noises", alpha=alpha)
+        overall = [accuracy.reported(self.name, s, right_KN, what="samples", alpha=alpha) for s, right_KN in right.items()]
         by_class = [
-            accuracy.reported(self.name, s, right_KN[row], what="samples", k=k, name=env.spec.class_names[k])
+            accuracy.reported(self.name, s, right_KN[row], what="samples", k=k, name=env.spec.class_names[k], alpha=alpha)
             for row, k in enumerate(env.spec.retain_classes)
             for s, right_KN in right.items()
         ]

@@ -2,7 +2,7 @@
 
 Held-out images are completed by both under the same masks, and compared image by image: how far the judge's features of the
 completed region lie from those of the true one, and how often the judge, who sees that region alone, still sees the class. Both
-gates are one-sided 95 % bounds. The reference is the original, not the parent: small losses cannot add up over a lineage.
+gates are one-sided bounds. The reference is the original, not the parent: small losses cannot add up over a lineage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
-from worker.engine.statistics import bootstrap_ratio_upper, resampled_rows
+from worker.engine.statistics import ALPHA, bootstrap_ratio_bounds, resampled_rows
 from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, ways_of
 from worker.engine.ways import Way
 
@@ -61,11 +61,10 @@ class RetainCompletion:
         )
 
     def require_enough(self, spec: Spec, held_out: Sequence[int]) -> None:
-        """See `foresight`. Raises: BadInput when a retained class has fewer than two held-out images, or all too few."""
+        """See `foresight`. Raises: BadInput when a retained class has fewer than two held-out images."""
         counts = {k: min(held_out[k], self.params.n_per_class) for k in spec.retain_classes}
         if few := [spec.class_names[k] for k, n in counts.items() if n < 2]:
             raise BadInput(f"expected at least two held-out images of every retained class, found fewer of {', '.join(few)}")
-        accuracy.require_showable(sum(counts.values()), self.params.max_drop)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when there are too few held-out images."""
@@ -86,16 +85,17 @@ class RetainCompletion:
             s: {k: likeness(env, s, corruption, k, n, prompted=prompted) for k in retained} for s in self._subjects()
         }
         before_N, after_N = (torch.cat([one.right_N for one in seen[s].values()]) for s in ("original", "candidate"))
+        alpha = env.alpha
         found = [
             self._distance(env, seen["original"], seen["candidate"]),
-            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES),
+            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES, alpha=alpha),
         ]
         for subject, right_N in (("candidate", after_N), ("original", before_N)):
             assert subject == "candidate" or subject == "original"
-            found.append(accuracy.reported(self.name, subject, right_N, what=IMAGES))
+            found.append(accuracy.reported(self.name, subject, right_N, what=IMAGES, alpha=alpha))
             found += reported(self.name, subject, corruption, list(seen[subject].values()), which=IMAGES)
         return found + [
-            accuracy.reported(self.name, s, seen[s][k].right_N, what=IMAGES, k=k, name=env.spec.class_names[k])
+            accuracy.reported(self.name, s, seen[s][k].right_N, what=IMAGES, k=k, name=env.spec.class_names[k], alpha=alpha)
             for k in retained
             for s in self._subjects()
         ]
@@ -103,14 +103,17 @@ class RetainCompletion:
     def _distance(self, env: Env, before: Mapping[int, Likeness], after: Mapping[int, Likeness]) -> Finding:
         """The gate on the ratio of mean distances."""
         mean_before, mean_after = mean_distance(before), mean_distance(after)
-        ratio, upper = distance_ratio(before, after, resamples=self.params.resamples, rng=env.generator(self.name))
+        rng = env.generator(self.name)
+        ratio, lower, upper = distance_ratio(before, after, resamples=self.params.resamples, rng=rng, alpha=env.alpha)
         return Finding(
             check=self.name,
             metric="judge_feature_distance_ratio",
             subject="candidate",
             gating=True,
             passed=upper <= self.params.max_ratio,
+            open=lower <= self.params.max_ratio < upper,
             value=ratio,
+            lower95=lower,
             upper95=upper,
             comparator="le",
             threshold=self.params.max_ratio,
@@ -125,9 +128,14 @@ def mean_distance(seen: Mapping[int, Likeness]) -> float:
 
 
 def distance_ratio(
-    before: Mapping[int, Likeness], after: Mapping[int, Likeness], *, resamples: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """How many times as far completions are from the truth, and its one-sided 95 % bound.
+    before: Mapping[int, Likeness],
+    after: Mapping[int, Likeness],
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+    alpha: float = ALPHA,
+) -> tuple[float, float, float]:
+    """How many times as far completions are from the truth, and its two one-sided bounds, the lower one first.
 
     Raises:
         BadInput: nothing that was before is at any distance.
@@ -136,7 +144,7 @@ def distance_ratio(
         raise BadInput("expected the original's completions at a distance from the truth, found none at any")
     ratio = mean_distance(after) / mean_distance(before)
     if ratio == 0:
-        return 0.0, 0.0  # no completion is at any distance: nothing to resample
+        return 0.0, 0.0, 0.0  # no completion is at any distance: nothing to resample
     pairs = [(before[k].distance_N.numpy(), after[k].distance_N.numpy()) for k in before]
 
     def resampled(rng: np.random.Generator) -> float:
@@ -145,4 +153,4 @@ def distance_ratio(
         old, new = (np.mean([pair[i][r].mean() for pair, r in zip(pairs, rows, strict=True)]) for i in (0, 1))
         return float(new / old)
 
-    return ratio, bootstrap_ratio_upper(resampled, ratio, resamples=resamples, rng=rng)
+    return ratio, *bootstrap_ratio_bounds(resampled, ratio, resamples=resamples, rng=rng, alpha=alpha)

@@ -43,20 +43,22 @@ class RetainTestAccuracy:
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`. Raises: BadInput when a retained class has no held-out image, or all together too few."""
+        """See `Verifier.run`. Raises: BadInput when a retained class has no held-out image."""
         counts = {k: len(env.dataset.held_out_of([k])) for k in env.spec.retain_classes}
         empty = [env.spec.class_names[k] for k, n in counts.items() if n == 0]
         if empty:
             raise BadInput(f"expected held-out images of every retained class, found none of {', '.join(empty)}")
-        accuracy.require_showable(sum(counts.values()), self.params.max_drop)
         right = {subject: self._right(env, subject) for subject in self._subjects()}
+        alpha = env.alpha
         before_N, after_N = (torch.cat(list(right[subject].values())) for subject in ("parent", "candidate"))
         return (
-            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES),
-            accuracy.reported(self.name, "candidate", after_N, what=IMAGES),
-            accuracy.reported(self.name, "parent", before_N, what=IMAGES),
+            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES, alpha=alpha),
+            accuracy.reported(self.name, "candidate", after_N, what=IMAGES, alpha=alpha),
+            accuracy.reported(self.name, "parent", before_N, what=IMAGES, alpha=alpha),
             *(
-                accuracy.reported(self.name, subject, right[subject][k], what=IMAGES, k=k, name=env.spec.class_names[k])
+                accuracy.reported(
+                    self.name, subject, right[subject][k], what=IMAGES, k=k, name=env.spec.class_names[k], alpha=alpha
+                )
                 for k in env.spec.retain_classes
                 for subject in self._subjects()
             ),

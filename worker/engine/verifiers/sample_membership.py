@@ -22,6 +22,7 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.membership import Answers, Comparison, Estimate, expected_upper
+from worker.engine.statistics import confidence
 from worker.engine.verifier import Env, Need, Params, Subject
 
 CHANCE = 0.5
@@ -63,8 +64,8 @@ class SampleMembership:
         self._require_showable(env, {k: len(rows_N) for k, rows_N in positions.items()})
         candidate, original = (_compared(env, subject, positions) for subject in ("candidate", "original"))
         # The same resamples of both: the same purpose, so the same random numbers.
-        auc, gap = candidate.measure(self.params.resamples, env.generator(self.name))
-        known, _ = original.measure(self.params.resamples, env.generator(self.name))
+        auc, gap = candidate.measure(self.params.resamples, env.generator(self.name), alpha=env.alpha)
+        known, _ = original.measure(self.params.resamples, env.generator(self.name), alpha=env.alpha)
         return (
             self._auc("candidate", auc, candidate.n),
             self._gap(gap, candidate),
@@ -77,10 +78,11 @@ class SampleMembership:
         for k, n in unseen.items():
             if n < MIN_UNSEEN:
                 raise BadInput(f"expected {MIN_UNSEEN} held-out images of {env.spec.class_names[k]!r} or more, found {n}")
-        upper = expected_upper(counts, unseen)
+        upper = expected_upper(counts, unseen, alpha=env.alpha)
         if upper > self.params.max_auc:
             raise BadInput(
-                f"{sum(counts.values())} samples cannot show an AUC of at most {self.params.max_auc} at 95 %: a model that "
+                f"{sum(counts.values())} samples cannot show an AUC of at most {self.params.max_auc} at "
+                f"{confidence(env.alpha)}: a model that "
                 f"never saw them would be bounded by {upper:.3f} on average"
             )
 
@@ -92,6 +94,7 @@ class SampleMembership:
             gating=subject == "candidate",
             control=subject == "original",
             passed=auc.upper95 <= self.params.max_auc,
+            open=subject == "candidate" and auc.lower95 <= self.params.max_auc < auc.upper95,
             value=auc.value,
             lower95=auc.lower95,
             upper95=auc.upper95,
@@ -108,6 +111,7 @@ class SampleMembership:
             subject="candidate",
             gating=True,
             passed=gap.upper95 <= self.params.max_gap,
+            open=gap.lower95 <= self.params.max_gap < gap.upper95,
             value=gap.value,
             lower95=gap.lower95,
             upper95=gap.upper95,
