@@ -18,6 +18,7 @@ from service.config import Settings, get_settings
 from service.datasets import endpoints as datasets
 from service.middleware import BodyLimit, RequestId
 from service.models import endpoints as models
+from service.policies import endpoints as policies
 from service.requests import endpoints as requests
 
 VERSION = "0.1.0"
@@ -28,6 +29,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints.router,
     audit.router,
     catalogue.router,
+    policies.router,
     health.router,
 )
 

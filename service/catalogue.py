@@ -1,4 +1,4 @@
-"""What may be asked: families, methods with their parameters, verifiers; and the policy a result is held to.
+"""What may be asked: families, methods with their parameters, verifiers.
 
 `catalogue.json` is printed by the engine and checked in, so the API validates parameters without torch. Messages say what a
 parameter must be, never what came.
@@ -7,21 +7,18 @@ parameter must be, never what came.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from service.config import Settings
-from service.errors import InvalidParams, PolicyUnfit, RetainUnsupported, SamplesUnverifiable, UnknownFamily, UnknownMethod
+from service.errors import InvalidParams, RetainUnsupported, UnknownFamily, UnknownMethod
 
 HERE = Path(__file__).resolve().parent
 CATALOGUE_FILE = HERE / "catalogue.json"
-POLICIES = HERE / "policies"
 PREFERRED_METHODS = ("sfron", "encoder_l2")
 """Of those that a family has, the first one is its default."""
 
@@ -29,19 +26,8 @@ Json = dict[str, Any]
 Kind = Literal["generator", "classifier", "i2i"]
 Unit = Literal["class", "sample"]
 
-DEFAULT_POLICIES: dict[tuple[Kind, frozenset[Unit]], str] = {
-    ("generator", frozenset({"class"})): "basic-v1",
-    ("classifier", frozenset({"class"})): "classifier-v1",
-    ("classifier", frozenset({"sample"})): "classifier-samples-v1",
-    ("classifier", frozenset({"class", "sample"})): "classifier-classes-and-samples-v1",
-    ("i2i", frozenset({"class"})): "i2i-v1",
-}
-"""The packaged policy by kind of model and by what was ever forgotten. What is missing cannot be verified at all."""
-
 KINDS: dict[Kind, str] = {"generator": "a generator", "classifier": "a classifier", "i2i": "an image-to-image model"}
 """As sentences call them."""
-
-UNITS: dict[Unit, Literal["classes", "samples"]] = {"class": "classes", "sample": "samples"}
 
 
 class _Entry(BaseModel):
@@ -112,10 +98,6 @@ class Catalogue(_Entry):
         return tuple(sorted(name for name, method in self.methods.items() if family in method.families))
 
 
-class PolicyInvalid(RuntimeError):
-    """The configured policy is no policy: the service must not promise to verify by it."""
-
-
 @lru_cache(maxsize=1)
 def get_catalogue() -> Catalogue:
     """The packaged catalogue. Raises: FileNotFoundError, pydantic.ValidationError."""
@@ -174,8 +156,8 @@ def effective_params(method: str, family: str, params: Json, *, unit: Unit = "cl
     effective = {**_defaults(schema), **_preset(entry, family, unit, params), **params}
     idle = _without_effect(entry, family, effective)
     problems = [
-        *_unknown(schema, params),
-        *(_sentence(e) for e in _validator(method).iter_errors(effective)),
+        *unknown_names(schema, params),
+        *(sentence(e) for e in _validator(method).iter_errors(effective)),
         *((f"/params/{key}", f"{key}: {idle[key]}") for key in sorted(idle) if key in params),
     ]
     if problems:
@@ -216,7 +198,7 @@ def _without_effect(entry: MethodEntry, family: str, effective: Json) -> dict[st
     return idle
 
 
-def _unknown(schema: Json, params: Json, whose: str = "method") -> Iterable[tuple[str, str]]:
+def unknown_names(schema: Json, params: Json, whose: str = "method") -> Iterable[tuple[str, str]]:
     """Unknown names are refused even where a schema forgot to close itself."""
     known = schema.get("properties", {})
     if set(params) - set(known):
@@ -225,17 +207,18 @@ def _unknown(schema: Json, params: Json, whose: str = "method") -> Iterable[tupl
 
 @lru_cache(maxsize=64)
 def _validator(method: str) -> Any:
-    return _of_schema(get_catalogue().methods[method].params)
+    return of_schema(get_catalogue().methods[method].params)
 
 
-def _of_schema(schema: Json) -> Any:
+def of_schema(schema: Json) -> Any:
+    """What holds values against a JSON schema."""
     from jsonschema import Draft202012Validator  # 0.1 s to import; only a POST needs it
 
     return Draft202012Validator(schema)
 
 
-def _sentence(error: Any) -> tuple[str, str]:
-    """Where and what was expected, in the schema's words; jsonschema's own message quotes the input."""
+def sentence(error: Any) -> tuple[str, str]:
+    """Of a schema's error: where and what was expected, in the schema's words; jsonschema's own message quotes the input."""
     place = "/".join(str(part) for part in error.absolute_path)
     pointer = "/params" + (f"/{place}" if place else "")
     name = place.replace("/", ".") or "params"
@@ -264,120 +247,6 @@ def _accepted(schema: Json) -> str:
     limits = [f"{name} {schema[name]}" for name in LIMITS if name in schema]
     kind = str(schema.get("type", "another value"))
     return f"{kind} ({', '.join(limits)})" if limits else kind
-
-
-# -------------------------------------------------------------------------------------------------------------- policy
-
-
-def current_policy(settings: Settings, family: str, units: Collection[Unit]) -> Json:
-    """The verification policy that a new request is held to, as JSON. Read-only: requests share it.
-
-    The operator's file wins over the packaged policies; it cannot make verifiable what is not.
-
-    Args:
-        family: of the model; its kind decides which checks fit.
-        units: what will have been forgotten on the lineage when this request is done, whole classes, single training items or
-            both. All of it is measured every time: a later request may bring back what an earlier one took away.
-
-    Raises:
-        SamplesUnverifiable: nothing can verify that single items are forgotten by this kind of model.
-        PolicyUnfit: it has checks that are not for this kind of model, thresholds that its checks do not have, or none that
-            measures what is forgotten.
-        PolicyInvalid: it is not there, or names no check or an unknown one.
-    """
-    kind = require_family(family).kind
-    packaged = DEFAULT_POLICIES.get((kind, frozenset(units)))
-    if packaged is None:
-        said = f"forgetting single samples cannot be verified for {KINDS[kind]} yet"
-        raise SamplesUnverifiable(said, pointer="/forget/samples")
-    path = settings.policy_file or POLICIES / f"{packaged}.json"
-    try:
-        policy = _read_policy(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise PolicyInvalid("the policy file cannot be read") from error
-    _require_fit(policy, kind, units)
-    return policy
-
-
-def _require_fit(policy: Json, kind: Kind, units: Collection[Unit]) -> None:
-    """Refuse now what would only be noticed when the work is done."""
-    verifiers = {c["verifier"]: get_catalogue().verifiers[c["verifier"]] for c in policy["checks"]}
-    unfit = sorted(name for name, entry in verifiers.items() if kind not in entry.kinds)
-    if unfit:
-        raise PolicyUnfit(f"the policy {policy['name']!r} has checks that are not for {KINDS[kind]}: {', '.join(unfit)}")
-    problems = [f"{c['verifier']}: {text}" for c in policy["checks"] for text in _threshold_problems(c)]
-    if problems:
-        raise PolicyUnfit(f"the policy {policy['name']!r} has thresholds that do not fit: {'; '.join(problems)}")
-    if not policy.get("sampling", {}).get("corruptions") and any(entry.completes for entry in verifiers.values()):
-        raise PolicyUnfit(f"the policy {policy['name']!r} names no corruption in its sampling: nothing would be completed")
-    unmeasured = sorted({UNITS[unit] for unit in units} - {entry.measures for entry in verifiers.values()})
-    if unmeasured:
-        what = " and ".join(unmeasured)
-        raise PolicyUnfit(f"the policy {policy['name']!r} has no check that measures whether {what} are forgotten")
-
-
-def _threshold_problems(check: Json) -> Iterable[str]:
-    schema, params = get_catalogue().verifiers[check["verifier"]].params, check.get("params", {})
-    if schema:
-        yield from (text for _, text in _unknown(schema, params, "check"))
-        wrong = (e for e in _of_schema(schema).iter_errors(params) if e.validator != "additionalProperties")
-        yield from (text for _, text in map(_sentence, wrong))
-
-
-def classes_held_out(
-    policy: Json,
-    forgotten: Collection[int],
-    of_samples: Collection[int],
-    class_count: int,
-    *,
-    set_aside: Collection[int] = (),
-) -> set[int]:
-    """The classes of which a policy's checks look at held-out images.
-
-    Args:
-        forgotten: classes that were ever forgotten on the lineage.
-        of_samples: classes of the single items that were.
-        class_count: of the model.
-        set_aside: classes that stand in for others, and so are not verified as retained.
-    """
-    needed: set[int] = set()
-    for entry in (get_catalogue().verifiers[c["verifier"]] for c in policy["checks"]):
-        match entry.held_out:
-            case "all":
-                needed.update(range(class_count))
-            case "retained":
-                needed.update(set(range(class_count)).difference(forgotten, set_aside))
-            case "forgotten":
-                needed.update(of_samples if entry.measures == "samples" else forgotten)
-    return needed
-
-
-def least_held_out(policy: Json) -> int:
-    """How many held-out images of a class a policy's checks need: of one completed image nobody knows how others differ."""
-    return 2 if any(get_catalogue().verifiers[c["verifier"]].completes for c in policy["checks"]) else 1
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-@lru_cache(maxsize=8)
-def _read_policy(path: Path, _mtime_ns: int) -> Json:
-    try:
-        policy = json.loads(path.read_bytes(), parse_constant=_no_number)
-        names = [check["verifier"] for check in policy["checks"]]
-        thresholds = all(isinstance(check.get("params", {}), dict) for check in policy["checks"])
-        unknown = set(names) - set(get_catalogue().verifiers)
-        named = isinstance(policy["name"], str)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PolicyInvalid("the policy file is not a policy") from error
-    if not names or unknown or not named or not thresholds:
-        raise PolicyInvalid(f"the policy names no check, or unknown ones: {sorted(map(str, unknown))}")
-    if wrong := sorted(e.json_path for e in _of_schema(get_catalogue().policy).iter_errors(policy)):
-        raise PolicyInvalid(f"the policy does not fit its schema at: {', '.join(wrong)}")
-    if len(set(names)) != len(names):
-        raise PolicyInvalid("the policy names a check twice: the findings of one would stand for the other's")
-    return dict(policy)
 
 
 # ------------------------------------------------------------------------------------------------------------ endpoint

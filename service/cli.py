@@ -1,7 +1,7 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`. Neither: `verify` (offline) and `demo`.
+`audit`. Neither: `verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -165,6 +165,21 @@ def verify(
     from service.verifier.__main__ import main
 
     raise typer.Exit(main([str(directory), "--key", str(key), *(["--json"] if as_json else [])]))
+
+
+@app.command(
+    "verify-model",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="DIR --policy NAME|FILE --data DIR --original DIR …",
+)
+def verify_model(context: typer.Context) -> None:
+    """Run the verification gate again on a published checkpoint. Exit status: 0 PASS, 1 FAIL, 2 usage, 3 INCONCLUSIVE, 4 else.
+
+    `expunge verify-model --help` lists its options.
+    """
+    command = [sys.executable, "-m", "worker.conductor.verify_model", *context.args]
+    os.execv(sys.executable, command)  # noqa: S606 — same interpreter, the caller's own arguments
 
 
 @app.command()

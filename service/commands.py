@@ -149,6 +149,7 @@ def request_create(
     method: Annotated[str | None, typer.Option()] = None,
     params: Annotated[str | None, typer.Option(help="JSON object of method parameters.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    policy: Annotated[str | None, typer.Option(help="Verification policy that the result is held to; see /policies.")] = None,
     ranks: Annotated[int | None, typer.Option()] = None,
     reason: Annotated[str | None, typer.Option()] = None,
     external_id: Annotated[str | None, typer.Option()] = None,
@@ -159,7 +160,8 @@ def request_create(
 ) -> None:
     """Ask a model to forget classes (--forget), or single training items (--sample, --samples-file)."""
     body: dict[str, Any] = {"model_id": model, "forget": _wish(forget, sample, samples_file)}
-    optional = {"method": method, "seed": seed, "reason": reason, "external_id": external_id, "on_conflict": on_conflict}
+    optional = {"method": method, "seed": seed, "policy": policy, "reason": reason, "external_id": external_id}
+    optional["on_conflict"] = on_conflict
     body.update({k: v for k, v in optional.items() if v is not None})
     if retain := _retain(retain_class, retain_real, proxy_class, proxy_dataset):
         body["retain"] = retain

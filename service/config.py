@@ -40,7 +40,8 @@ class Settings(BaseSettings):
     )
 
     policy_file: Path | None = Field(
-        default=None, description="verification policy of every request; unset: the packaged one that fits model and wish"
+        default=None,
+        description="verification policy of every request, which none may replace by another; unset: see /policies",
     )
     ranks: int = Field(default=0, ge=0, description="most ranks of one run on this worker; 0: all GPUs, or 1 without")
     max_attempts: int = Field(default=3, ge=1, description="attempts that may die before a request fails")

@@ -70,6 +70,12 @@ class DatasetNotFound(NotFound):
     code, title = "dataset_not_found", "No dataset has this id"
 
 
+class PolicyNotFound(NotFound):
+    """No verification policy has this name."""
+
+    code, title = "policy_not_found", "No verification policy has this name"
+
+
 class RequestNotFound(NotFound):
     """No unlearn request has this id."""
 
@@ -166,8 +172,14 @@ class SamplesUnverifiable(Unprocessable):
     code, title = "samples_unverifiable", "Forgetting single samples cannot be verified for this kind of model"
 
 
+class UnknownPolicy(Unprocessable):
+    """No verification policy that a request may name has this name."""
+
+    code, title = "unknown_policy", "No such verification policy"
+
+
 class PolicyUnfit(Unprocessable):
-    """The operator's verification policy cannot be kept for this model, its data and what is to be forgotten."""
+    """The verification policy cannot be kept for this model, its data and what is to be forgotten."""
 
     code, title = "policy_unfit", "The verification policy does not fit the model, its data or what is forgotten"
 

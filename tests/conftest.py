@@ -19,6 +19,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from service import catalogue, db, migrate
 from service.app import create_app
+from service.policies import service as policies
 from tests.support import CATALOGUE, POLICY, write_json
 
 POSTGRESQL_URL = "EXPUNGE_TEST_DATABASE_URL"
@@ -145,10 +146,10 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A small catalogue and policy, so that tests of the API do not move when an engine's default does."""
     monkeypatch.setattr(catalogue, "CATALOGUE_FILE", write_json(tmp_path / "catalogue.json", CATALOGUE))
     monkeypatch.setenv("EXPUNGE_POLICY_FILE", str(write_json(tmp_path / "policy.json", POLICY)))
-    for cached in (catalogue.get_catalogue, catalogue._validator, catalogue._read_policy):
+    for cached in (catalogue.get_catalogue, catalogue._validator, policies._read):
         cached.cache_clear()
     yield
-    for cached in (catalogue.get_catalogue, catalogue._validator, catalogue._read_policy):
+    for cached in (catalogue.get_catalogue, catalogue._validator, policies._read):
         cached.cache_clear()
 
 

@@ -35,6 +35,7 @@ from service.errors import (
     SamplesUnverifiable,
     UnknownClass,
     UnknownMethod,
+    UnknownPolicy,
     UnknownSample,
     Unprocessable,
     problems,
@@ -69,7 +70,7 @@ POLL_AFTER_SECONDS = "2"
     responses=problems(
         BadRequest, ModelNotFound, DatasetNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
         NothingToRetain, EmptiedClass, AlreadyForgotten, RetainUnsupported, RetainUnfit, ProxyForgotten, UnknownMethod,
-        InvalidParams, SamplesUnverifiable, PolicyUnfit, BadLocation, IdempotencyKeyReused, Unprocessable,
+        InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, BadLocation, IdempotencyKeyReused, Unprocessable,
     ),
 )  # fmt: skip
 def create_unlearn_request(

@@ -145,6 +145,11 @@ class UnlearnRequestCreate(BaseModel):
         default_factory=dict, description="of the method; see /catalogue for their schema and defaults"
     )
     seed: StrictInt | None = Field(default=None, ge=0, le=LARGEST_INT, description="default: random")
+    policy: Key | None = Field(
+        default=None,
+        description="name of the verification policy that the result is held to; see /policies. Default: the "
+        "operator's, or the packaged one that fits model and wish",
+    )
     resources: Resources = Field(default_factory=Resources)
     reason: Annotated[Text, StringConstraints(max_length=2000)] | None = None
     external_id: Annotated[Text, StringConstraints(min_length=1, max_length=200)] | None = None

@@ -29,6 +29,7 @@ from service.errors import (
     PolicyUnfit,
 )
 from service.models import repository as models
+from service.policies import service as policies
 from service.requests import repository, retain
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
@@ -129,8 +130,8 @@ def create(
 
     Raises:
         ModelNotFound, UnknownClass, UnknownSample, HeldOutSample, AlreadyForgotten, NothingToRetain, EmptiedClass,
-            UnknownMethod, InvalidParams, SamplesUnverifiable, PolicyUnfit, RetainUnsupported, RetainUnfit, ProxyForgotten: it
-            cannot be meant.
+            UnknownMethod, InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, RetainUnsupported, RetainUnfit,
+            ProxyForgotten: it cannot be meant.
         DuplicateRequest, LineageBusy: another request stands in the way.
         IdempotencyKeyReused: the key was used with another body.
     """
@@ -190,20 +191,22 @@ def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: lis
     require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
 
 
-def _policy(settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None) -> dict[str, Any]:
+def _policy(
+    settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None, name: str | None
+) -> dict[str, Any]:
     """The policy for all that will have been forgotten when the request is done: what came before must not come back.
 
     Raises:
-        SamplesUnverifiable, PolicyUnfit.
+        SamplesUnverifiable, UnknownPolicy, PolicyUnfit.
     """
     units: dict[catalogue.Unit, bool] = {"class": bool(gone.classes), "sample": bool(gone.samples)}
-    policy = catalogue.current_policy(settings, model.family, [unit for unit, any_gone in units.items() if any_gone])
+    policy = policies.current_policy(settings, model.family, [unit for unit, any_gone in units.items() if any_gone], name)
     if known is not None:
         of_samples = {known.class_of[name] for name in gone.samples if name in known.class_of}
-        needed = catalogue.classes_held_out(
+        needed = policies.classes_held_out(
             policy, gone.classes, of_samples, len(model.class_names), set_aside=choice.proxy_classes if choice else ()
         )
-        least, there_are = catalogue.least_held_out(policy), Counter(known.held_out.values())
+        least, there_are = policies.least_held_out(policy), Counter(known.held_out.values())
         few = [model.class_names[k] for k in sorted(needed) if there_are[k] < least]
         if few:
             names = ", ".join(few[:20]) + (", …" if len(few) > 20 else "")
@@ -271,7 +274,7 @@ def _row(
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
         on_conflict=wanted.on_conflict,
-        policy=_policy(settings, model, gone, choice, known.items),
+        policy=_policy(settings, model, gone, choice, known.items, wanted.policy),
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,

@@ -80,6 +80,29 @@ def verify_directory(directory: Path, key_file: Path) -> Outcome:
     return Outcome(GOOD, "every file is the one that was certified", len(subjects), facts)
 
 
+def read_statement(directory: Path) -> dict[str, Any] | None:
+    """What the certificate beside a checkpoint says, whoever wrote it: no signature is looked at. None: there is none.
+
+    The files are held against it, as `verify_directory` does.
+
+    Raises:
+        Tampered: it is no unlearning certificate, or the folder is not exactly what it names.
+        Undecided: something cannot be read.
+    """
+    if not (directory / CERTIFICATE).exists():
+        return None
+    envelope = _json(_certificate_bytes(directory), "the certificate")
+    try:
+        payload = base64.b64decode(envelope["payload"], validate=True)
+    except (binascii.Error, ValueError, TypeError, KeyError) as error:
+        raise Tampered("the certificate is not valid base64") from error
+    statement = _json(payload, "the statement")
+    if statement.get("predicateType") != PREDICATE_TYPE:
+        raise Tampered("the statement is not an unlearning certificate")
+    _check_files(directory, _subjects(statement))
+    return statement
+
+
 def _public_key(path: Path) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())

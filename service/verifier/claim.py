@@ -37,8 +37,9 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
     """Why the claim does not hold by its own findings, each in words; empty when it does.
 
     Every gating finding must have passed and every control failed, by their own numbers. Every check of the policy must have
-    left a gating finding, and everything that is said to be forgotten, on this lineage and ever, must have been measured by
-    one, class by class, beside a control. What stood in for retained data must be named, and be nothing that is forgotten.
+    left a gating finding, or say that it had too few items to show anything; and everything that is said to be forgotten, on
+    this lineage and ever, must have been measured by one, class by class, beside a control. What stood in for retained data
+    must be named, and be nothing that is forgotten.
 
     Args:
         predicate: of the statement, as `service.certificates.statement.build` writes it.
@@ -76,13 +77,18 @@ def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Ite
     subjects = {name: forgotten[MEASURES_FORGETTING[name]] if name in MEASURES_FORGETTING else [None] for name in checks}
     owed: set[About] = {(name, k, c) for name, some in subjects.items() for k in some for c in _corruptions(name, policy)}
     found: list[str] = []
-    if not checks or owed - set(map(_about, gating)):
+    if not checks or owed - set(map(_about, gating)) - _excused(predicate["verification"]["findings"]):
         found.append("a check of its policy has no gating finding")
     if {unit for unit, some in forgotten.items() if some} - {MEASURES_FORGETTING.get(name) for name in checks}:
         found.append("something that it says is forgotten was not measured")
     if {about for about in owed if about[0] in MEASURES_FORGETTING} - set(map(_about, controls)):
         found.append("a check that measures forgetting has no control")
     return found
+
+
+def _excused(findings: Iterable[Finding]) -> set[About]:
+    """What was measured on so few items that no model could have passed. Never an excuse for what measures forgetting."""
+    return {_about(f) for f in findings if f.get("underpowered") is True and f["check"] not in MEASURES_FORGETTING}
 
 
 def _proxies(predicate: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service import catalogue
-from service.catalogue import Catalogue, PolicyInvalid
+from service.catalogue import Catalogue
 from service.config import Settings
 from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownMethod
-from service.requests.service import sha256_of
+from service.policies import service as policies
+from service.policies.service import PolicyInvalid
 from tests.support import CATALOGUE, ask, code_of, one_database, register, register_classifier, write_json
-from worker import contract, verdict
+from worker import verdict
 
 
 @pytest.fixture
@@ -35,14 +36,6 @@ def test_every_family_of_the_packaged_catalogue_has_a_default_method(packaged: C
         assert catalogue.choose_method(family, None) in packaged.methods
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in catalogue.POLICIES.glob("*.json")))
-def test_a_packaged_policy_is_one_that_the_worker_takes(name: str) -> None:
-    """And its digest in the ledger is the one in the worker's reports, so it must spell out every default."""
-    policy = json.loads((catalogue.POLICIES / f"{name}.json").read_text())
-    theirs = contract.Policy.model_validate(policy)
-    assert sha256_of(policy) == contract.document_digest(theirs)
-
-
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"name": "x", "checks": []}', '{"name": 1, "checks": [{"verifier": "integrity"}]}',
                 '{"name": "x", "checks": [{"verifier": "no_such_check"}]}', '{"name": "x", "checks": [{}]}', "[" * 100_000,
@@ -59,9 +52,9 @@ def test_a_policy_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "policy.json"
     path.write_text(content)
     with pytest.raises(PolicyInvalid):
-        catalogue.current_policy(Settings(policy_file=path), "ddpm", ["class"])
+        policies.current_policy(Settings(policy_file=path), "ddpm", ["class"])
     with pytest.raises(PolicyInvalid):
-        catalogue.current_policy(Settings(policy_file=tmp_path / "missing.json"), "ddpm", ["class"])
+        policies.current_policy(Settings(policy_file=tmp_path / "missing.json"), "ddpm", ["class"])
 
 
 @one_database
@@ -201,7 +194,7 @@ def test_a_request_shows_the_preset_that_it_was_made_with(client: TestClient, tm
 
 
 def packaged_name(family: str, *units: catalogue.Unit) -> str:
-    return str(catalogue.current_policy(Settings(policy_file=None), family, units)["name"])
+    return str(policies.current_policy(Settings(policy_file=None), family, units)["name"])
 
 
 def test_the_packaged_policy_fits_the_kind_of_model_and_what_is_forgotten(rules: None) -> None:
@@ -223,15 +216,15 @@ def test_an_image_to_image_model_has_a_policy_of_its_own_and_none_for_samples() 
 @pytest.mark.parametrize("sampling", [{}, {"corruptions": []}, {"steps": 5}])
 def test_a_policy_that_completes_images_and_hides_nothing_is_refused(tmp_path: Path, sampling: dict[str, object]) -> None:
     """By the packaged catalogue. Fail closed: the checks would have nothing to complete, after hours of work."""
-    policy = json.loads((catalogue.POLICIES / "i2i-v1.json").read_text()) | {"sampling": sampling}
+    policy = json.loads((policies.FOLDER / "i2i-v1.json").read_text()) | {"sampling": sampling}
     settings = Settings(policy_file=write_json(tmp_path / "mine.json", policy))
     with pytest.raises(PolicyUnfit, match="names no corruption"):
-        catalogue.current_policy(settings, "mae", ["class"])
+        policies.current_policy(settings, "mae", ["class"])
 
 
 def test_the_policy_for_classes_and_samples_asks_all_that_the_two_for_one_of_them_ask() -> None:
     def packaged_checks(name: str) -> list[object]:
-        checks: list[object] = json.loads((catalogue.POLICIES / f"{name}.json").read_text())["checks"]
+        checks: list[object] = json.loads((policies.FOLDER / f"{name}.json").read_text())["checks"]
         return checks
 
     both = packaged_checks("classifier-classes-and-samples-v1")
@@ -242,20 +235,20 @@ def test_the_policy_for_classes_and_samples_asks_all_that_the_two_for_one_of_the
 def test_a_generators_samples_are_refused_whatever_the_policy(rules: None) -> None:
     for settings in (Settings(), Settings(policy_file=None)):
         with pytest.raises(SamplesUnverifiable, match="generator yet"):
-            catalogue.current_policy(settings, "ddpm", ["sample"])
+            policies.current_policy(settings, "ddpm", ["sample"])
 
 
 def test_the_operators_policy_wins_over_the_packaged_ones(rules: None) -> None:
-    assert catalogue.current_policy(Settings(), "ddpm", ["class"])["name"] == "test-v1"
-    assert catalogue.current_policy(Settings(), "resnet", ["sample"])["name"] == "test-v1"
+    assert policies.current_policy(Settings(), "ddpm", ["class"])["name"] == "test-v1"
+    assert policies.current_policy(Settings(), "resnet", ["sample"])["name"] == "test-v1"
 
 
 def test_a_policy_with_checks_for_another_kind_of_model_is_refused(rules: None, tmp_path: Path) -> None:
     """Fail closed: a check that cannot look at the model would leave no finding, after hours of work."""
-    settings = Settings(policy_file=catalogue.POLICIES / "basic-v1.json")
-    assert catalogue.current_policy(settings, "ddpm", ["class"])["name"] == "basic-v1"
+    settings = Settings(policy_file=policies.FOLDER / "basic-v1.json")
+    assert policies.current_policy(settings, "ddpm", ["class"])["name"] == "basic-v1"
     with pytest.raises(PolicyUnfit, match="forget_rate") as caught:
-        catalogue.current_policy(settings, "resnet", ["class"])
+        policies.current_policy(settings, "resnet", ["class"])
     assert "integrity" not in str(caught.value)  # it fits
 
 
@@ -277,14 +270,14 @@ def test_a_policy_that_does_not_measure_what_is_forgotten_is_refused(rules: None
     names, units, lacking = UNMEASURED[case]
     settings = written(tmp_path, *({"verifier": name} for name in names))
     with pytest.raises(PolicyUnfit, match=f"measures whether {lacking} are forgotten"):
-        catalogue.current_policy(settings, "resnet", units)
+        policies.current_policy(settings, "resnet", units)
 
 
 def test_one_policy_may_serve_classes_and_samples(rules: None, tmp_path: Path) -> None:
     settings = written(tmp_path, {"verifier": "forget_accuracy"}, {"verifier": "sample_membership"})
     wishes: list[list[catalogue.Unit]] = [["class"], ["sample"], ["class", "sample"]]
     for units in wishes:
-        assert catalogue.current_policy(settings, "resnet", units)["name"] == "mine"
+        assert policies.current_policy(settings, "resnet", units)["name"] == "mine"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +291,7 @@ def test_one_policy_may_serve_classes_and_samples(rules: None, tmp_path: Path) -
 def test_thresholds_that_a_check_does_not_have_are_refused(tmp_path: Path, params: dict[str, object], text: str) -> None:
     """By the packaged catalogue: it holds the schema of every check."""
     with pytest.raises(PolicyUnfit) as caught:
-        catalogue.current_policy(written(tmp_path, {"verifier": "forget_accuracy", "params": params}), "classifier", ["class"])
+        policies.current_policy(written(tmp_path, {"verifier": "forget_accuracy", "params": params}), "classifier", ["class"])
     assert str(caught.value) == f"the policy 'mine' has thresholds that do not fit: {text}"
 
 
@@ -313,7 +306,7 @@ def test_the_packaged_catalogue_says_of_every_check_what_it_measures_and_looks_a
 @one_database
 def test_a_request_under_an_unfit_policy_is_422(client: TestClient, tmp_path: Path) -> None:
     model = register_classifier(client, tmp_path)
-    (tmp_path / "policy.json").write_text((catalogue.POLICIES / "basic-v1.json").read_text())
+    (tmp_path / "policy.json").write_text((policies.FOLDER / "basic-v1.json").read_text())
     response = ask(client, model, 1)
     assert (response.status_code, code_of(response)) == (422, "policy_unfit")
 

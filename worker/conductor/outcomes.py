@@ -15,6 +15,7 @@ CATEGORIES = {
     "judge_unfit": "verification",
     "verification_failed": "verification",
     "void": "verification",
+    "inconclusive": "verification",
     "verification_error": "verification",
     "bad_answer": "engine",
     "engine_died": "engine",

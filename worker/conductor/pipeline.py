@@ -42,7 +42,8 @@ log = logging.getLogger("expunge.conductor")
 SIGNER_PATIENCE_SECONDS = 30.0
 """A signer that restarts is back sooner; after that the attempt is given up, and its step checkpoints save the next one."""
 SIGNER_PAUSE_SECONDS = 0.5
-REJECTIONS = {"FAIL": "verification_failed", "VOID": "void", "ERROR": "verification_error"}
+REJECTIONS = {"FAIL": "verification_failed", "INCONCLUSIVE": "inconclusive", "VOID": "void", "ERROR": "verification_error"}
+"""Verdicts that publish nothing, and the codes by which a request fails with them."""
 
 
 @dataclass

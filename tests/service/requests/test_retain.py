@@ -15,6 +15,7 @@ from PIL import Image
 
 from service import catalogue, db
 from service.datasets.shapes import image_size
+from service.policies import service as policies
 from service.tables import UnlearnRequest
 from tests.support import (
     CATALOGUE,
@@ -394,7 +395,7 @@ def test_a_check_of_completions_needs_two_held_out_images_of_a_class(client: Tes
     policy = json.loads((tmp_path / "policy.json").read_text())
     sampling = {"corruptions": [{"kind": "center", "ratio": 0.25}]}
     write_json(tmp_path / "policy.json", policy | {"name": "completing", "sampling": sampling})
-    catalogue._read_policy.cache_clear()
+    policies._read.cache_clear()
     catalogue.get_catalogue.cache_clear()
     refused = ask(client, model, 3)
     assert code_of(refused) == "policy_unfit"

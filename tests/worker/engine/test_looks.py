@@ -1,0 +1,201 @@
+"""Looking again: what is looked at, when it ends, and that luck does not add up over the looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worker.engine import verification_job as vj
+from worker.contract import Check, DatasetSpec, Finding, JudgePolicy, Policy, Spec
+from worker.engine import registry, verify
+from worker.engine.looks import look
+from worker.engine.statistics import ALPHA
+from worker.engine.verifier import level
+from worker.engine.verifiers.forget_rate import ForgetRate, Thresholds
+from worker.engine.verifiers.retain_accuracy import Thresholds as RetainThresholds
+
+N, TAU = 100, 0.05
+
+
+def a_spec(looks: int, attempts: int = 1, *checks: str) -> Spec:
+    asked = tuple(Check(verifier=name) for name in checks or ("forget_rate",))
+    return Spec(
+        request_id="r",
+        family="painter",
+        method="none",
+        seed=1,
+        verification_seed=7,
+        class_names=vj.NAMES,
+        forget_classes=(vj.FORGET,),
+        base_digest="0" * 64,
+        original_digest="0" * 64,
+        dataset=DatasetSpec(format="npz", digest="0" * 64),
+        policy=Policy(name="p", looks=looks, attempts=attempts, checks=asked),
+    )
+
+
+def env_of(spec: Spec, rate: float, rng: np.random.Generator, *, alpha: float) -> Any:
+    """Samples of a candidate that shows the class at a rate, the same at every look; an original that always does."""
+    shows = rng.random(2**6 * N) < rate
+
+    def judged(subject: str, k: int, n: int) -> Any:
+        hits_N = np.ones(n, dtype=bool) if subject == "original" else shows[:n]
+        return SimpleNamespace(predicted_N=torch.where(torch.from_numpy(hits_N), k, 0))
+
+    return SimpleNamespace(spec=spec, alpha=alpha, judged=judged)
+
+
+def measured(env: Any, thresholds: Thresholds) -> tuple[Finding, ...]:
+    return ForgetRate(thresholds).run(env)
+
+
+def verdicts(spec: Spec, rate: float, runs: int, *, alpha: float) -> tuple[float, float]:
+    """Share of PASS, and the looks taken on average, of the real check under the real loop."""
+    rng, passed, looks = np.random.default_rng(20), 0, 0
+    for _ in range(runs):
+        env = env_of(spec, rate, rng, alpha=alpha)
+        first = [Thresholds(n_per_class=N, max_rate=TAU)]
+        found, taken = look(first, spec, run=partial(measured, env), enlarge=Thresholds.doubled)
+        passed += verify.decide(found, spec) == "PASS"
+        looks += taken
+    return passed / runs, looks / runs
+
+
+def test_a_model_that_shows_a_class_just_too_often_passes_at_some_look_no_oftener_than_alpha() -> None:
+    """At a rate of exactly the threshold, the hardest to refuse. 1,000 runs: the standard error of 5 % is .7 points.
+
+    With the whole of alpha at each look it would pass more often than that: that is what the shares are for.
+    """
+    spec = a_spec(4)
+    shared, looks = verdicts(spec, TAU, 1000, alpha=level(spec))
+    whole, _ = verdicts(spec, TAU, 1000, alpha=ALPHA)
+    assert shared <= ALPHA
+    assert whole > ALPHA + 2 * 0.007
+    assert looks > 2  # they were taken
+
+
+def test_looking_again_lets_good_models_pass_that_one_look_of_few_samples_would_not() -> None:
+    once, _ = verdicts(a_spec(1), 0.01, 300, alpha=level(a_spec(4)))
+    again, _ = verdicts(a_spec(4), 0.01, 300, alpha=level(a_spec(4)))
+    assert once < 0.5
+    assert again > 0.95
+
+
+def test_looks_and_attempts_share_the_error_budget() -> None:
+    assert level(a_spec(1)) == ALPHA
+    assert level(a_spec(2, 3)) == pytest.approx(ALPHA / 6)
+
+
+# ---------------------------------------------------------------------------------------------------------- the loop
+
+
+def finding(check: str, passed: bool | None, *, still_open: bool = False, n: int = 0) -> Finding:
+    k = vj.FORGET if check == "forget_rate" else None
+    return Finding(
+        check=check, metric="m", subject="candidate", gating=True, passed=passed, open=still_open, n=n, class_index=k
+    )
+
+
+CONTROL = Finding(
+    check="forget_rate", metric="m", subject="original", gating=False, control=True, passed=False, class_index=vj.FORGET
+)
+
+
+def looked(spec: Spec, answers: dict[str, Callable[[int], Finding]], most: int = 10**6) -> tuple[list[Finding], int, list[Any]]:
+    """A check is its name and its n; what it finds is a function of n."""
+    asked: list[tuple[str, int]] = []
+
+    def run(check: tuple[str, int]) -> tuple[Finding, ...]:
+        asked.append(check)
+        found = answers[check[0]](check[1])
+        return (found, CONTROL) if check[0] == "forget_rate" else (found,)
+
+    def enlarge(check: tuple[str, int]) -> tuple[str, int] | None:
+        return (check[0], 2 * check[1]) if 2 * check[1] <= most else None
+
+    found, looks = look([(name, 10) for name in answers], spec, run=run, enlarge=enlarge)
+    return found, looks, asked
+
+
+def test_only_open_checks_are_run_again_until_they_pass() -> None:
+    answers = {
+        "forget_rate": lambda n: finding("forget_rate", n >= 40, still_open=n < 40, n=n),
+        "integrity": lambda n: finding("integrity", True),
+    }
+    found, looks, asked = looked(a_spec(6, 1, *answers), answers)
+    assert (looks, verify.decide(found, a_spec(6, 1, *answers))) == (3, "PASS")
+    assert asked == [("forget_rate", 10), ("integrity", 10), ("forget_rate", 20), ("forget_rate", 40)]
+
+
+def test_no_more_looks_than_the_policy_allows_and_the_verdict_stays_inconclusive() -> None:
+    answers = {"forget_rate": lambda n: finding("forget_rate", False, still_open=True, n=n)}
+    found, looks, _ = looked(a_spec(3), answers)
+    assert (looks, verify.decide(found, a_spec(3))) == (3, "INCONCLUSIVE")
+
+
+def test_what_is_refuted_at_a_later_look_fails() -> None:
+    answers = {"forget_rate": lambda n: finding("forget_rate", False, still_open=n < 20, n=n)}
+    found, looks, _ = looked(a_spec(6), answers)
+    assert (looks, verify.decide(found, a_spec(6))) == (2, "FAIL")
+
+
+@pytest.mark.parametrize("first", [finding("forget_rate", True), finding("forget_rate", False)], ids=["PASS", "FAIL"])
+def test_a_verdict_that_stands_is_not_looked_at_again(first: Finding) -> None:
+    assert looked(a_spec(6), {"forget_rate": lambda n: first})[1] == 1
+
+
+def test_looking_ends_where_an_open_check_can_take_no_more_samples() -> None:
+    answers = {"forget_rate": lambda n: finding("forget_rate", False, still_open=True, n=n)}
+    assert looked(a_spec(6), answers, most=20)[1] == 2
+
+
+def test_looking_ends_where_all_there_is_was_looked_at() -> None:
+    answers = {"forget_rate": lambda n: finding("forget_rate", False, still_open=True, n=min(n, 20))}
+    assert looked(a_spec(6), answers)[1] == 3  # the third saw what the second had seen
+
+
+def test_doubling_counts_samples_alone_and_keeps_within_the_range() -> None:
+    larger = RetainThresholds(n_per_class=80, max_drop=0.03).doubled()
+    assert larger == RetainThresholds(n_per_class=160, max_drop=0.03)
+    assert RetainThresholds(n_per_class=60_000).doubled() is None
+
+
+@pytest.mark.parametrize("name", sorted(registry.verifiers()))
+def test_only_counts_of_samples_are_named_as_such(name: str) -> None:
+    """By convention: `n` and `n_…` are doubled, so they must be whole numbers."""
+    fields = registry.verifiers()[name].Params.model_fields
+    assert all(fields[f].annotation is int for f in fields if f == "n" or f.startswith("n_"))
+
+
+# ------------------------------------------------------------------------------------------------------- in the engine
+
+
+def test_the_engine_looks_again_on_the_samples_that_it_has_and_says_how_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One hit in the first 100 leaves a rate of .05 open (its bound at alpha/2 is .0545); one in 200 does not (.0275)."""
+    monkeypatch.setattr(registry, "families", lambda: {"painter": vj.Painter})
+    drawn: list[int] = []
+    look_ = verify.Env.judged
+
+    def one_hit(self: Any, subject: str, k: int, n: int, *way: Any) -> Any:
+        seen = look_(self, subject, k, n, *way)  # type: ignore[arg-type]
+        if (subject, k) == ("candidate", vj.FORGET):
+            drawn.append(n)
+            seen.probabilities_NK[0] = torch.eye(vj.K)[vj.FORGET]
+        return seen
+
+    monkeypatch.setattr(verify.Env, "judged", one_hit)
+    check = Check(verifier="forget_rate", params={"n_per_class": 100, "max_rate": 0.05})
+    policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=(check,), looks=2)
+    report = verify.run(vj.make_job(tmp_path, vj.forgotten_patterns(), policy=policy))
+    (gate,) = [f for f in report.findings if f.gating]
+    assert (report.verdict, report.looks, gate.n, gate.count) == ("PASS", 2, 200, 1)
+    assert drawn == [100, 200]
