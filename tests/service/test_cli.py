@@ -44,6 +44,7 @@ def test_every_promised_command_exists() -> None:
             "request",
             "checkpoint",
             "verify",
+            "verify-model",
             "audit",
         },
         ("models",): {"register", "list"},

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.worker.engine import verification_job as vj
-from worker.contract import Check, DatasetSpec, Finding, JudgePolicy, Policy, Spec
+from worker.contract import Check, DatasetSpec, Finding, JudgePolicy, Policy, Report, Spec
 from worker.engine import registry, verify
 from worker.engine.looks import look
 from worker.engine.statistics import ALPHA
@@ -177,25 +177,39 @@ def test_only_counts_of_samples_are_named_as_such(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- in the engine
 
 
+@pytest.mark.parametrize(("looks", "verdict", "n"), [(1, "PASS", [100]), (2, "PASS", [100, 200])])
 def test_the_engine_looks_again_on_the_samples_that_it_has_and_says_how_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int, verdict: str, n: list[int]
 ) -> None:
-    """One hit in the first 100 leaves a rate of .05 open (its bound at alpha/2 is .0545); one in 200 does not (.0275)."""
+    """One hit in 100 bounds a rate by .0466 at alpha, so one look is enough; at alpha/2 by .0545, and one in 200 by .0275."""
+    report, drawn = with_hits(1, tmp_path, monkeypatch, looks)
+    (gate,) = [f for f in report.findings if f.gating]
+    assert (report.verdict, report.looks, gate.n, gate.count) == (verdict, looks, n[-1], 1)
+    assert drawn == n
+
+
+def test_what_is_open_after_all_looks_is_inconclusive_in_so_many_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four hits in 100: between .0138 and .0892 at alpha, on either side of the threshold."""
+    report, _ = with_hits(4, tmp_path, monkeypatch, 1)
+    assert report.verdict == "INCONCLUSIVE"
+    assert "neither show it nor refute it" in report.summary
+    assert "forget_rate" in report.summary
+
+
+def with_hits(hits: int, folder: Path, monkeypatch: pytest.MonkeyPatch, looks: int) -> tuple[Report, list[int]]:
+    """The report on a model that forgot, of whose samples the judge takes the first few for the class all the same."""
     monkeypatch.setattr(registry, "families", lambda: {"painter": vj.Painter})
     drawn: list[int] = []
-    look_ = verify.Env.judged
+    judged = verify.Env.judged
 
-    def one_hit(self: Any, subject: str, k: int, n: int, *way: Any) -> Any:
-        seen = look_(self, subject, k, n, *way)  # type: ignore[arg-type]
+    def with_some(self: Any, subject: Any, k: int, n: int, *way: Any) -> Any:
+        seen = judged(self, subject, k, n, *way)
         if (subject, k) == ("candidate", vj.FORGET):
             drawn.append(n)
-            seen.probabilities_NK[0] = torch.eye(vj.K)[vj.FORGET]
+            seen.probabilities_NK[:hits] = torch.eye(vj.K)[vj.FORGET]
         return seen
 
-    monkeypatch.setattr(verify.Env, "judged", one_hit)
+    monkeypatch.setattr(verify.Env, "judged", with_some)
     check = Check(verifier="forget_rate", params={"n_per_class": 100, "max_rate": 0.05})
-    policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=(check,), looks=2)
-    report = verify.run(vj.make_job(tmp_path, vj.forgotten_patterns(), policy=policy))
-    (gate,) = [f for f in report.findings if f.gating]
-    assert (report.verdict, report.looks, gate.n, gate.count) == ("PASS", 2, 200, 1)
-    assert drawn == [100, 200]
+    policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=(check,), looks=looks)
+    return verify.run(vj.make_job(folder, vj.forgotten_patterns(), policy=policy)), drawn
