@@ -26,6 +26,8 @@ from worker.contract import DatasetSpec, FileEntry, Policy, RetainData, Spec
 REQUEST = "verify-model"
 """The id of a request that nobody made."""
 
+SAMPLE_SETS = ("samples", "samplesForgottenEarlier")
+
 Json = dict[str, Any]
 
 
@@ -225,7 +227,13 @@ def _facts(wanted: Wanted, certificate: Json | None) -> Json:
 
 
 def _certified(certificate: Json) -> Json:
+    """The claims that are used. Raises: LookupError, TypeError, ValueError where they are not as ours are."""
     forgotten = certificate["forgetSet"]
+    texts = [certificate[key]["digest"] for key in ("original", "parent", "dataset")] + [certificate["certificate"]["id"]]
+    texts += [forgotten[key]["sha256"] for key in SAMPLE_SETS if key in forgotten] + [certificate["plan"]["policySha256"]]
+    dicts = [certificate["plan"]["policy"], *certificate["verification"]["findings"]]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, dict) for one in dicts):
+        raise TypeError("expected texts and objects")
     return {
         "request_id": certificate["request"]["id"],
         "family": certificate["model"]["family"],
@@ -259,7 +267,7 @@ def _samples(wanted: Wanted, certificate: Json | None) -> set[str]:
     if certificate is None:
         return {name for ids in given for name in ids}
     forgotten, request_id = certificate["forgetSet"], certificate["request"]["id"]
-    sets = [forgotten[key] for key in ("samples", "samplesForgottenEarlier") if key in forgotten]
+    sets = [forgotten[key] for key in SAMPLE_SETS if key in forgotten]
     digests = {sample_digest(request_id, ids).sha256: ids for ids in given}
     found = [digests[one["sha256"]] for one in sets if one["sha256"] in digests]
     if len(found) < len(sets):

@@ -82,6 +82,18 @@ def test_what_was_forgotten_earlier_is_measured_again_or_it_is_an_objection() ->
         assert objections(a_statement(findings=sound_findings(measured, samples), **wish))
 
 
+def test_what_is_kept_may_be_underpowered_but_not_what_is_forgotten() -> None:
+    """Too few items to show anything stand for a gating finding, as in the worker's rule, and only there."""
+    weak = {"gating": False, "passed": None, "underpowered": True}
+    assert objections(a_statement(findings=[{**INTEGRITY, **weak}, finding(), control()])) == []
+    assert objections(a_statement(findings=[{**INTEGRITY, **weak, "underpowered": "yes"}, finding(), control()])) != []
+    assert objections(a_statement(findings=[INTEGRITY, finding(**weak), control()])) != []
+
+
+def test_an_open_gate_is_an_objection() -> None:
+    assert objections(a_statement(findings=[INTEGRITY, finding(passed=False, open=True, lower95=0.9), control()])) != []
+
+
 def test_a_policy_that_measures_nothing_of_what_is_forgotten_is_an_objection() -> None:
     statement = a_statement(findings=[INTEGRITY])
     statement["predicate"]["plan"]["policy"]["checks"] = [{"verifier": "integrity", "params": {}}]

@@ -120,7 +120,7 @@ def work(job: JobDirectory, spec: Spec, mode: str) -> int:
     return EXIT_DONE
 
 
-def findings(spec: Spec, *, passed: bool, seeing: bool, skipped: bool) -> tuple[Finding, ...]:
+def findings(spec: Spec, *, passed: bool, seeing: bool, skipped: bool, still_open: bool = False) -> tuple[Finding, ...]:
     """One and its control for each class that was ever forgotten (`skipped`: on this request's alone), one for all samples."""
     classes = spec.forget_classes if skipped else spec.all_forgotten
     rates = [("forget_rate", "unlearning_accuracy", k) for k in classes]
@@ -128,7 +128,7 @@ def findings(spec: Spec, *, passed: bool, seeing: bool, skipped: bool) -> tuple[
     return tuple(
         Finding(
             check=check, metric=metric, subject=subject, gating=subject == "candidate", control=subject == "original",
-            passed=good, lower95=0.99 if good else 0.1, comparator="ge", threshold=0.95, class_index=k,
+            passed=good, open=still_open and subject == "candidate", lower95=0.99 if good else 0.1, comparator="ge", threshold=0.95, class_index=k,
         )
         for check, metric, k in (*rates, *samples)
         for subject, good in (("candidate", passed), ("original", not seeing))
@@ -181,8 +181,10 @@ def judge(job: JobDirectory, spec: Spec, mode: str) -> int:
     (job.evidence / "before_after.png").write_bytes(b"a picture")
     (job.judges / ("a" * 64)).mkdir(exist_ok=True)
     (job.judges / ("a" * 64) / "judge.json").write_text("{}")
-    found = findings(spec, passed=mode not in ("fail", "lie"), seeing=mode != "void", skipped=mode == "skips")
-    verdict = "PASS" if mode in ("lie", "skips") else decide(found, spec)
+    passed = mode not in ("fail", "lie", "open", "open_lie")
+    still_open = mode in ("open", "open_lie")
+    found = findings(spec, passed=passed, seeing=mode != "void", skipped=mode == "skips", still_open=still_open)
+    verdict = "PASS" if mode in ("lie", "skips", "open_lie") else decide(found, spec)
     report = Report(
         spec_digest=document_digest(spec),
         policy_digest=document_digest(spec.policy),

@@ -205,6 +205,8 @@ FINAL = {
     "the report is about another candidate": ({"verify": "other_candidate"}, "bad_answer", ["run.failed"]),
     "verification changed the candidate": ({"verify": "meddle"}, "integrity", ["evaluation.finished", "run.failed"]),
     "the gate says no": ({"verify": "fail"}, "verification_failed", ["evaluation.rejected", "run.failed"]),
+    "more samples may tell": ({"verify": "open"}, "inconclusive", ["evaluation.rejected", "run.failed"]),
+    "an open gate is said to have passed": ({"verify": "open_lie"}, "bad_answer", ["run.failed"]),
     "the original passes too": ({"verify": "void"}, "void", ["evaluation.rejected", "run.failed"]),
     "a check could not run": ({"verify": "error"}, "verification_error", ["evaluation.rejected", "run.failed"]),
 }

@@ -257,6 +257,19 @@ def test_a_checkpoint_that_is_not_what_its_certificate_names_is_unsound(wanted: 
         assemble(given)
 
 
+@pytest.mark.parametrize("key", ["forgetSet", "original", "dataset", "plan", "verification", "model", "certificate"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", {"digest": 5}])
+def test_a_certificate_that_is_not_written_as_ours_are_is_unsound(wanted: Wanted, key: str, value: Any) -> None:
+    given = certify(wanted)
+    place = next(given.directory.rglob("*.dsse.json"))
+    envelope = json.loads(place.read_text())
+    stated = json.loads(base64.b64decode(envelope["payload"]))
+    stated["predicate"][key] = value
+    place.write_text(json.dumps({**envelope, "payload": base64.b64encode(json.dumps(stated).encode()).decode()}))
+    with pytest.raises(Unsound):
+        assemble(given)
+
+
 def test_more_may_be_asked_of_a_checkpoint_than_its_certificate_claims(wanted: Wanted) -> None:
     assert assemble(dataclasses.replace(certify(wanted), forget=("diagonal", "0"))).spec.forget_classes == (0, 1, 2)
 

@@ -15,6 +15,7 @@ import torch
 from tests.worker.engine import verification_job as vj
 from worker.contract import Check, DatasetSpec, Finding, JudgePolicy, Policy, Report, Spec
 from worker.engine import registry, verify
+from worker.engine.judge import Judged
 from worker.engine.looks import look
 from worker.engine.statistics import ALPHA
 from worker.engine.verifier import level
@@ -204,10 +205,12 @@ def with_hits(hits: int, folder: Path, monkeypatch: pytest.MonkeyPatch, looks: i
 
     def with_some(self: Any, subject: Any, k: int, n: int, *way: Any) -> Any:
         seen = judged(self, subject, k, n, *way)
-        if (subject, k) == ("candidate", vj.FORGET):
-            drawn.append(n)
-            seen.probabilities_NK[:hits] = torch.eye(vj.K)[vj.FORGET]
-        return seen
+        if (subject, k) != ("candidate", vj.FORGET):
+            return seen
+        drawn.append(n)
+        probabilities_NK = seen.probabilities_NK.clone()
+        probabilities_NK[:hits] = torch.eye(vj.K)[vj.FORGET]
+        return Judged(probabilities_NK, seen.features_ND)
 
     monkeypatch.setattr(verify.Env, "judged", with_some)
     check = Check(verifier="forget_rate", params={"n_per_class": 100, "max_rate": 0.05})

@@ -340,9 +340,15 @@ def test_too_few_held_out_images_to_show_anything_are_an_error(make: Any) -> Non
     report = verify.run(make(cj.without_class(), policy=cj.policy(check)))
     assert report.verdict == "ERROR"
     assert "50 held-out images of 'columns' cannot show an accuracy of at most 0.050" in report.summary  # 0/50 bounds .058
+
+
+def test_too_few_completions_of_what_is_kept_are_underpowered_and_their_distance_still_gates(make: Any) -> None:
+    """60 pairs that all agree bound a drop by .060."""
     keeps = Check(verifier="retain_completion", params={"n_per_class": 20})
-    report = verify.run(make(cj.without_class(), policy=cj.policy(keeps)))
-    assert "retain_completion could not be measured (60 pairs cannot show a drop of at most 0.05" in report.summary
+    report = verify.run(make(cj.without_class(), policy=cj.policy(cj.FORGETS, keeps)))
+    (found,) = [f for f in report.findings if f.underpowered]
+    assert (found.metric, found.gating, found.passed) == ("retain_accuracy_drop", False, None)
+    assert gate(report, "retain_completion", "judge_feature_distance_ratio").gating
 
 
 def test_one_held_out_image_of_a_class_bounds_no_distance(make: Any) -> None:

@@ -40,17 +40,19 @@ def report(root: Path, monkeypatch: pytest.MonkeyPatch, check: Check, slips: dic
     return verify.run(vj.make_job(root, vj.forgotten_patterns(), policy=policy))
 
 
-@pytest.mark.parametrize(("hits", "verdict"), [(4, "PASS"), (5, "FAIL")])
-def test_four_of_two_hundred_pass_and_five_do_not(
+@pytest.mark.parametrize(("hits", "verdict"), [(4, "PASS"), (5, "INCONCLUSIVE"), (15, "INCONCLUSIVE"), (16, "FAIL")])
+def test_four_of_two_hundred_pass_and_five_do_not_though_more_samples_may_tell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: int, verdict: str
 ) -> None:
     # Upper bounds of the rate at 95 %: 4/200 -> 0.0452, 5/200 -> 0.0518; as point estimates both are below 0.05.
+    # Lower bounds: 15/200 -> 0.0468, 16/200 -> 0.0508: from there on it is refuted.
     check = Check(verifier="forget_rate", params={"n_per_class": 200, "max_rate": 0.05})
     found = report(tmp_path, monkeypatch, check, {vj.FORGET: hits}, vj.FORGET)
     (gate,) = [f for f in found.findings if f.gating]
     assert (gate.count, gate.n, found.verdict) == (hits, 200, verdict)
     assert gate.value == 1 - hits / 200
-    assert gate.lower95 == pytest.approx({4: 0.95482, 5: 0.94816}[hits], abs=1e-5)
+    if hits <= 5:
+        assert gate.lower95 == pytest.approx({4: 0.95482, 5: 0.94816}[hits], abs=1e-5)
 
 
 @pytest.mark.parametrize(("worse", "passed"), [(0, True), (1, False)])
