@@ -65,12 +65,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Folder:
-    """A model or a dataset, as it lies there: its files, hashed, without the certificate beside them."""
+    """A model or a dataset as it lies there: its files, hashed, without the certificate. `whole`: are these all of them?"""
 
     path: Path
     entries: tuple[FileEntry, ...]
     whole: bool
-    """Are these all files of the folder?"""
 
     @property
     def digest(self) -> str:

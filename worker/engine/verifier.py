@@ -60,7 +60,7 @@ class Params(BaseModel):
 
     def doubled(self) -> Self | None:
         """The same thresholds with twice the samples; None where none are counted here, or so many are out of range."""
-        counts = {name: 2 * value for name, value in self if name == "n" or name.startswith("n_")}
+        counts = {name: 2 * n for name, n in self if (name == "n" or name.startswith("n_")) and n is not None}
         if not counts:
             return None
         try:

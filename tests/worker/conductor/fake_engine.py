@@ -128,7 +128,8 @@ def findings(spec: Spec, *, passed: bool, seeing: bool, skipped: bool, still_ope
     return tuple(
         Finding(
             check=check, metric=metric, subject=subject, gating=subject == "candidate", control=subject == "original",
-            passed=good, open=still_open and subject == "candidate", lower95=0.99 if good else 0.1, comparator="ge", threshold=0.95, class_index=k,
+            passed=good, open=still_open and subject == "candidate",
+            lower95=0.99 if good else 0.1, comparator="ge", threshold=0.95, class_index=k,
         )
         for check, metric, k in (*rates, *samples)
         for subject, good in (("candidate", passed), ("original", not seeing))
