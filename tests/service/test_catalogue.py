@@ -13,7 +13,7 @@ from service import catalogue
 from service.catalogue import Catalogue, PolicyInvalid
 from service.config import Settings
 from service.errors import InvalidParams, PolicyUnfit, SamplesUnverifiable, UnknownMethod
-from service.requests.service import sha256_of
+from service.values import sha256_of
 from tests.support import CATALOGUE, ask, code_of, one_database, register, register_classifier, write_json
 from worker import contract, verdict
 

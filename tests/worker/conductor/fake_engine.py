@@ -181,13 +181,17 @@ def judge(job: JobDirectory, spec: Spec, mode: str) -> int:
     (job.evidence / "before_after.png").write_bytes(b"a picture")
     (job.judges / ("a" * 64)).mkdir(exist_ok=True)
     (job.judges / ("a" * 64) / "judge.json").write_text("{}")
-    found = findings(spec, passed=mode not in ("fail", "lie"), seeing=mode != "void", skipped=mode == "skips")
+    bad = mode in ("fail", "lie", "unclear") or (mode == "fail_first" and spec.attempt == 1)
+    found = findings(spec, passed=not bad, seeing=mode != "void", skipped=mode == "skips")
+    if mode == "unclear":
+        found = tuple(f.model_copy(update={"open": f.gating}) for f in found)
     verdict = "PASS" if mode in ("lie", "skips") else decide(found, spec)
     report = Report(
         spec_digest=document_digest(spec),
         policy_digest=document_digest(spec.policy),
         candidate_digest="0" * 64 if mode == "other_candidate" else tree_digest(manifest.files),
         verdict="ERROR" if mode == "error" else verdict,
+        tier="L3" if mode == "boasts" else None,
         summary=f"the fake judge says {verdict}",
         findings=found,
         evidence=entries(job.evidence),
