@@ -32,7 +32,7 @@ def test_whatever_can_be_verified_has_a_ladder() -> None:
 
 @pytest.mark.parametrize(("family", "unit"), WALKS)
 def test_a_packaged_ladder_names_recipes_that_the_family_has_cheapest_first(family: str, unit: catalogue.Unit) -> None:
-    method, params = ladders.choose(family, AUTO, {}, unit=unit)  # refuses unknown methods' presets and parameters
+    _, params = ladders.choose(family, AUTO, {}, unit=unit)  # refuses unknown methods' presets and parameters
     ladder = params["ladder"]
     named = [(r.method, r.preset) for r in PACKAGED.ladders[family][unit]]
     assert [(r["method"], r["params"]["preset"]) for r in ladder] == named
