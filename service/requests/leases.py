@@ -124,7 +124,7 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
     rung = min(rung_after(details(session, request_id)), len(recipes))
     lease = Lease(request_id, row.fence, owner, rung, len(recipes))
     session.add(Attempt(request_id=request_id, fence=lease.fence, worker=owner, started_at=at, detail={"rung": rung}))
-    started = {"fence": lease.fence, "attempt": row.attempts_charged, **lease.shown_rung}
+    started: dict[str, Any] = {"fence": lease.fence, "attempt": row.attempts_charged, **lease.shown_rung}
     if lease.shown_rung:
         started["method"] = recipes[rung - 1].method
     announce(session, request_id, "started", started, at)

@@ -119,6 +119,7 @@ def test_a_worker_killed_on_the_second_rung_is_followed_by_one_that_goes_on_ther
     second = {"unlearn": "long_once", "rank_dies_with_agent": True}
     request_id = h.ask_auto(house, ("sfron", {"verify": "fail"}), ("salun", second), ("retrain", {}))
     worker = start()
+    h.until(lambda: len(h.attempts(request_id)) == 2, 90)  # a whole rung lies before
     engine_pids(request_id, fence=2)
     h.until(lambda: (get_settings().jobs_dir / request_id / "2" / "steps").exists())
     worker.kill()
