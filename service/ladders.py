@@ -2,7 +2,7 @@
 
 The ladders are data, by family and by what is forgotten, and a part of the catalogue. A request spells its own out when it is
 made, so that it stays what it is when a later release changes them, and so that how many results may be verified in turn, among
-which the chance of a false PASS is shared, is fixed before the first one is (ADR 12).
+which the chance of a false PASS is shared, is fixed before the first one is (ADR 13).
 """
 
 from __future__ import annotations
