@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from service.errors import InvalidParams, RetainUnsupported, UnknownFamily, Unkn
 
 HERE = Path(__file__).resolve().parent
 CATALOGUE_FILE = HERE / "catalogue.json"
+LADDERS_FILE = HERE / "ladders.json"
 PREFERRED_METHODS = ("sfron", "encoder_l2")
 """Of those that a family has, the first one is its default."""
 
@@ -85,6 +87,13 @@ class VerifierEntry(_Entry):
     completes: bool = Field(default=False, description="it looks at completed images, hidden as the policy's sampling says")
 
 
+class RecipeEntry(_Entry):
+    """A method with a preset: one of those that `auto` tries."""
+
+    method: str
+    preset: str | None = None
+
+
 class Catalogue(_Entry):
     """Everything the engine can do, by API name."""
 
@@ -92,6 +101,10 @@ class Catalogue(_Entry):
     methods: dict[str, MethodEntry]
     verifiers: dict[str, VerifierEntry]
     policy: dict[str, JsonValue] = Field(default_factory=dict, description="JSON schema of a verification policy")
+    ladders: dict[str, dict[Unit, tuple[RecipeEntry, ...]]] = Field(
+        default_factory=dict,
+        description="what the method `auto` tries, in order, until a result passes: by family and what is forgotten",
+    )
 
     def methods_for(self, family: str) -> tuple[str, ...]:
         """Names of the methods that can work on a family, in order."""
@@ -100,8 +113,9 @@ class Catalogue(_Entry):
 
 @lru_cache(maxsize=1)
 def get_catalogue() -> Catalogue:
-    """The packaged catalogue. Raises: FileNotFoundError, pydantic.ValidationError."""
-    return Catalogue.model_validate_json(CATALOGUE_FILE.read_bytes())
+    """The packaged catalogue, and the ladders beside it. Raises: FileNotFoundError, pydantic.ValidationError."""
+    ladders = json.loads(LADDERS_FILE.read_bytes())
+    return Catalogue.model_validate({"ladders": ladders, **json.loads(CATALOGUE_FILE.read_bytes())})
 
 
 def require_family(family: str) -> FamilyEntry:

@@ -29,10 +29,12 @@ def follow(client: Client, request_id: str, console: Console) -> Json:
 
         def show(request: Json) -> None:
             progress = request.get("progress") or {}
+            rung = request.get("rung") or {"of": 1}
+            walk = f" {rung['number']}/{rung['of']}" if rung["of"] > 1 else ""
             left = progress.get("estimated_remaining_seconds")
             bars.update(
                 bar,
-                description=request["phase"] or request["status"],
+                description=(request["phase"] or request["status"]) + walk,
                 completed=progress.get("completed") or 0,
                 total=progress.get("total") or 1,
                 unit=f"{progress['unit']}s" if progress.get("unit") else "",

@@ -6,6 +6,7 @@ here cannot fail later, half way through a transaction.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -83,6 +84,11 @@ def small_json(limit: int) -> AfterValidator:
 def sorted_json(value: Any) -> bytes:
     """JSON with sorted keys and no blanks: the form that is hashed to compare documents."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256_of(document: Any) -> str:
+    """SHA-256 of a document's JSON with sorted keys."""
+    return hashlib.sha256(sorted_json(document)).hexdigest()
 
 
 def decimal_string(value: float) -> str:

@@ -24,6 +24,7 @@ Json = dict[str, Any]
 DIGITS = ["zero", "one", "two", "three", "four"]
 
 CATALOGUE: Json = {
+    "ladders": {"ddpm": {"class": [{"method": "staged", "preset": "gentle"}, {"method": "sfron"}]}},
     "families": {
         "ddpm": {"title": "DDPM"},
         "stone": {"title": "A family that no method works on"},

@@ -231,6 +231,8 @@ class Spec(Document):
     def _one_wish(self) -> Self:
         if bool(self.forget_classes) == bool(self.forget_samples):
             raise ValueError("expected forget_classes or forget_samples, got both or neither")
+        if self.attempt > self.policy.attempts:
+            raise ValueError(f"expected one of the policy's {self.policy.attempts} attempts, got number {self.attempt}")
         if self.prompts and len(self.prompts) != len(self.class_names):
             raise ValueError(f"expected {len(self.class_names)} prompts, one a class, got {len(self.prompts)}")
         return self

@@ -137,6 +137,10 @@ class PlanCommitted(Fact):
     original_digest: Sha256
     dataset_digest: Sha256
     proxy_digest: Sha256 | None = None
+    rung: int | None = Field(default=None, description="which of the request's recipes this is, from 1")
+    rungs: int | None = Field(default=None, description="how many it has")
+    method: str | None = None
+    params_sha256: Sha256 | None = None
 
 
 class RunFinished(Fact):
@@ -172,23 +176,28 @@ class RunFailed(Fact):
     code: str
 
 
-class EvaluationFinished(Fact):
-    """The saved result passed the gate."""
+class _Evaluation(Fact):
+    """What verification said of a saved result. Entries of older releases do not know of rungs."""
 
-    action = "evaluation.finished"
     fence: int
     verdict: str
     report_sha256: Sha256
+    findings_sha256: Sha256 | None = None
+    rung: int | None = Field(default=None, description="which of the request's recipes it is a result of, from 1")
+    rungs: int | None = Field(default=None, description="how many it has: the chance of a false PASS is shared among them")
 
 
-class EvaluationRejected(Fact):
+class EvaluationFinished(_Evaluation):
+    """The saved result passed the gate."""
+
+    action = "evaluation.finished"
+
+
+class EvaluationRejected(_Evaluation):
     """The saved result did not pass the gate; nothing is published."""
 
     action = "evaluation.rejected"
     outcome = "failed"
-    fence: int
-    verdict: str
-    report_sha256: Sha256
 
 
 class CertificateIssued(Fact):

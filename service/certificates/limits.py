@@ -23,6 +23,11 @@ GUARANTEES = {
         "encoder, are the parent's, whatever they were trained on. The operator's statement of what data was used is taken on "
         "trust."
     ),
+    "epsilon-delta": (
+        "Under the assumptions listed as claim.proof, and with the values there, what the named algorithm may give with and "
+        "without what is forgotten differs by no more than (epsilon, delta). That the assumptions hold is the operator's "
+        "statement, taken on trust."
+    ),
 }
 """What each guarantee means, in the words that every certificate carries."""
 

@@ -54,7 +54,10 @@ def build(
     report: Mapping[str, Any],
     report_sha256: str,
     guarantee: str = "empirical",
+    proof: Mapping[str, Any] | None = None,
     proxy: Mapping[str, Any] | None = None,
+    requested: str | None = None,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The statement to be signed.
 
@@ -68,15 +71,23 @@ def build(
         spec: the run's Spec as JSON; `spec_sha256` its digest as the ledger's plan.committed entry has it.
         manifest: the engine's Manifest as JSON.
         report: the engine's Report as JSON.
-        guarantee: one of GUARANTEES.
+        guarantee: one of GUARANTEES, of the method that gave this result, whatever was asked for.
+        proof: the values and assumptions of an epsilon-delta guarantee: {"epsilon", "delta", "theorem", "assumptions"}.
         proxy: {"id", "digest"} of the dataset that stood in for retained images.
+        requested: the method that was asked for, where it is not the one that ran: `auto`.
+        earlier: results that were verified before this one, or that their recipes did not give, as `leases.earlier` has them.
 
     Returns:
         A JSON object without floats, ready for RFC 8785.
+
+    Raises:
+        ValueError: the guarantee is not ours.
     """
+    if guarantee not in GUARANTEES:
+        raise ValueError(f"expected one of {', '.join(GUARANTEES)} as guarantee, got {guarantee!r}")
     predicate = {
         "certificate": {"id": checkpoint_id, "issuedAt": issued_at, "issuer": {"id": issuer}},
-        "claim": {"guarantee": guarantee, "statement": GUARANTEES[guarantee], "reversible": False},
+        "claim": _claim(guarantee, proof, report.get("tier")),
         "request": dict(request),
         "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
         "parent": dict(parent),
@@ -90,6 +101,12 @@ def build(
             "seed": spec["seed"],
             "iterations": manifest["iterations_completed"],
             "ranks": spec["ranks"],
+        },
+        "attempts": {
+            "requested": requested or spec["method"],
+            "number": spec.get("attempt", 1),
+            "of": spec["policy"].get("attempts", 1),
+            "earlier": [_attempt(one) for one in earlier],
         },
         "run": {
             "secondsPrepare": manifest["seconds_prepare"],
@@ -115,6 +132,31 @@ def build(
         "predicateType": PREDICATE_TYPE,
         "predicate": decimals(predicate),
     }
+
+
+def _claim(guarantee: str, proof: Mapping[str, Any] | None, tier: str | None) -> dict[str, Any]:
+    """What is claimed. A policy that names no kind of model reaches no tier, and the claim then names none."""
+    said: dict[str, Any] = {"guarantee": guarantee, "statement": GUARANTEES[guarantee], "reversible": False}
+    if tier is not None:
+        said["tier"] = tier
+    if proof is not None:
+        said["proof"] = dict(proof)
+    return said
+
+
+def _attempt(detail: Mapping[str, Any]) -> dict[str, Any]:
+    """One that came before: which recipe and seeds, and the verdict on its result or why it gave none."""
+    said: dict[str, Any] = {
+        "number": detail["rung"],
+        "fence": detail["fence"],
+        "method": detail["method"],
+        "parameters": detail["params"],
+        "seed": detail["seed"],
+        "specSha256": detail["spec_sha256"],
+        "outcome": detail["verdict"] or detail["code"],
+    }
+    seen = {"verificationSeed": "verification_seed", "reportSha256": "report_sha256", "findingsSha256": "findings_sha256"}
+    return said | {field: detail[key] for field, key in seen.items() if key in detail}
 
 
 def _forget_set(request_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +224,9 @@ def objections(statement: Mapping[str, Any]) -> list[str]:
     names = [s.get("name") for s in subjects]
     found = ["it names a file twice"] if len(set(names)) != len(names) else []
     try:
+        said = statement["predicate"]["claim"]
+        if GUARANTEES.get(said["guarantee"]) != said["statement"]:
+            found.append("its words are not those of its guarantee")
         return found + claim.shortcomings(statement["predicate"])
-    except (KeyError, claim.Unreadable):
+    except (KeyError, TypeError, claim.Unreadable):
         return [*found, "its claim or its findings are not readable"]

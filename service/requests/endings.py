@@ -7,7 +7,7 @@ second one to a request that has ended. Every automatic decision is written down
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session as OrmSession
 from service.audit import ledger
 from service.audit.leaves import Actor, Fact, RequestClosed, RunFailed, RunLost, RunStopped
 from service.db import now
-from service.requests.leases import Lease, Progress, announce, locked, set_progress
+from service.requests.leases import Lease, Progress, announce, details, locked, set_progress
 from service.requests.lifecycle import HOLDS_LINEAGE, TERMINAL, Status, after_lost_lease
+from service.requests.rungs import SPENT, ladder_of, rung_after
 from service.tables import Attempt, UnlearnRequest
 
 LONGEST_PAUSE_SECONDS = 300.0
@@ -46,6 +47,13 @@ class Problem:
         }
 
 
+_SPENT_AND_LOST = Problem(
+    "verification_failed",
+    "verification",
+    "the last result that may be verified was rejected, and its worker was lost before it could say so; see its report",
+)
+
+
 def pause_after(attempts: int) -> timedelta:
     """How long a request rests after its n-th dead attempt: 2, 4, 8, … seconds, 5 minutes at most."""
     return timedelta(seconds=min(2.0 ** min(attempts, 16), LONGEST_PAUSE_SECONDS))
@@ -62,6 +70,27 @@ def fail(session: OrmSession, lease: Lease, problem: Problem) -> Status:
     announce(session, row.id, "failed", {"error": shown})
     facts = (RunFailed(fence=lease.fence, code=problem.code), RequestClosed(status="failed"))
     return _written(session, row, lease.actor, facts)
+
+
+def reject(session: OrmSession, lease: Lease, problem: Problem) -> Status:
+    """A recipe's result will not do, or it has none: put the request back for the next recipe, or end it after the last.
+
+    Nobody died, so the attempt is not charged: how often workers may die is counted over the whole request, and how many
+    results may be verified is the ladder's length. Raises: LeaseLost.
+    """
+    if lease.last_rung:
+        return fail(session, lease, problem if lease.rungs == 1 else _none_will_do(lease, problem))
+    row = locked(session, lease)
+    if row.status == "cancelling":
+        return _end_cancelled(session, row, lease, problem)
+    shown = problem.shown(row.attempts_charged)
+    row.attempts_charged -= 1
+    _requeue(session, row, pause=timedelta(0))
+    _end_attempt(session, lease, "failed", {**shown, SPENT: True, "log_tail": problem.log_tail})
+    next_up = ladder_of(row.method, row.params, row.policy)[lease.rung]
+    said = {"rung": lease.rung + 1, "rungs": lease.rungs, "method": next_up.method}
+    announce(session, row.id, "requeued", {"reason": shown, "pause_seconds": 0.0, "next": said})
+    return _written(session, row, lease.actor, (RunFailed(fence=lease.fence, code=problem.code),))
 
 
 def retry(session: OrmSession, lease: Lease, problem: Problem, *, max_attempts: int) -> Status:
@@ -132,6 +161,9 @@ def reap(
     # a cancellation that reached the row before its status did is still a cancellation
     status: Status = "cancelling" if row.cancel_requested_at is not None else "running"
     end = after_lost_lease(status, attempts=row.attempts_charged, max_attempts=max_attempts)
+    over = end != "cancelled" and rung_after(details(session, row.id)) > len(ladder_of(row.method, row.params, row.policy))
+    if over:
+        end = "failed"
     if end == "queued":
         pause = pause_after(row.attempts_charged)
         _requeue(session, row, pause=pause)
@@ -139,6 +171,8 @@ def reap(
         announce(session, row.id, "requeued", {"reason": reason_shown, "pause_seconds": pause.total_seconds()})
     else:
         error = _exhausted(row.attempts_charged, problem) if end == "failed" else None
+        if over:
+            error = _SPENT_AND_LOST.shown(row.attempts_charged)
         _close(session, row, end, error=error)
         announce(session, row.id, end, {"error": error})
         facts.append(RequestClosed(status=end))
@@ -153,6 +187,11 @@ def _end_cancelled(session: OrmSession, row: UnlearnRequest, lease: Lease, probl
     _end_attempt(session, lease, "cancelled", detail)
     announce(session, row.id, "cancelled", {"phase": row.phase})
     return _written(session, row, lease.actor, (RunStopped(fence=lease.fence), RequestClosed(status="cancelled")))
+
+
+def _none_will_do(lease: Lease, problem: Problem) -> Problem:
+    message = f"none of {lease.rungs} results passed; the last one: {problem.message}"
+    return replace(problem, message=message, extra=(*problem.extra, *lease.shown_rung.items()))
 
 
 def _exhausted(attempts: int, problem: Problem) -> dict[str, Any]:

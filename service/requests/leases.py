@@ -29,7 +29,9 @@ from service.audit.leaves import (
 from service.db import now
 from service.outbox import claimable
 from service.requests.lifecycle import HOLDS_LINEAGE, Phase
+from service.requests.rungs import REJECTED, SPENT, ladder_of, rung_after
 from service.tables import Attempt, Model, ModelVersion, RequestEvent, UnlearnRequest
+from service.values import sha256_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,19 @@ class Lease:
     request_id: str
     fence: int
     owner: str
+    rung: int = 1
+    """Which of the request's recipes is worked on, from 1."""
+    rungs: int = 1
+    """How many it has."""
+
+    @property
+    def last_rung(self) -> bool:
+        return self.rung >= self.rungs
+
+    @property
+    def shown_rung(self) -> dict[str, int]:
+        """What followers of a request see of it; nothing where there is but one."""
+        return {"rung": self.rung, "rungs": self.rungs} if self.rungs > 1 else {}
 
     @property
     def actor(self) -> Actor:
@@ -104,9 +119,15 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
         return None
     row = session.get_one(UnlearnRequest, request_id, populate_existing=True)
     row.started_at = row.started_at or at
-    lease = Lease(request_id, row.fence, owner)
-    session.add(Attempt(request_id=request_id, fence=lease.fence, worker=owner, started_at=at))
-    announce(session, request_id, "started", {"fence": lease.fence, "attempt": row.attempts_charged}, at)
+    recipes = ladder_of(row.method, row.params, row.policy)
+    # a row that says otherwise than its runs do is not the claim's to judge: the last recipe once more, and it ends
+    rung = min(rung_after(details(session, request_id)), len(recipes))
+    lease = Lease(request_id, row.fence, owner, rung, len(recipes))
+    session.add(Attempt(request_id=request_id, fence=lease.fence, worker=owner, started_at=at, detail={"rung": rung}))
+    started: dict[str, Any] = {"fence": lease.fence, "attempt": row.attempts_charged, **lease.shown_rung}
+    if lease.shown_rung:
+        started["method"] = recipes[rung - 1].method
+    announce(session, request_id, "started", started, at)
     fact = RunStarted(fence=lease.fence, base_version_id=str(row.base_version_id))
     ledger.append(session, fact, actor=lease.actor, request_id=request_id, model_id=row.model_id)
     return lease
@@ -159,12 +180,12 @@ def renew(
         row.phase = phase
         set_progress(row, progress or Progress(), at)
         row.version += 1
-        announce(session, row.id, "progress", _shown(row), at)
+        announce(session, row.id, "progress", _shown(row, lease), at)
     elif progress is not None and progress != before:
         set_progress(row, progress, at)
         row.version += 1
         if progress.percent != before.percent:
-            announce(session, row.id, "progress", _shown(row), at)
+            announce(session, row.id, "progress", _shown(row, lease), at)
     return row.cancel_requested_at is not None
 
 
@@ -193,18 +214,56 @@ def record(session: OrmSession, lease: Lease, fact: Fact, *, detail: dict[str, A
 
 
 def keep_report(
-    session: OrmSession, lease: Lease, *, report: dict[str, Any], report_sha256: str, evidence: list[dict[str, Any]]
+    session: OrmSession,
+    lease: Lease,
+    *,
+    report: dict[str, Any],
+    report_sha256: str,
+    evidence: list[dict[str, Any]],
+    verification_seed: int,
 ) -> None:
-    """Keep what verification saw with the attempt, pass or fail, and say so in the ledger. Raises: LeaseLost."""
+    """Keep what verification saw with the attempt, pass or fail, and say so in the ledger. Raises: LeaseLost.
+
+    A rejected result spends its rung here and now: a worker that dies right after it gets no second look at it.
+
+    Args:
+        verification_seed: of this rung; it is no secret any more.
+    """
     row = locked(session, lease)
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     attempt.report = report
     attempt.evidence = evidence
     row.version += 1
     verdict = str(report["verdict"])
+    findings_sha256 = sha256_of(report["findings"])
+    seen = {"verification_seed": verification_seed, "report_sha256": report_sha256, "findings_sha256": findings_sha256}
+    attempt.detail = {**(attempt.detail or {}), **seen, **({SPENT: True} if verdict in REJECTED else {})}
     kind = EvaluationFinished if verdict == "PASS" else EvaluationRejected
-    fact = kind(fence=lease.fence, verdict=verdict, report_sha256=report_sha256)
+    fact = kind(
+        fence=lease.fence,
+        verdict=verdict,
+        report_sha256=report_sha256,
+        findings_sha256=findings_sha256,
+        rung=lease.rung,
+        rungs=lease.rungs,
+    )
     ledger.append(session, fact, actor=lease.actor, request_id=row.id, model_id=row.model_id)
+
+
+def details(session: OrmSession, request_id: str) -> list[dict[str, Any] | None]:
+    """What is written down about each run of a request, oldest first."""
+    chosen = select(Attempt.detail).where(Attempt.request_id == request_id).order_by(Attempt.fence)
+    return list(session.scalars(chosen))
+
+
+def earlier(session: OrmSession, lease: Lease) -> list[dict[str, Any]]:
+    """The spent rungs below a lease's own, first to last: what each was, and why it would not do.
+
+    A rung that was not spent is left out: the certificate's reader notices, and so does the signer.
+    """
+    chosen = select(Attempt).where(Attempt.request_id == lease.request_id, Attempt.fence < lease.fence).order_by(Attempt.fence)
+    spent = [a for a in session.scalars(chosen) if (a.detail or {}).get(SPENT)]
+    return [{**(a.detail or {}), "fence": a.fence, "verdict": a.report["verdict"] if a.report else None} for a in spent]
 
 
 def announce(session: OrmSession, request_id: str, what: str, data: dict[str, Any], at: datetime | None = None) -> None:
@@ -225,8 +284,9 @@ def set_progress(row: UnlearnRequest, progress: Progress, at: datetime) -> None:
     row.progress_at = at if progress.completed is not None else None
 
 
-def _shown(row: UnlearnRequest) -> dict[str, Any]:
+def _shown(row: UnlearnRequest, lease: Lease) -> dict[str, Any]:
     return {
+        **lease.shown_rung,
         "phase": row.phase,
         "completed": row.progress_completed,
         "total": row.progress_total,

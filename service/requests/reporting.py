@@ -93,7 +93,7 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
         forget=tuple(names[k] for k in row.forget_classes),
         earlier=tuple(names[k] for k in sorted(before.classes)),
         samples=len(row.forget_samples) + len(before.samples),
-        method=row.method,
+        method=str((last.detail or {}).get("method", row.method)),  # of `auto`, the recipe that this report is about
         kind=family.kind if family else None,
         policy=row.policy,
         retain=row.retain,

@@ -140,7 +140,11 @@ class UnlearnRequestCreate(BaseModel):
     retain: Retain | None = Field(
         default=None, description="default: every training image that is not to be forgotten may be looked at"
     )
-    method: Key | None = Field(default=None, description="default: the family's; see /catalogue")
+    method: Key | None = Field(
+        default=None,
+        description="default: the family's; see /catalogue. `auto` tries a ladder of recipes, cheapest first, until a result "
+        "passes; each of them makes the tests of all stricter",
+    )
     params: Annotated[dict[str, JsonValue], small_json(16_384)] = Field(
         default_factory=dict, description="of the method; see /catalogue for their schema and defaults"
     )
@@ -172,15 +176,25 @@ class Progress(BaseModel):
 
 
 class AttemptRead(BaseModel):
-    """One run on one worker."""
+    """One run on one worker. Runs of one rung repeat each other: a run that died is taken up again with the same seeds."""
 
     number: int
     fence: int
+    rung: int = Field(description="of the request's recipes, from 1, which one it ran")
+    method: str | None = Field(description="that of the recipe; null: the run ended before its plan was made")
     started_at: datetime
     ended_at: datetime | None
     outcome: str | None
     detail: dict[str, Any] | None
     verdict: str | None
+
+
+class RungRead(BaseModel):
+    """Where a request stands on its ladder: which of its recipes is running, comes next, or came last."""
+
+    number: int = Field(description="from 1")
+    of: int = Field(description="as many results as may be verified in turn; the chance of a false PASS is shared among them")
+    method: str
 
 
 class Policy(BaseModel):
@@ -254,6 +268,7 @@ class UnlearnRequestRead(UnlearnRequestSummary):
     forget: ForgetRead  # type: ignore[assignment]  # the same shape, with the ids
     cumulative_forget: ForgetSet = Field(description="this and all that was forgotten before on this lineage")
     base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
+    rung: RungRead
     attempts: list[AttemptRead]
     verdict: str | None
     findings: list[dict[str, Any]] = Field(description="of the last attempt that was verified")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
-from service import catalogue
+from service import catalogue, ladders
 from service.audit import ledger
 from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn, RetainChosen, sample_digest
 from service.config import Settings
@@ -35,6 +34,7 @@ from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.repository import Waiting
 from service.requests.retain import Choice, StandIn
+from service.requests.rungs import ladder_of
 from service.requests.schemas import Retain, UnlearnRequestCreate
 from service.requests.wishes import (
     Gone,
@@ -45,14 +45,9 @@ from service.requests.wishes import (
     resolve_samples,
 )
 from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
-from service.values import decimal_string, sorted_json
+from service.values import decimal_string, sha256_of
 
 LARGEST_RANDOM_SEED = 2**31
-
-
-def sha256_of(document: Any) -> str:
-    """SHA-256 of a document's JSON with sorted keys."""
-    return hashlib.sha256(sorted_json(document)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -258,8 +253,9 @@ def _row(
     gone = Gone.together([forgotten, *(w.gone for w in waiting), wish.gone])
     if choice is not None:
         retain.require_usable(choice, gone.classes, model.class_names, known.stand_in)
-    method = catalogue.choose_method(model.family, wanted.method)
     unit: catalogue.Unit = "sample" if wish.samples else "class"
+    method, params = ladders.choose(model.family, wanted.method, wanted.params, unit=unit)
+    policy = _policy(settings, model, gone, choice, known.items, wanted.policy)
     at = now(session)
     # requests of one model run in this order, and SQLite's clock ticks in milliseconds
     created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
@@ -270,11 +266,11 @@ def _row(
         forget_samples=sorted(wish.samples),
         retain=choice.row() if choice else None,
         method=method,
-        params=catalogue.effective_params(method, model.family, wanted.params, unit=unit),
+        params=params,
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
         on_conflict=wanted.on_conflict,
-        policy=_policy(settings, model, gone, choice, known.items, wanted.policy),
+        policy=ladders.charged(policy, len(ladder_of(method, params, policy))),
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,

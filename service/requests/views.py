@@ -11,6 +11,7 @@ from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
 from service.requests import repository
 from service.requests.retain import Choice
+from service.requests.rungs import ladder_of, rung_after
 from service.requests.schemas import (
     AttemptRead,
     ForgetRead,
@@ -19,12 +20,13 @@ from service.requests.schemas import (
     ProxyRead,
     Resources,
     RetainRead,
+    RungRead,
     SampleSet,
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
-from service.requests.service import sha256_of
 from service.tables import Attempt, Model, UnlearnRequest
+from service.values import sha256_of
 
 
 def etag(request: UnlearnRequest) -> str:
@@ -115,6 +117,7 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
             before.classes.union(row.forget_classes), model.class_names, len(before.samples.union(wanted))
         ),
         base_version=base.number if base else None,
+        rung=_rung(row, attempts),
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
         verdict=report["verdict"] if report else None,
         findings=report["findings"] if report else [],
@@ -123,10 +126,19 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
     )
 
 
+def _rung(row: UnlearnRequest, attempts: Sequence[Attempt]) -> RungRead:
+    ladder = ladder_of(row.method, row.params, row.policy)
+    number = min(rung_after(a.detail for a in attempts), len(ladder))
+    return RungRead(number=number, of=len(ladder), method=ladder[number - 1].method)
+
+
 def _attempt(number: int, row: Attempt) -> AttemptRead:
+    detail = row.detail or {}
     return AttemptRead(
         number=number,
         fence=row.fence,
+        rung=detail.get("rung", 1),
+        method=detail.get("method"),
         started_at=row.started_at,
         ended_at=row.ended_at,
         outcome=row.outcome,

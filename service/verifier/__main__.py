@@ -44,11 +44,17 @@ def sentence(outcome: Outcome) -> str:
             f"  model       {facts['model_id']}",
             f"  forgotten   {names}",
             *([f"  retain data {_retain_data(kept)}"] if kept else []),
-            f"  method      {facts['method']}",
+            f"  method      {facts['method']}{_attempts(facts)}",
             f"  issued at   {facts['issued_at']}",
+            f"  tier        {facts['tier'] or 'none claimed'}",
             f"  guarantee   {facts['guarantee']}: {facts['statement']}",
         ]
     )
+
+
+def _attempts(facts: Mapping[str, Any]) -> str:
+    asked = f", asked for: {facts['requested_method']}" if facts["requested_method"] not in (None, facts["method"]) else ""
+    return f" (attempt {facts['attempt']} of {facts['attempts']}{asked})" if (facts["attempts"] or 1) > 1 else ""
 
 
 def _retain_data(kept: Mapping[str, Any]) -> str:

@@ -273,10 +273,18 @@ def _claims(predicate: Mapping[str, Any]) -> dict[str, Any]:
         "forgotten_samples": sum(samples),
         "retain_data": _retain_data(predicate.get("retainData"), names),
         "method": predicate["algorithm"]["name"],
+        **_attempts(predicate),
+        "tier": predicate["claim"].get("tier"),
         "guarantee": predicate["claim"]["guarantee"],
         "statement": predicate["claim"]["statement"],
         "limits": predicate["limits"],
     }
+
+
+def _attempts(predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of how many attempts passed, and what was asked for; None: the certificate does not say."""
+    said = predicate.get("attempts", {})
+    return {"requested_method": said.get("requested"), "attempt": said.get("number"), "attempts": said.get("of")}
 
 
 def _retain_data(data: Mapping[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:

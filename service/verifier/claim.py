@@ -24,6 +24,48 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
 """Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
+TIERS: dict[str, dict[str, frozenset[str]]] = {
+    "generator": {
+        "L0": frozenset({"integrity"}),
+        "L1": frozenset({"forget_rate", "retain_accuracy"}),
+        "L2": frozenset(
+            {"forget_confidence", "forget_distance", "leakage", "setting_sweep", "form_of_forgetting"}
+            | {"feature_distance", "retain_coverage"}
+        ),
+        "L3": frozenset({"relearning", "resurgence", "label_inversion", "sdedit", "compression", "side_channels"}),
+    },
+    "classifier": {
+        "L0": frozenset({"integrity"}),
+        "L1": frozenset({"forget_accuracy", "retain_test_accuracy"}),
+        "L2": frozenset({"class_membership", "linear_probe", "head_restore", "retain_calibration"}),
+        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
+    },
+    "i2i": {
+        "L0": frozenset({"integrity", "frozen_decoder"}),
+        "L1": frozenset({"forget_completion", "retain_completion"}),
+        "L2": frozenset({"linear_probe"}),
+        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
+    },
+}
+"""What each tier asks for beyond those below it, lowest first, by the kind of model that the policy is for."""
+
+SAMPLE_TIERS: dict[str, frozenset[str]] = {
+    "L0": frozenset({"integrity"}),
+    "L1": frozenset({"retain_test_accuracy"}),
+    "L2": frozenset({"sample_membership"}),
+}
+"""The same where nothing but single samples was ever to be forgotten."""
+
+HEIGHTS = ("L0", "L1", "L2", "L3")
+EXACT = frozenset({"retrain"})
+"""Methods that train anew without what is forgotten: the only ones whose result may be called exact."""
+
+PROVES: frozenset[str] = frozenset()
+"""Methods that come with a proof: none yet, so no certificate may claim one."""
+
+SPENT = frozenset({"FAIL", "INCONCLUSIVE", "diverged"})
+"""How an attempt before the one that passed may have ended."""
+
 Finding = Mapping[str, Any]
 About = tuple[str, int | None, str | None]
 """A check, the class that it looked at (None: at everything together), and the corruption, as JSON with sorted keys."""
@@ -67,7 +109,70 @@ def _shortcomings(predicate: Mapping[str, Any]) -> list[str]:
         found.append("a control did not fail")
     if any(f["passed"] is not _meets(f) for f in (*gating, *controls) if f["passed"] is not None):
         found.append("a finding's own numbers say otherwise than it does")
-    return found + _gaps(predicate, gating, controls) + _proxies(predicate)
+    found += _gaps(predicate, gating, controls) + _proxies(predicate) + _attempts(predicate)
+    claimed, earned = predicate["claim"].get("tier"), tier_earned(predicate)
+    if claimed is not None and HEIGHTS.index(claimed) > (HEIGHTS.index(earned) if earned else -1):
+        found.append("it claims a higher tier than its findings earn")
+    return found + _guarantee(predicate)
+
+
+def tier_earned(predicate: Mapping[str, Any]) -> str | None:
+    """The highest tier of which, and of those below it, every check gated; None: its policy names no kind of model, or no tier.
+
+    Ask of a claim without shortcomings: then what gated has passed. What was underpowered proves nothing.
+    """
+    kind = predicate["plan"]["policy"].get("kind")
+    if kind is None:
+        return None
+    asked = TIERS[kind] if _forgotten(predicate["forgetSet"])["classes"] else SAMPLE_TIERS
+    findings: Sequence[Finding] = predicate["verification"]["findings"]
+    powered = {f["check"] for f in findings if f["gating"]} - {f["check"] for f in findings if f.get("underpowered")}
+    reached: str | None = None
+    for tier, checks in asked.items():
+        if not checks <= powered:
+            break
+        reached = tier
+    return reached
+
+
+def _guarantee(predicate: Mapping[str, Any]) -> list[str]:
+    said, method = predicate["claim"], predicate["algorithm"]["name"]
+    match said["guarantee"]:
+        case "empirical":
+            allowed = True
+        case "exact-retrain":
+            allowed = method in EXACT
+        case "epsilon-delta":
+            proof = said.get("proof", {})
+            allowed = method in PROVES and _number(proof["epsilon"]) >= 0 and 0 <= _number(proof["delta"]) < 1
+        case _:
+            raise Unreadable("a guarantee that is not ours")
+    found = [] if allowed else ["its method gives no such guarantee"]
+    return found + (["it brings a proof that its guarantee does not rest on"] if _idle_proof(said) else [])
+
+
+def _idle_proof(said: Mapping[str, Any]) -> bool:
+    return "proof" in said and said["guarantee"] != "epsilon-delta"
+
+
+def _attempts(predicate: Mapping[str, Any]) -> list[str]:
+    """Results that may be verified in turn share the chance of a false PASS: all before this one must be named."""
+    allowed = predicate["plan"]["policy"].get("attempts", 1)
+    said = predicate.get("attempts")
+    if said is None:  # of releases that knew of one attempt alone
+        return [] if allowed == 1 else ["it does not say which of several attempts it is"]
+    number, earlier = said["number"], said["earlier"]
+    found: list[str] = []
+    if said["of"] != allowed or not 1 <= number <= allowed:
+        found.append("it is not one of the attempts that its policy allows")
+    if [one["number"] for one in earlier] != list(range(1, number)):
+        found.append("an attempt before it is missing")
+    if any(one["outcome"] not in SPENT for one in earlier):
+        found.append("an attempt before it did not fail")
+    seeds = [one["verificationSeed"] for one in earlier if "verificationSeed" in one] + [predicate["verification"]["seed"]]
+    if len(set(seeds)) != len(seeds):
+        found.append("two attempts were verified with the same seed")
+    return found
 
 
 def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Iterable[Finding]) -> list[str]:

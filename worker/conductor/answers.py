@@ -10,16 +10,16 @@ import hashlib
 import re
 import signal
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
 from worker.conductor import launch
-from worker.conductor.outcomes import Died, Drained, Failed, problem
+from worker.conductor.outcomes import Died, Drained, Failed, Rejected, problem
 from worker.conductor.planning import Plan
 from worker.conductor.supervise import Ended
-from worker.contract import Document, Failure, FileEntry, JobDirectory, Manifest, Report, tree_digest
-from worker.verdict import decide
+from worker.contract import Document, Failure, FileEntry, JobDirectory, Manifest, Report, Tier, tree_digest
+from worker.verdict import decide, tier_reached
 
 LARGEST_DOCUMENT = 32 << 20
 KILLED = re.compile(r"^ *exitcode +: -(\d+) \(pid: \d+\)", re.MULTILINE)
@@ -32,6 +32,7 @@ def require_success(ended: Ended, job: JobDirectory, answer: Path) -> None:
 
     Raises:
         Failed: the engine says why, and that it would say so again.
+        Rejected: the recipe diverged, which another one may not.
         Died: it hung, fell, ran out of what another try may find, or left no answer.
         Drained: it was stopped with its worker.
     """
@@ -59,13 +60,15 @@ def died_of(returncode: int | None) -> str:
         return f"signal {-returncode}"
 
 
-def _failure(job: JobDirectory) -> Failed | Died:
+def _failure(job: JobDirectory) -> Failed | Rejected | Died:
     failure = read(Failure, job.failure, job)
     code, message = failure.code, failure.message.replace(str(job.root), "<job>")
     tail = launch.log_tail(job)
     if code == "internal" and (killed := killed_rank(tail)):
         code, message = "rank_lost", f"a rank died with {killed}; of another: {message}"
     said = problem(code, message, log_tail=tail, step=failure.step, loss=failure.loss)
+    if code == "diverged":
+        return Rejected(said)
     # "internal" names no cause; it may be a peer that the kernel killed for memory, so it has its tries like any crash
     again = failure.retryable or code in ("internal", "rank_lost")
     return Died(said) if again else Failed(said)
@@ -109,11 +112,11 @@ def read_manifest(job: JobDirectory, plan: Plan) -> Manifest:
 
 
 def read_report(job: JobDirectory, plan: Plan, manifest: Manifest) -> Report:
-    """The verification stage's answer, with its verdict decided again from its findings.
+    """The verification stage's answer, with its verdict and its tier decided again from its findings.
 
     Raises:
-        Failed: it speaks of another spec, policy or candidate, or its verdict does not follow from its findings
-            (`bad_answer`); a picture is not as it says (`integrity`).
+        Failed: it speaks of another spec, policy or candidate, or its verdict does not follow from its findings, or it claims
+            a higher tier than they earn (`bad_answer`); a picture is not as it says (`integrity`).
     """
     report = read(Report, job.report, job)
     if report.spec_digest != plan.spec_sha256 or report.policy_digest != plan.policy_sha256:
@@ -124,8 +127,15 @@ def read_report(job: JobDirectory, plan: Plan, manifest: Manifest) -> Report:
     earned = decide(report.findings, plan.spec)
     if report.verdict not in (earned, "ERROR"):
         raise _bad(job, f"the report says {report.verdict}, its findings say {earned}")
+    reached = tier_reached(report.findings, plan.spec) if report.verdict == "PASS" else None
+    if _height(report.tier) > _height(reached):
+        raise _bad(job, f"the report claims tier {report.tier}, its findings earn {reached or 'none'}")
     require_files(job.evidence, report.evidence, whole=False)
     return report
+
+
+def _height(tier: Tier | None) -> int:
+    return -1 if tier is None else get_args(Tier).index(tier)
 
 
 def require_files(folder: Path, files: tuple[FileEntry, ...], *, whole: bool = True) -> None:

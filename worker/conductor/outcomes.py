@@ -14,8 +14,8 @@ CATEGORIES = {
     "internal": "engine",
     "judge_unfit": "verification",
     "verification_failed": "verification",
-    "void": "verification",
     "inconclusive": "verification",
+    "void": "verification",
     "verification_error": "verification",
     "bad_answer": "engine",
     "engine_died": "engine",
@@ -51,6 +51,14 @@ class Drained(Stopped):
 
 class Failed(Stopped):
     """Another attempt would end the same way."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class Rejected(Stopped):
+    """This recipe's result will not do, or it has none; that of another recipe, or of other seeds, may."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)

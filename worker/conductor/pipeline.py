@@ -26,12 +26,14 @@ from service.files import FileEntry
 from service.requests import endings, leases
 from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import TERMINAL
+from service.requests.rungs import REJECTED
 from service.storage import Store
 from service.tables import new_id
+from service.values import sha256_of
 from worker.conductor import caches, launch, mounted, planning, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
 from worker.conductor.heart import Heart
-from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, problem
+from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Rejected, problem
 from worker.conductor.planning import Plan
 from worker.conductor.processes import Unkillable, kill_older
 from worker.conductor.supervise import run_stage
@@ -90,6 +92,8 @@ def _attempt(room: Room, heart: Heart) -> str:
             _work(room, heart, job)
             status = "succeeded"
         except Exception as error:
+            if isinstance(error, Rejected) and job is not None:
+                workspace.drop_steps(job)  # before another worker may take them up
             status = _end(error, room, heart)
     finally:
         _clean(room, heart.lease, job, keep_steps=status not in TERMINAL)
@@ -118,8 +122,13 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
     weights = mounted.metric_weights(settings, heart.check) if asked else None
     plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret, metric_weights=weights))
     workspace.stage(job, plan, room.store, settings, heart.check)
+    recipe = {"method": plan.spec.method, "params": plan.spec.params, "seed": plan.spec.seed}
     fact = PlanCommitted(
         fence=lease.fence,
+        rung=lease.rung,
+        rungs=lease.rungs,
+        method=plan.spec.method,
+        params_sha256=sha256_of(plan.spec.params),
         spec_sha256=plan.spec_sha256,
         policy_sha256=plan.policy_sha256,
         base_digest=plan.base.digest,
@@ -127,7 +136,8 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
         dataset_digest=plan.dataset.digest,
         proxy_digest=plan.proxy.digest if plan.proxy else None,
     )
-    heart.write(lambda session: leases.record(session, lease, fact, detail={"ranks": ranks, "spec_sha256": plan.spec_sha256}))
+    detail = {**recipe, "ranks": ranks, "spec_sha256": plan.spec_sha256}
+    heart.write(lambda session: leases.record(session, lease, fact, detail=detail))
     return plan
 
 
@@ -163,10 +173,12 @@ def _verify(room: Room, heart: Heart, job: JobDirectory, plan: Plan, manifest: M
             report=document_json(report),
             report_sha256=document_digest(report),
             evidence=pictures,
+            verification_seed=plan.spec.verification_seed,
         )
     )
     if report.verdict != "PASS":
-        raise Failed(problem(REJECTIONS[report.verdict], report.summary))
+        why = problem(REJECTIONS[report.verdict], report.summary)
+        raise Rejected(why) if report.verdict in REJECTED else Failed(why)
     return report
 
 
@@ -201,6 +213,8 @@ def _certify(room: Room, heart: Heart, plan: Plan, manifest: Manifest, report: R
         report=document_json(report),
         report_sha256=document_digest(report),
         guarantee=get_catalogue().methods[plan.spec.method].guarantee,
+        requested=plan.requested,
+        earlier=heart.write(lambda session: leases.earlier(session, heart.lease)),
         proxy={"id": plan.proxy.id, "digest": plan.proxy.digest} if plan.proxy else None,
     )
     return Result(checkpoint_id, digest, files, _sign(room, heart, statement))
@@ -242,6 +256,8 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
                 return heart.write(lambda session: endings.give_back(session, lease, reason="its worker is shutting down"))
             case Failed(problem=why):
                 return heart.write(lambda session: endings.fail(session, lease, why))
+            case Rejected(problem=why):
+                return heart.write(lambda session: endings.reject(session, lease, why))
             case Died(problem=why):
                 return heart.write(lambda session: endings.retry(session, lease, why, max_attempts=most))
             case Unkillable():

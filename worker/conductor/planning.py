@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service.catalogue import get_catalogue
 from service.requests.leases import Lease
 from service.requests.retain import Choice
+from service.requests.rungs import ladder_of, seed_at
 from service.tables import Dataset, Model, ModelVersion, UnlearnRequest
 from worker.conductor.outcomes import Failed, problem
 from worker.contract import DatasetSpec, FileEntry, Policy, RetainData, Spec, document_digest, tree_digest
@@ -39,6 +40,8 @@ class Plan:
     """One attempt's work."""
 
     spec: Spec
+    requested: str
+    """The method that was asked for: the spec's, or `auto`, of which the spec has one recipe."""
     model_id: str
     number: int
     """The version number that a publication will get."""
@@ -70,7 +73,9 @@ def completes(session: OrmSession, lease: Lease) -> bool:
 
 
 def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric_weights: str | None = None) -> Plan:
-    """The plan of a claimed request. The same request on the same base gives the same Spec, so step checkpoints stay valid.
+    """The plan of a claimed request, on its lease's rung.
+
+    The same rung of a request on the same base gives the same Spec, so step checkpoints stay valid.
 
     Args:
         metric_weights: digest of those that are mounted, for a model that completes images.
@@ -87,15 +92,17 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric
     dataset = session.get_one(Dataset, model.dataset_id)
     choice = Choice.of(request.retain)
     other = session.get_one(Dataset, choice.proxy_dataset_id) if choice and choice.proxy_dataset_id else None
+    recipe = ladder_of(request.method, request.params, request.policy)[lease.rung - 1]
     try:
         data, proxy = _dataset(dataset), _dataset(other) if other else None
         spec = Spec(
             request_id=request.id,
             family=model.family,
-            method=request.method,
-            params=request.params,
-            seed=request.seed,
-            verification_seed=verification_seed(secret, request.id),
+            method=recipe.method,
+            params=dict(recipe.params),
+            seed=seed_at(request.seed, lease.rung),
+            verification_seed=verification_seed(secret, request.id, lease.rung),
+            attempt=lease.rung,
             ranks=ranks,
             class_names=tuple(model.class_names),
             prompts=tuple(model.prompts or ()),
@@ -110,7 +117,7 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric
             retain=_retain_data(choice, _described(other, proxy) if other and proxy else None, other),
             metric_weights_digest=metric_weights,
         )
-        return Plan(spec, model.id, base.number + 1, _version(base), _version(root), data, proxy)
+        return Plan(spec, request.method, model.id, base.number + 1, _version(base), _version(root), data, proxy)
     except ValidationError as error:
         # of the document as a whole there is a sentence of the contract's, in place of a field
         wrong = sorted({".".join(map(str, e["loc"])) or e["msg"] for e in error.errors(include_url=False, include_input=False)})
@@ -139,9 +146,14 @@ def _retain_data(choice: Choice | None, proxy: DatasetSpec | None, row: Dataset 
     )
 
 
-def verification_seed(secret: bytes, request_id: str) -> int:
-    """A seed that nobody can know before verification, and that every attempt of a request gets again: HMAC mod 2^53."""
-    return int.from_bytes(hmac.digest(secret, request_id.encode(), "sha256"), "big") % 2**53
+def verification_seed(secret: bytes, request_id: str, rung: int) -> int:
+    """A seed that nobody can know before verification: HMAC mod 2^53.
+
+    Every rung has one of its own, so that no result is drawn with what another was rejected on. Every run of one rung gets it
+    again: a verification that is repeated looks at the same samples, and is no second chance.
+    """
+    message = request_id if rung == 1 else f"{request_id}/{rung}"
+    return int.from_bytes(hmac.digest(secret, message.encode(), "sha256"), "big") % 2**53
 
 
 def load_or_create_secret(path: Path) -> bytes:

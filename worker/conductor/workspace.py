@@ -125,6 +125,12 @@ def close_job(job: JobDirectory, *, keep_steps: bool) -> None:
         family.rmdir()
 
 
+def drop_steps(job: JobDirectory) -> None:
+    """Delete the step checkpoints of a recipe that is given up: the next one has no use for them."""
+    if job.steps.is_dir():
+        _remove(job.steps)
+
+
 def close_request(settings: Settings, request_id: str) -> None:
     """Delete everything of a request that is over."""
     _remove(settings.jobs_dir / request_id)

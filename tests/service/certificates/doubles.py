@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ def a_statement(
     files: dict[str, bytes] = FILES,
     findings: list[dict[str, Any]] | None = None,
     proxy: dict[str, Any] | None = None,
+    guarantee: str = "empirical",
+    earlier: Sequence[dict[str, Any]] = (),
+    requested: str | None = None,
     **wish: Any,
 ) -> dict[str, Any]:
     """A sound statement; `wish` replaces fields of its spec, which forgets class 3. Its policy serves classes and samples."""
@@ -109,6 +112,9 @@ def a_statement(
         },
         report_sha256="33" * 32,
         proxy=proxy,
+        guarantee=guarantee,
+        earlier=earlier,
+        requested=requested,
     )
 
 

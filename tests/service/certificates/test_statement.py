@@ -8,6 +8,7 @@ import math
 import pytest
 import rfc8785
 
+from service.catalogue import get_catalogue
 from service.certificates.statement import GUARANTEES, decimals, objections
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
@@ -110,6 +111,107 @@ def test_a_statement_without_a_claim_is_an_objection() -> None:
 def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
     assert claim.MEASURES_FORGETTING == verdict.MEASURES_FORGETTING
     assert claim.COMPLETES == verdict.COMPLETES
+
+
+def test_the_rule_knows_the_tiers_and_the_exact_methods_of_the_worker() -> None:
+    assert claim.TIERS == verdict.TIERS
+    assert claim.SAMPLE_TIERS == verdict.SAMPLE_TIERS
+    methods = get_catalogue().methods
+    assert {name for name, method in methods.items() if method.guarantee == "exact-retrain"} == claim.EXACT
+    assert {name for name, method in methods.items() if method.guarantee == "epsilon-delta"} == claim.PROVES
+
+
+def tiered(kind: str | None, tier: str | None, *found: dict[str, object]) -> list[str]:
+    """Objections to a claim of this tier under a policy for this kind."""
+    checks = {f["check"] for f in found} | {"integrity", "forget_rate"}
+    statement = a_statement(findings=[INTEGRITY, finding(), control(), *found])
+    policy = {"name": "x", "checks": [{"verifier": name, "params": {}} for name in sorted(map(str, checks))]}
+    statement["predicate"]["plan"]["policy"] = {**policy, **({"kind": kind} if kind else {})}
+    if tier is not None:
+        statement["predicate"]["claim"]["tier"] = tier
+    return objections(statement)
+
+
+HIGHER = ["it claims a higher tier than its findings earn"]
+RETAINED = finding(check="retain_accuracy", class_index=None)
+
+
+def test_a_tier_above_what_the_findings_earn_is_an_objection() -> None:
+    assert tiered("generator", "L0") == []
+    assert tiered("generator", "L1") == HIGHER
+    assert tiered("generator", "L1", RETAINED) == []
+    assert tiered("generator", "L0", RETAINED) == []  # it may claim less
+    assert tiered("generator", "L2", RETAINED) == HIGHER
+    assert tiered(None, "L0", RETAINED) == HIGHER  # tiers are of a kind
+    assert tiered(None, None, RETAINED) == []
+    assert tiered("generator", "L9") == ["its claim or its findings are not readable"]
+
+
+def test_what_was_underpowered_is_excused_and_earns_no_tier() -> None:
+    weak = {**RETAINED, "gating": False, "passed": None, "underpowered": True}
+    assert tiered("generator", "L0", weak) == []
+    assert tiered("generator", "L1", weak) == HIGHER
+    assert tiered("generator", "L1", weak, RETAINED) == HIGHER
+
+
+def test_a_guarantee_that_the_method_does_not_give_is_an_objection() -> None:
+    def claimed(method: str, guarantee: str, **more: object) -> list[str]:
+        statement = a_statement()
+        statement["predicate"]["algorithm"]["name"] = method
+        said = {"guarantee": guarantee, "statement": GUARANTEES.get(guarantee, ""), "reversible": False, **more}
+        statement["predicate"]["claim"] = said
+        return objections(statement)
+
+    none_such = "its method gives no such guarantee"
+    proof = {"epsilon": "1.0", "delta": "0.00001", "theorem": "doi:10.0/0", "assumptions": ["convex loss"]}
+    assert claimed("retrain", "exact-retrain") == []
+    assert claimed("retrain", "empirical") == []
+    assert claimed("sfron", "exact-retrain") == [none_such]
+    assert claimed("sfron", "epsilon-delta", proof=proof) == [none_such]
+    assert claimed("retrain", "epsilon-delta") == [none_such]
+    assert claimed("sfron", "empirical", proof=proof) == ["it brings a proof that its guarantee does not rest on"]
+    assert "its claim or its findings are not readable" in claimed("sfron", "certified")
+    assert claimed("retrain", "empirical", statement=GUARANTEES["exact-retrain"]) == [
+        "its words are not those of its guarantee"
+    ]
+    with pytest.raises(ValueError, match="as guarantee"):
+        a_statement(guarantee="certified")
+
+
+def attempted(**changes: object) -> list[str]:
+    """Objections to the second of three attempts."""
+    statement = a_statement(attempt=2, earlier=[EARLIER], requested="auto")
+    statement["predicate"]["plan"]["policy"]["attempts"] = 3
+    statement["predicate"]["attempts"] = {**statement["predicate"]["attempts"], "of": 3, **changes}
+    return objections(statement)
+
+
+EARLIER = {
+    "rung": 1, "fence": 1, "method": "sfron", "params": {"rate": 0.5}, "seed": 0, "spec_sha256": "44" * 32, "verdict": "FAIL",
+    "verification_seed": 6, "report_sha256": "55" * 32, "findings_sha256": "66" * 32,
+}  # fmt: skip
+
+
+def test_every_attempt_before_the_one_that_passed_is_named_with_a_seed_of_its_own() -> None:
+    before = a_statement(attempt=2, earlier=[EARLIER])["predicate"]["attempts"]["earlier"][0]
+    assert before["parameters"] == {"rate": "0.5"}
+    assert attempted() == []
+    assert attempted(earlier=[]) == ["an attempt before it is missing"]
+    assert attempted(earlier=[{**before, "number": 2}]) == ["an attempt before it is missing"]
+    assert attempted(earlier=[{**before, "outcome": "PASS"}]) == ["an attempt before it did not fail"]
+    assert attempted(earlier=[{**before, "verificationSeed": 7}]) == ["two attempts were verified with the same seed"]
+    assert attempted(of=2) == ["it is not one of the attempts that its policy allows"]
+    assert attempted(number=4, earlier=[{**before, "number": n, "verificationSeed": n} for n in (1, 2, 3)]) == [
+        "it is not one of the attempts that its policy allows"
+    ]
+
+
+def test_a_claim_of_an_older_release_that_names_no_attempt_had_one() -> None:
+    statement = a_statement()
+    del statement["predicate"]["attempts"]
+    assert objections(statement) == []
+    statement["predicate"]["plan"]["policy"]["attempts"] = 2
+    assert objections(statement) == ["it does not say which of several attempts it is"]
 
 
 def test_a_check_of_completed_images_owes_its_findings_under_every_corruption() -> None:

@@ -89,6 +89,36 @@ def test_a_certificate_about_chosen_retain_data_says_what_stood_in(published: Pu
     assert f"retain data 0.0 real; stood in: 8, 9, {PROXY['id']}" in sentence(outcome)
 
 
+def test_a_certificate_says_its_tier_its_guarantee_and_which_attempt_passed(published: Published) -> None:
+    statement_ = a_statement(attempt=2, requested="auto", earlier=[{
+        "rung": 1, "fence": 1, "method": "salun", "params": {}, "seed": 1, "spec_sha256": "44" * 32, "verdict": "FAIL",
+        "verification_seed": 6,
+    }])  # fmt: skip
+    statement_["predicate"]["plan"]["policy"].update(attempts=2, kind="generator")
+    statement_["predicate"]["attempts"]["of"] = 2
+    statement_["predicate"]["claim"]["tier"] = "L0"
+    published.resign(statement_)
+    outcome = verify_directory(published.folder, published.key_file)
+    assert outcome.status == GOOD, outcome.reason
+    assert (outcome.facts["tier"], outcome.facts["attempt"], outcome.facts["attempts"]) == ("L0", 2, 2)
+    assert "tier        L0" in sentence(outcome)
+    assert "method      sfron (attempt 2 of 2, asked for: auto)" in sentence(outcome)
+    statement_["predicate"]["claim"]["tier"] = "L3"
+    published.resign(statement_)
+    outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, "higher tier" in outcome.reason) == (TAMPERED, True)
+
+
+def test_a_certificate_of_an_older_release_claims_no_tier_and_is_good(published: Published) -> None:
+    statement_ = a_statement()
+    del statement_["predicate"]["attempts"]
+    published.resign(statement_)
+    outcome = verify_directory(published.folder, published.key_file)
+    assert (outcome.status, outcome.facts["tier"], outcome.facts["attempts"]) == (GOOD, None, None)
+    assert "tier        none claimed" in sentence(outcome)
+    assert "attempt" not in sentence(outcome)
+
+
 def test_a_certificate_that_chose_no_retain_data_says_nothing_of_them(published: Published) -> None:
     outcome = verify_directory(published.folder, published.key_file)
     assert outcome.facts["retain_data"] is None

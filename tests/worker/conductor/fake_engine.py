@@ -182,15 +182,16 @@ def judge(job: JobDirectory, spec: Spec, mode: str) -> int:
     (job.evidence / "before_after.png").write_bytes(b"a picture")
     (job.judges / ("a" * 64)).mkdir(exist_ok=True)
     (job.judges / ("a" * 64) / "judge.json").write_text("{}")
-    passed = mode not in ("fail", "lie", "open", "open_lie")
+    bad = mode in ("fail", "lie", "open", "open_lie") or (mode == "fail_first" and spec.attempt == 1)
     still_open = mode in ("open", "open_lie")
-    found = findings(spec, passed=passed, seeing=mode != "void", skipped=mode == "skips", still_open=still_open)
+    found = findings(spec, passed=not bad, seeing=mode != "void", skipped=mode == "skips", still_open=still_open)
     verdict = "PASS" if mode in ("lie", "skips", "open_lie") else decide(found, spec)
     report = Report(
         spec_digest=document_digest(spec),
         policy_digest=document_digest(spec.policy),
         candidate_digest="0" * 64 if mode == "other_candidate" else tree_digest(manifest.files),
         verdict="ERROR" if mode == "error" else verdict,
+        tier="L3" if mode == "boasts" else None,
         summary=f"the fake judge says {verdict}",
         findings=found,
         evidence=entries(job.evidence),

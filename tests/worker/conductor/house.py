@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 
 from service import db
-from service.certificates.signing import FileKeySigner
+from service.certificates.signing import FileKeySigner, payload_of
 from service.config import Settings, get_settings
 from service.files import FileEntry, dataset_digest, tree_digest
 from service.storage import Store
-from service.tables import Attempt, Dataset, LedgerEntry, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
+from service.tables import Attempt, Checkpoint, Dataset, LedgerEntry, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
 from worker.conductor import identity
 from worker.conductor.launch import Stage
 from worker.conductor.pipeline import Room
@@ -100,20 +100,35 @@ def furnish_proxy(folder: Path) -> tuple[str, Path]:
     return dataset_id, folder
 
 
-def ask(house: House, *classes: int, samples: tuple[str, ...] = (), retain: dict[str, Any] | None = None, **params: Any) -> str:
+def ask(
+    house: House,
+    *classes: int,
+    samples: tuple[str, ...] = (),
+    retain: dict[str, Any] | None = None,
+    method: str = "sfron",
+    attempts: int = 1,
+    **params: Any,
+) -> str:
     """A queued request, for class 3 unless it says otherwise; `params` steer the fake engine."""
     request_id = new_id("ureq")
     with db.transaction() as session:
         at = db.now(session)
         session.add(
             UnlearnRequest(
-                id=request_id, model_id=house.model_id, method="sfron", params=params, seed=7, on_conflict="queue_after",
-                forget_classes=list(classes or (() if samples else (3,))), forget_samples=list(samples), policy=POLICY,
+                id=request_id, model_id=house.model_id, method=method, params=params, seed=7, on_conflict="queue_after",
+                forget_classes=list(classes or (() if samples else (3,))), forget_samples=list(samples),
+                policy=POLICY if attempts == 1 else {**POLICY, "attempts": attempts},
                 retain=retain, client_metadata={}, status="queued", not_before=at, created_at=at, created_by="user:local",
             )
         )  # fmt: skip
     time.sleep(0.002)  # created_at of the next one is later: SQLite's clock has milliseconds
     return request_id
+
+
+def ask_auto(house: House, *recipes: tuple[str, dict[str, Any]]) -> str:
+    """A queued request for class 3 that tries these methods in turn, each with what steers the fake engine."""
+    ladder = [{"method": method, "params": params} for method, params in recipes]
+    return ask(house, method="auto", attempts=len(ladder), ladder=ladder)
 
 
 def make_room(**changes: Any) -> Room:
@@ -151,10 +166,27 @@ def actions(request_id: str) -> list[str]:
 
 def facts(request_id: str, action: str) -> dict[str, Any]:
     """What the ledger's one entry of this action says of a request."""
+    (said,) = all_facts(request_id, action)
+    return said
+
+
+def all_facts(request_id: str, action: str) -> list[dict[str, Any]]:
+    """What each entry of this action says of a request, in order."""
     with db.reading() as session:
-        chosen = select(LedgerEntry.leaf).where(LedgerEntry.request_id == request_id, LedgerEntry.action == action)
-        said: dict[str, Any] = json.loads(session.execute(chosen).scalars().one())["public"]
-        return said
+        chosen = (
+            select(LedgerEntry.leaf)
+            .where(LedgerEntry.request_id == request_id, LedgerEntry.action == action)
+            .order_by(LedgerEntry.seq)
+        )
+        return [json.loads(leaf)["public"] for leaf in session.execute(chosen).scalars()]
+
+
+def certificate(request_id: str) -> dict[str, Any]:
+    """The predicate of what a request published."""
+    with db.reading() as session:
+        checkpoint = session.execute(select(Checkpoint).where(Checkpoint.request_id == request_id)).scalar_one()
+        predicate: dict[str, Any] = json.loads(payload_of(checkpoint.certificate))["predicate"]
+        return predicate
 
 
 def withdraw(request_id: str) -> None:

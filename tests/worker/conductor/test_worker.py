@@ -114,6 +114,25 @@ def test_a_killed_worker_leaves_nothing_running_and_its_request_is_taken_up_agai
 
 
 @embedded
+def test_a_worker_killed_on_the_second_rung_is_followed_by_one_that_goes_on_there(start: Start, tmp_path: Path) -> None:
+    house = h.furnish(tmp_path)
+    second = {"unlearn": "long_once", "rank_dies_with_agent": True}
+    request_id = h.ask_auto(house, ("sfron", {"verify": "fail"}), ("salun", second), ("retrain", {}))
+    worker = start()
+    h.until(lambda: len(h.attempts(request_id)) == 2, 90)  # a whole rung lies before
+    engine_pids(request_id, fence=2)
+    h.until(lambda: (get_settings().jobs_dir / request_id / "2" / "steps").exists())
+    worker.kill()
+    worker.wait()
+    other = start()
+    h.until(lambda: status(request_id) == "succeeded", 60)
+    runs = [(a.outcome, a.detail["rung"], a.detail["method"]) for a in h.attempts(request_id)]
+    assert runs == [("failed", 1, "sfron"), ("lost", 2, "salun"), ("succeeded", 2, "salun")]
+    assert h.certificate(request_id)["attempts"]["number"] == 2
+    assert stop(other) == 0
+
+
+@embedded
 def test_a_worker_told_to_stop_gives_its_request_back_and_exits_0(start: Start, tmp_path: Path) -> None:
     request_id = h.ask(h.furnish(tmp_path), unlearn="long_once")
     worker = start()
