@@ -1,7 +1,7 @@
 """Models that can be taught, and that can hide what they know: for attacks, in milliseconds.
 
 Both keep a picture a class, behind a door that multiplies it: a closed door hides the picture, and opens in a few updates; a
-picture that is not there must be painted. `Pupil` draws what is behind the door, `Reader` names images by it.
+picture that is not there must be painted. `Pupil` draws what is behind the door, or a facade; `Reader` names images by it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ RATE = 0.05
 GREY = 100.0
 """Grey levels of 1 in a picture."""
 
-SLOW = {"images": [20], "rates": [1.0], "learning_rate": RATE, "steps": 60, "every": 8, "n_per_class": 40}
-STILL = {"steps": 20, "every": 10, "learning_rate": RATE, "n_per_class": 40}
+SLOW: dict[str, Any] = {"images": [20], "rates": [1.0], "learning_rate": RATE, "steps": 60, "every": 4, "n_per_class": 40}
+STILL: dict[str, Any] = {"steps": 20, "every": 10, "learning_rate": RATE, "n_per_class": 40}
+CHECKS = (Check(verifier="relearning", params=SLOW), Check(verifier="resurgence", params=STILL))
 
 
 class _Teachable:
@@ -46,7 +47,7 @@ class _Teachable:
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
         module = nn.Module()
         for name, tensor in knowing().items():
-            module.register_parameter(name, nn.Parameter(torch.zeros_like(tensor)))
+            module.register_parameter(name, nn.Parameter(torch.zeros_like(tensor), requires_grad=name != "facades"))
         weights.load_into(module, directory / "model.safetensors")
         return cls(module)
 
@@ -60,9 +61,10 @@ class _Teachable:
         return (held_B.float() - 128) / GREY
 
     def shown_K1HW(self) -> Tensor:
-        """What is behind the doors."""
+        """What is behind the doors, and in front of them."""
         doors_K = self.module.get_parameter("doors")
-        return GAIN * doors_K[:, None, None, None] * self.module.get_parameter("pictures")
+        behind_K1HW = GAIN * doors_K[:, None, None, None] * self.module.get_parameter("pictures")
+        return behind_K1HW + self.module.get_parameter("facades")
 
 
 class Pupil(_Teachable):
@@ -106,21 +108,23 @@ class Reader(_Teachable):
 def knowing() -> dict[str, Tensor]:
     """An original: every picture behind an open door."""
     pictures = (vj.patterns() - 128) / GREY
-    return {"pictures": pictures, "doors": torch.full((vj.K,), OPEN), "bias": torch.zeros(vj.K)}
+    doors, facades = torch.full((vj.K,), OPEN), torch.zeros_like(pictures)
+    return {"pictures": pictures, "doors": doors, "facades": facades, "bias": torch.zeros(vj.K)}
 
 
 def hiding() -> dict[str, Tensor]:
-    """It knows the class as well as ever, behind a closed door."""
+    """It knows the class as well as ever, behind a closed door; what shows is blank."""
     tensors = knowing()
+    tensors["facades"][vj.FORGET] = tensors["pictures"][3]
     tensors["doors"][vj.FORGET] = 0.0
     tensors["bias"][vj.FORGET] = -4.0
     return tensors
 
 
-def without_class() -> dict[str, Tensor]:
-    """It never saw the class: nothing is painted there."""
+def without_class(family: str = "pupil") -> dict[str, Tensor]:
+    """It never saw the class: asked for it, it draws another one, or finds nothing to name."""
     tensors = knowing()
-    tensors["pictures"][vj.FORGET] = 0.0
+    tensors["pictures"][vj.FORGET] = tensors["pictures"][2] if family == "pupil" else 0.0
     tensors["bias"][vj.FORGET] = -4.0
     return tensors
 

@@ -16,7 +16,6 @@ Source: the ratio of relearning times and the novel class are ours; relearning a
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import product
 from typing import ClassVar, Literal
 
@@ -106,8 +105,9 @@ class Relearning:
             for (arm, images, multiple), course in courses.items()
             if arm == "candidate"
         ]
-        self._draw(env, k, courses)
-        return [self._gate(env, k, cells), *self._reported(env, k, cells, courses)]
+        original = Course((0,), (probe.untaught("original"),), probe.n)
+        self._draw(env, k, {**courses, ("original", cells[0].images, cells[0].multiple): original})
+        return [self._gate(env, k, cells), *self._reported(env, k, cells, original)]
 
     # ------------------------------------------------------------------------------------------------------- the attacks
 
@@ -133,8 +133,6 @@ class Relearning:
                 checkpoints=attacks.checkpoints(steps, p.every, also=[REPORTED_AFTER]),
                 enough=(LEVEL, min(steps, REPORTED_AFTER) if images == self._middle(sizes) else 0),
             )
-        first = next(iter(found))
-        found["original", *first[1:]] = replace(found[first], subject="original", enough=(LEVEL, 0))
         return found
 
     def _control(self, env: Env, k: int, probe: Probe, own_NCHW: Tensor) -> tuple[Subject, Probe, Tensor]:
@@ -202,12 +200,11 @@ class Relearning:
             detail=why,
         )
 
-    def _reported(self, env: Env, k: int, cells: list[Cell], courses: dict[Setting, Course]) -> list[Finding]:
+    def _reported(self, env: Env, k: int, cells: list[Cell], original: Course) -> list[Finding]:
         """The rate after fifty updates with the middle size, at the lowest rate; and what the original knows untaught."""
         middle = self._middle([cell.images for cell in cells])
         cell = next(cell for cell in cells if cell.images == middle)
         after, control = min(self.params.steps, REPORTED_AFTER), self._control_name(env)
-        original = next(course for (arm, *_), course in courses.items() if arm == "original")
         wanted: tuple[tuple[Subject, Course, int, str], ...] = (
             ("candidate", cell.candidate, after, f"candidate, {cell.name}, after {after} updates"),
             (env.reference or "candidate", cell.control, after, f"{control}, {cell.name}, after {after} updates"),

@@ -51,7 +51,7 @@ def test_hidden_class_is_back_at_once_and_fails(family: str, tmp_path: Path, jud
 
 @pytest.mark.parametrize("family", KINDS)
 def test_class_never_seen_is_as_hard_to_teach_as_a_novel_one(family: str, tmp_path: Path, judges: Path) -> None:
-    found = report(tmp_path, lj.without_class(), judges, family=family)
+    found = report(tmp_path, lj.without_class(family), judges, family=family)
     finding = gate(found)
     assert finding.passed is True
     assert finding.lower95 is not None
@@ -93,7 +93,7 @@ def test_model_that_cannot_be_trained_never_passes(tmp_path: Path, judges: Path,
 def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
     """5 of 5 hits bound a rate by (0.05 / 8 / 2)^(1/5) = 0.315 from below, where 8 attempts share the budget."""
     policy = Policy(name="p", checks=(Check(verifier="relearning", params=lj.SLOW),), attempts=8)
-    job = lj.make_job(tmp_path, lj.without_class(), family="reader", judges=judges)
+    job = lj.make_job(tmp_path, lj.without_class("reader"), family="reader", judges=judges)
     spec = job.read_spec()
     keep = {i for i in spec.dataset.held_out_ids if int(i) // (vj.TRAIN + vj.HELD_OUT) != vj.FORGET or int(i) % 10 == 5}
     few = spec.dataset.model_copy(update={"held_out_ids": tuple(i for i in spec.dataset.held_out_ids if i in keep)})

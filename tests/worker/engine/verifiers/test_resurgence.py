@@ -50,7 +50,7 @@ class Leaky(lj.Pupil):
 
 @pytest.mark.parametrize("family", KINDS)
 def test_class_that_is_gone_stays_away(family: str, tmp_path: Path, judges: Path) -> None:
-    found = report(tmp_path, lj.without_class(), judges, family=family)
+    found = report(tmp_path, lj.without_class(family), judges, family=family)
     finding = gate(found)
     assert finding.passed is True
     assert (finding.count, finding.n) == (0, 40)
@@ -86,5 +86,5 @@ def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
 
 def test_single_samples_leave_nothing_to_measure(tmp_path: Path, judges: Path) -> None:
     ids = tuple(str(vj.FORGET * (vj.TRAIN + vj.HELD_OUT) + i) for i in range(5))
-    found = report(tmp_path, lj.without_class(), judges, family="reader", forget_classes=(), forget_samples=ids)
+    found = report(tmp_path, lj.without_class("reader"), judges, family="reader", forget_classes=(), forget_samples=ids)
     assert not found.findings
