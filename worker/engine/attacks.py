@@ -256,7 +256,7 @@ def probe_of(env: Env, k: int, n: int) -> Probe:
     The seeds are those of `Env.samples`: before its first update a model draws what other checks have seen of it.
     """
     if env.kind == "generator":
-        return _draws(env, k, n, lambda images_NCHW: env.judge.look(images_NCHW).predicted_N == k)
+        return _draws(env, k, n, lambda images_NCHW: env.shows_in(images_NCHW, k))
     return Names(env.dataset.images_NCHW[env.shown(k, n)], k, env.load)
 
 

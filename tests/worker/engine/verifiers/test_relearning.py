@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.worker.engine import learning_job as lj
 from tests.worker.engine import verification_job as vj
-from worker.contract import Check, Finding, Policy, Report
+from worker.contract import Check, Finding, Report
 from worker.engine import registry, verify
 from worker.engine.verifiers.relearning import Thresholds
 
@@ -32,7 +32,8 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(
     root: Path, candidate: dict[str, Tensor], judges: Path, *, params: dict[str, Any] | None = None, **more: Any
 ) -> Report:
-    check = Check(verifier="relearning", params={**lj.SLOW, **(params or {})})
+    pace = lj.SLOW if more.get("family", "pupil") == "pupil" else lj.GENTLE
+    check = Check(verifier="relearning", params={**pace, **(params or {})})
     return verify.run(lj.make_job(root, candidate, check, judges=judges, **more))
 
 
@@ -92,12 +93,18 @@ def test_model_that_cannot_be_trained_never_passes(tmp_path: Path, judges: Path,
 
 def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
     """5 of 5 hits bound a rate by (0.05 / 8 / 2)^(1/5) = 0.315 from below, where 8 attempts share the budget."""
-    policy = Policy(name="p", checks=(Check(verifier="relearning", params=lj.SLOW),), attempts=8)
-    job = lj.make_job(tmp_path, lj.without_class("reader"), family="reader", judges=judges)
+    check = Check(verifier="relearning", params=lj.GENTLE)
+    job = lj.make_job(tmp_path, lj.without_class("reader"), check, family="reader", judges=judges)
     spec = job.read_spec()
-    keep = {i for i in spec.dataset.held_out_ids if int(i) // (vj.TRAIN + vj.HELD_OUT) != vj.FORGET or int(i) % 10 == 5}
-    few = spec.dataset.model_copy(update={"held_out_ids": tuple(i for i in spec.dataset.held_out_ids if i in keep)})
-    job.spec.write_text(spec.model_copy(update={"dataset": few, "policy": policy}).model_dump_json())
+    per_class = vj.TRAIN + vj.HELD_OUT
+    forgotten = {i for i in spec.dataset.held_out_ids if int(i) // per_class == vj.FORGET}
+    kept = {i for i in forgotten if int(i) % per_class < vj.TRAIN + 5}
+    held_out = tuple(i for i in spec.dataset.held_out_ids if i not in forgotten - kept)
+    few = {
+        "dataset": spec.dataset.model_copy(update={"held_out_ids": held_out}),
+        "policy": spec.policy.model_copy(update={"attempts": 8}),
+    }
+    job.spec.write_text(spec.model_copy(update=few).model_dump_json())
     vj.write_manifest(job)
     finding = gate(verify.run(job))
     assert (finding.underpowered, finding.gating) == (True, False)
