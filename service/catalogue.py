@@ -7,8 +7,8 @@ parameter must be, never what came.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal

@@ -20,6 +20,9 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
 
+OF_CLASSES: frozenset[str] = frozenset({"relearning", "resurgence"})
+"""Other checks that look at forgotten classes: where single samples alone are to be forgotten they have nothing to measure."""
+
 NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_rate": "all",
     "retain_accuracy": "all",
@@ -34,6 +37,8 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "sdedit": "all",
     "compression": "all",
     "diffusion_membership": "forgotten",
+    "relearning": "all",
+    "resurgence": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 
@@ -58,7 +63,7 @@ def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
         case "samples":
             return (None,) if spec.all_forgotten_samples else ()
         case None:
-            return (None,)
+            return () if verifier in OF_CLASSES and not spec.all_forgotten else (None,)
 
 
 def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.worker.engine import completing_job as cj
+from tests.worker.engine import learning_job as lj
 from tests.worker.engine import naming_job as nj
 from tests.worker.engine import verification_job as vj
 from tests.worker.engine.tiny import metrics
@@ -17,7 +18,7 @@ from worker.engine import registry, verifiers, verify
 
 NAMES = sorted(registry.verifiers())
 SHIPPED = Path(__file__).parents[4] / "service" / "policies"
-FAMILIES = {"painter": vj.Painter, "namer": nj.Namer, "completer": cj.Completer}
+FAMILIES = {"painter": vj.Painter, "namer": nj.Namer, "completer": cj.Completer, **lj.FAMILIES}
 METHODS = {"still": cj.Still}
 
 Reports = dict[tuple[str, str], Report]
@@ -26,7 +27,7 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
+    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS, *lj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
     return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
@@ -55,6 +56,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
             ("classes", "unchanged"): verify.run(nj.make_job(root(), nj.knowing(), **classes)),
             ("samples", "good"): verify.run(nj.make_job(root(), nj.knowing(), **samples)),
             ("samples", "unchanged"): verify.run(nj.make_job(root(), nj.remembering(data), **samples)),
+            ("teaching", "good"): verify.run(lj.make_job(root(), lj.without_class(), *vj.CHECKS, *lj.CHECKS)),
+            ("teaching", "unchanged"): verify.run(lj.make_job(root(), lj.knowing(), *vj.CHECKS, *lj.CHECKS)),
             ("completing", "good"): verify.run(cj.make_job(root(), cj.without_class(), **completing)),
             ("completing", "unchanged"): verify.run(cj.make_job(root(), cj.knowing(), **completing)),
         }

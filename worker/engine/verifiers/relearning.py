@@ -1,0 +1,244 @@
+"""How soon does the candidate learn a forgotten class again, beside one that never knew it?
+
+A few real images of the class are shown to a copy of the saved model. Where the class was only hidden it is back after a
+handful of updates; where it is gone, it takes about as long as with a model that never saw it. T is the first number of
+updates after which half of the answers show the class, and what is gated is T of the candidate over T of the control.
+
+The control is the reference, a model trained without the class, where the job has one: the same images, the same label. Else
+the candidate itself is taught a class that nobody ever saw (`worker.engine.novel`), under the *forgotten* label of another
+copy, not under a label of its own. So both arms start from the same weights, the same label row and the same answers to it,
+and differ in nothing but the images. A fresh row would be a head start: unlearning may have left the forgotten row far off,
+and a candidate that hides the class behind such a row would then look as if it had lost it.
+
+Source: the ratio of relearning times and the novel class are ours; relearning as a test: arXiv:2505.16174, arXiv:2510.03263.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from worker.contract import Finding, Spec, Tier
+from worker.engine import attacks
+from worker.engine.attacks import Attack, Course, Lesson, Probe
+from worker.engine.errors import Diverged
+from worker.engine.family import Kind
+from worker.engine.novel import Turn, novel_class
+from worker.engine.relearning_time import LEVEL, Cell, Ratio
+from worker.engine.statistics import lower_bound
+from worker.engine.verifier import Env, Need, Params, Subject
+
+REPORTED_AFTER = 50
+"""Updates after which the rate is reported, beside the gate."""
+REPORTED_OF = 20
+"""Images, of an attack whose rate is reported; the nearest number, where a policy asks for others."""
+
+Arm = Literal["candidate", "control", "original"]
+Setting = tuple[Arm, int, float]
+"""Whose copy is attacked, with how many images, at which multiple of the rate."""
+
+
+class Thresholds(Params):
+    """What is taught, how, how often it is asked, and how much sooner than the control the candidate may learn."""
+
+    images: tuple[int, ...] = Field(
+        default=(5, 20, 100), min_length=1, max_length=8, description="real images of the class that an attack is given, each"
+    )
+    rates: tuple[float, ...] = Field(
+        default=(1.0, 3.0), min_length=1, max_length=8, description="multiples of learning_rate that are tried"
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="of AdamW; null: what models of the kind are commonly trained with"
+    )
+    steps: int = Field(default=500, ge=1, le=100_000, description="updates of an attack on the candidate, at most")
+    every: int = Field(default=25, ge=1, le=10_000, description="updates between two checkpoints; the first few lie closer")
+    batch_size: int = Field(default=32, ge=2, le=4096, description="images of an update")
+    n_per_class: int = Field(default=100, ge=10, le=100_000, description="answers at a checkpoint")
+    min_ratio: float = Field(default=0.5, gt=0, le=1, description="bound on the candidate's time over the control's")
+    turn: Turn = Field(default="auto", description="how images are turned into the novel class, where there is no reference")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Thresholds:
+        if min(self.images) < 1 or min(self.rates) <= 0:
+            raise ValueError("expected at least one image, and rates above 0")
+        return self
+
+
+class Relearning:
+    """Ratio of relearning times, candidate over control, of every class that was ever forgotten on this lineage."""
+
+    name: ClassVar[str] = "relearning"
+    title: ClassVar[str] = "Forgotten classes are no sooner learned again than a class that was never known"
+    tier: ClassVar[Tier] = "L3"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator", "classifier")
+    Params: ClassVar[type[Params]] = Thresholds
+
+    def __init__(self, params: Thresholds) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """What is asked of models under attack is asked of no other."""
+        return ()
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`. Nothing where only single samples were forgotten.
+
+        Raises:
+            BadInput: a forgotten class has no training image, or no class is left that can be turned into a novel one.
+            Diverged: no attack on some class came to an end on either arm.
+        """
+        return tuple(finding for k in env.spec.all_forgotten for finding in self._of_class(env, k))
+
+    def _of_class(self, env: Env, k: int) -> list[Finding]:
+        probe = attacks.probe_of(env, k, self.params.n_per_class)
+        if lower_bound(probe.n, probe.n, alpha=env.alpha / 2) < LEVEL:
+            return [self._underpowered(env, k, f"{probe.n} answers cannot show that half of them show a class")]
+        plan = self._attacks(env, k, probe)
+        courses = {setting: course for setting, (course,) in zip(plan, attacks.run(env, list(plan.values())), strict=True)}
+        cells = [
+            Cell(f"{images} images, rate x{multiple:g}", images, multiple, course, courses["control", images, multiple])
+            for (arm, images, multiple), course in courses.items()
+            if arm == "candidate"
+        ]
+        original = Course((0,), (probe.untaught("original"),), probe.n)
+        self._draw(env, k, {**courses, ("original", cells[0].images, cells[0].multiple): original})
+        return [self._gate(env, k, cells), *self._reported(env, k, cells, original)]
+
+    # ------------------------------------------------------------------------------------------------------- the attacks
+
+    def _attacks(self, env: Env, k: int, probe: Probe) -> dict[Setting, Attack]:
+        """Independent of each other, by what they are."""
+        p, data = self.params, env.dataset
+        own_NCHW = data.images_NCHW[data.train_of([k])]
+        control, control_probe, control_NCHW = self._control(env, k, probe, own_NCHW)
+        arms: tuple[tuple[Arm, Subject, Probe, Tensor, int], ...] = (
+            ("candidate", "candidate", probe, own_NCHW, p.steps),
+            ("control", control, control_probe, control_NCHW, math.ceil(p.steps / p.min_ratio)),
+        )
+        base = p.learning_rate or attacks.RATES[env.kind]
+        sizes = sorted({min(images, len(own_NCHW)) for images in p.images})
+        found: dict[Setting, Attack] = {}
+        for (arm, subject, asked, images_NCHW, steps), images, multiple in product(arms, sizes, sorted(set(p.rates))):
+            found[arm, images, multiple] = Attack(
+                name=f"{self.name}/{k}",
+                subject=subject,
+                lessons=self._lessons(env, k, images_NCHW, images),
+                probes=(asked,),
+                rate=base * multiple,
+                checkpoints=attacks.checkpoints(steps, p.every, also=[REPORTED_AFTER]),
+                enough=(LEVEL, min(steps, REPORTED_AFTER) if images == self._middle(sizes) else 0),
+            )
+        return found
+
+    def _control(self, env: Env, k: int, probe: Probe, own_NCHW: Tensor) -> tuple[Subject, Probe, Tensor]:
+        """Who is taught what in the control, and how it is asked."""
+        if env.reference is not None:
+            return env.reference, probe, own_NCHW
+        novel = novel_class(env, k, self.params.turn)
+        return "candidate", attacks.probe_of_novel(env, k, self.params.n_per_class, novel), novel.train_NCHW
+
+    def _lessons(self, env: Env, k: int, images_NCHW: Tensor, images: int) -> tuple[Lesson, ...]:
+        """To a classifier half of every batch is retained: shown one class alone, it would soon call everything by its name."""
+        shown_NCHW = attacks.taught_images(env, images_NCHW, images, repr(env.spec.class_names[k]))
+        size = self.params.batch_size
+        rows = size if env.kind == "generator" else size // 2
+        taught = Lesson(shown_NCHW, torch.full((len(shown_NCHW),), k), rows)
+        return (taught,) if rows == size else (taught, attacks.retained(env, size - rows))
+
+    def _middle(self, sizes: list[int]) -> int:
+        """The size whose rate is reported: 20, or the one nearest to it."""
+        return min(sizes, key=lambda images: abs(images - REPORTED_OF))
+
+    # ------------------------------------------------------------------------------------------------------ the findings
+
+    def _gate(self, env: Env, k: int, cells: list[Cell]) -> Finding:
+        """The worst of the settings that tell anything."""
+        ratios = [Ratio.of(cell, env.alpha) for cell in cells]
+        powered = [ratio for ratio in ratios if ratio.powered]
+        if not powered:
+            if all(cell.candidate.diverged and cell.control.diverged for cell in cells):
+                raise Diverged(f"every attack broke off; the first {cells[0].candidate.diverged}", step=0, loss=math.nan)
+            said = f"no setting teaches anybody; {self._control_name(env)} learns it {ratios[0].control.in_words}"
+            return self._underpowered(env, k, said)
+        worst = min(powered, key=lambda ratio: (ratio.lower, ratio.value))
+        broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
+        return Finding(
+            check=self.name,
+            metric="relearning_time_ratio",
+            subject="candidate",
+            gating=True,
+            passed=worst.lower >= self.params.min_ratio,
+            open=worst.lower < self.params.min_ratio <= worst.upper,
+            value=worst.value,
+            lower95=worst.lower,
+            comparator="ge",
+            threshold=self.params.min_ratio,
+            n=worst.cell.candidate.n,
+            class_index=k,
+            class_name=env.spec.class_names[k],
+            detail=f"{worst.cell.name}: half of the answers show it {worst.candidate.in_words}, {self._control_name(env)} "
+            f"{worst.control.in_words}; the worst of {len(powered)} settings that tell, of {len(cells)}{broke}"[:400],
+        )
+
+    def _control_name(self, env: Env) -> str:
+        return "a class never known" if env.reference is None else "the model trained without it"
+
+    def _underpowered(self, env: Env, k: int, why: str) -> Finding:
+        return Finding(
+            check=self.name,
+            metric="relearning_time_ratio",
+            subject="candidate",
+            gating=False,
+            underpowered=True,
+            class_index=k,
+            class_name=env.spec.class_names[k],
+            detail=why,
+        )
+
+    def _reported(self, env: Env, k: int, cells: list[Cell], original: Course) -> list[Finding]:
+        """The rate after fifty updates with the middle size, at the lowest rate; and what the original knows untaught."""
+        middle = self._middle([cell.images for cell in cells])
+        cell = next(cell for cell in cells if cell.images == middle)
+        after, control = min(self.params.steps, REPORTED_AFTER), self._control_name(env)
+        wanted: tuple[tuple[Subject, Course, int, str], ...] = (
+            ("candidate", cell.candidate, after, f"candidate, {cell.name}, after {after} updates"),
+            (env.reference or "candidate", cell.control, after, f"{control}, {cell.name}, after {after} updates"),
+            ("original", original, 0, "original, before any update"),
+        )
+        metrics = ("relearned_rate", "relearned_rate_of_control", "known_rate")
+        return [
+            Finding(
+                check=self.name,
+                metric=metric,
+                subject=subject,
+                gating=False,
+                value=hits / course.n,
+                n=course.n,
+                count=hits,
+                class_index=k,
+                class_name=env.spec.class_names[k],
+                detail=f"share of answers that show it: {said}",
+            )
+            for metric, (subject, course, step, said) in zip(metrics, wanted, strict=True)
+            if (hits := course.hits_after(step)) is not None
+        ]
+
+    def _draw(self, env: Env, k: int, courses: dict[Setting, Course]) -> None:
+        names = {"candidate": "candidate", "original": "original", "control": env.reference or "novel class"}
+        for (arm, images, multiple), course in courses.items():
+            curve = attacks.curve_of(
+                course,
+                check=self.name,
+                name=f"{names[arm]}, {env.spec.class_names[k]}, {images} images, rate x{multiple:g}",
+                subject=names[arm],
+                k=k,
+                class_name=env.spec.class_names[k],
+                threshold=LEVEL,
+                alpha=env.alpha,
+            )
+            env.curves += [curve] if curve is not None else []
