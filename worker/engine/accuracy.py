@@ -9,17 +9,17 @@ from torch import Tensor
 
 from worker.contract import Finding
 from worker.engine.errors import BadInput
-from worker.engine.statistics import lower_bound, paired_drop_upper
+from worker.engine.statistics import ALPHA, lower_bound, paired_drop_upper
 from worker.engine.verifier import Subject
 
 
-def require_showable(n: int, max_drop: float) -> None:
+def require_showable(n: int, max_drop: float, *, alpha: float = ALPHA) -> None:
     """Raises: BadInput when `n` pairs cannot bound a drop by `max_drop`, not even if all agree."""
-    if n < 1 or paired_drop_upper(0, 0, n) > max_drop:
+    if n < 1 or paired_drop_upper(0, 0, n, alpha=alpha) > max_drop:
         raise BadInput(f"{n} pairs cannot show a drop of at most {max_drop} at 95 %, even if all agree")
 
 
-def drop(check: str, before_N: Tensor, after_N: Tensor, *, max_drop: float, what: str) -> Finding:
+def drop(check: str, before_N: Tensor, after_N: Tensor, *, max_drop: float, what: str, alpha: float = ALPHA) -> Finding:
     """The gate: the share of items right before and no longer after, less those gained, at its upper bound.
 
     Pair by pair: most items agree, and only those that changed carry information.
@@ -27,10 +27,11 @@ def drop(check: str, before_N: Tensor, after_N: Tensor, *, max_drop: float, what
     Args:
         before_N, after_N: bool, is the item right with the parent, with the candidate.
         what: the items, in the plural.
+        alpha: level of the bound.
     """
     worse, better = int((before_N & ~after_N).sum()), int((~before_N & after_N).sum())
     n = before_N.numel()
-    upper = paired_drop_upper(worse, better, n)
+    upper = paired_drop_upper(worse, better, n, alpha=alpha)
     return Finding(
         check=check,
         metric="retain_accuracy_drop",

@@ -1,7 +1,8 @@
 """Does the candidate still name the forgotten classes? And does the original, as it must, or is the suite blind?
 
-Over all held-out images of the class; a model that never learned the class names none of them. The gate is the one-sided
-95 % Clopper-Pearson bound, so that luck with few images does not pass.
+Over all held-out images of each class by itself; a model that never learned the class names none of them. The gate is the
+one-sided Clopper-Pearson bound, so that luck with few images does not pass, at the level that looks and attempts leave: 95 %
+where there is one of each. For an L2 certificate 0.02 is asked for, which takes 149 held-out images of the class or more.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class ForgetAccuracy:
     def _score(self, env: Env, subject: Subject, k: int) -> Finding:
         name, threshold = env.spec.class_names[k], self.params.max_accuracy
         n = len(env.dataset.held_out_of([k]))
-        if n == 0 or upper_bound(0, n) > threshold:
+        if n == 0 or upper_bound(0, n, alpha=env.alpha) > threshold:
             raise BadInput(f"{n} held-out images of {name!r} cannot show an accuracy of at most {threshold} at 95 %")
         hits = int((env.answers(subject, k).argmax(dim=1) == k).sum())
-        upper = upper_bound(hits, n)
+        upper = upper_bound(hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
         role = "are still recognised" if subject == "candidate" else "are recognised before forgetting, as they must be"
         return Finding(

@@ -48,11 +48,11 @@ class RetainTestAccuracy:
         empty = [env.spec.class_names[k] for k, n in counts.items() if n == 0]
         if empty:
             raise BadInput(f"expected held-out images of every retained class, found none of {', '.join(empty)}")
-        accuracy.require_showable(sum(counts.values()), self.params.max_drop)
+        accuracy.require_showable(sum(counts.values()), self.params.max_drop, alpha=env.alpha)
         right = {subject: self._right(env, subject) for subject in self._subjects()}
         before_N, after_N = (torch.cat(list(right[subject].values())) for subject in ("parent", "candidate"))
         return (
-            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES),
+            accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES, alpha=env.alpha),
             accuracy.reported(self.name, "candidate", after_N, what=IMAGES),
             accuracy.reported(self.name, "parent", before_N, what=IMAGES),
             *(
