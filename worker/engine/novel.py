@@ -27,7 +27,8 @@ from worker.engine.verifier import Env
 STILL_ITSELF = 0.5
 """Share of turned images that the judge takes for their class, from which on a class is not novel when turned: a 0, an 8."""
 THE_FORGOTTEN = 0.1
-"""Share that the judge takes for the forgotten class, from which on they would stand in for it."""
+"""Share that the judge takes for the forgotten class, from which on they would stand in for it; of fewer than ten classes it is
+what falls to each by chance, as who knows nothing of an image must still name one."""
 FAMILIAR = 0.5
 """Share that the judge takes for one and the same class, from which on others are preferred: such images are hardly new."""
 LOOKED_AT = 200
@@ -56,10 +57,11 @@ def novel_class(env: Env, forgotten: int, turn: Turn = "auto") -> Novel:
     images_NCHW, data = env.dataset.images_NCHW, env.dataset
     middle_D = _middle(env, images_NCHW[data.train_of([forgotten])[:LOOKED_AT]])
     found: list[tuple[bool, float, int]] = []
+    too_often = max(THE_FORGOTTEN, 1 / len(env.spec.class_names))
     for k in env.spec.retain_classes:
         predicted_N, features_ND = _looked(env, turned(images_NCHW[data.train_of([k])[:LOOKED_AT]], turn))
         itself, forgotten_ = (float((predicted_N == name).double().mean()) for name in (k, forgotten))
-        if len(predicted_N) and itself < STILL_ITSELF and forgotten_ < THE_FORGOTTEN:
+        if len(predicted_N) and itself < STILL_ITSELF and forgotten_ < too_often:
             familiar = max(torch.bincount(predicted_N).tolist()) >= FAMILIAR * len(predicted_N)
             found.append((familiar, float((features_ND.mean(dim=0) - middle_D).norm()), k))
     if not found:

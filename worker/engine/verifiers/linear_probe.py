@@ -5,9 +5,9 @@ to name the class beside the retained ones. An edit of the last layer alone leav
 
 Only the comparison counts: a model retrained without the class transfers, too. Its recall must be no higher than that of the
 same probe on the reference, within `reference_margin`, image by image; without one, than that for a class which no model has
-seen, within `novel_margin`. Where the original itself would pass, the check is blind, and says that it is underpowered: on
-CIFAR-10 a turned class may be as easily learned as a truck was, while a dog stands out. A reference has no such classes. All
-held-out images are asked; no look at it again would have more.
+seen, within `novel_margin`. Where the original itself would pass, the check is blind, and says that it is underpowered: a
+turned class may be as easily learned as the forgotten one was. With a reference there is no such doubt. All held-out images are
+asked; no look at it again would have more.
 
 Source: of judging what was unlearned by probes, Jung et al., arXiv:2604.08271.
 """
