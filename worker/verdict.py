@@ -39,6 +39,12 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "diffusion_membership": "forgotten",
     "relearning": "all",
     "resurgence": "all",
+    "class_membership": "forgotten",
+    "linear_probe": "all",
+    "head_restore": "all",
+    "reference_distance": "forgotten",
+    "reference_membership": "forgotten",
+    "retain_calibration": "retained",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 

@@ -273,6 +273,24 @@ class Classifier(Labelled, Protocol):
         """
         ...
 
+    @property
+    def head(self) -> nn.Linear:
+        """The network's own last layer: `logits` is what it says of `features`.
+
+        Raises:
+            BadModel: the answer is not what one linear layer says.
+        """
+        ...
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """(B, D) float32 what the last layer is given of uint8 images, on the CPU; no gradient, no augmentation, any B.
+
+        Raises:
+            BadModel: see `head`.
+            Diverged: a number is not finite.
+        """
+        ...
+
 
 class ImageToImage(Family, Protocol):
     """A family that completes images of which a part is hidden, by an encoder that is trained and a decoder that is not.

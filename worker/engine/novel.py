@@ -4,6 +4,7 @@ How hard is it to teach a model something that it never knew? A class that is tr
 back. The stand-in is made of real images, turned so that they are no longer what they were: rotated by 90 degrees where they
 are in colour, turned upside down where they are grey. Of all classes whose turned images the judge no longer takes for the
 class, it is the one nearest to the forgotten class in judge features: a far one would be easy to learn, and flatter nobody.
+Of classifiers the original is the judge, which knows its own classes best, and nearness is that of its logits.
 Turned images that pass for the forgotten class itself are none: an upside-down 5 is a 2, which a model that hid its 2s draws.
 
 Shape suffixes: N images, C channels, H, W pixels, D features.
@@ -12,11 +13,13 @@ Shape suffixes: N images, C channels, H, W pixels, D features.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from worker.engine.errors import BadInput
+from worker.engine.family import Classifier
 from worker.engine.turning import Turn as Turn
 from worker.engine.turning import turned as turned
 from worker.engine.verifier import Env
@@ -24,7 +27,8 @@ from worker.engine.verifier import Env
 STILL_ITSELF = 0.5
 """Share of turned images that the judge takes for their class, from which on a class is not novel when turned: a 0, an 8."""
 THE_FORGOTTEN = 0.1
-"""Share that the judge takes for the forgotten class, from which on they would stand in for it."""
+"""Share that the judge takes for the forgotten class, from which on they would stand in for it; of fewer than ten classes it is
+what falls to each by chance, as who knows nothing of an image must still name one."""
 FAMILIAR = 0.5
 """Share that the judge takes for one and the same class, from which on others are preferred: such images are hardly new."""
 LOOKED_AT = 200
@@ -53,12 +57,13 @@ def novel_class(env: Env, forgotten: int, turn: Turn = "auto") -> Novel:
     images_NCHW, data = env.dataset.images_NCHW, env.dataset
     middle_D = _middle(env, images_NCHW[data.train_of([forgotten])[:LOOKED_AT]])
     found: list[tuple[bool, float, int]] = []
+    too_often = max(THE_FORGOTTEN, 1 / len(env.spec.class_names))
     for k in env.spec.retain_classes:
-        judged = env.judge.look(turned(images_NCHW[data.train_of([k])[:LOOKED_AT]], turn))
-        itself, forgotten_ = (float((judged.predicted_N == name).double().mean()) for name in (k, forgotten))
-        if len(judged.predicted_N) and itself < STILL_ITSELF and forgotten_ < THE_FORGOTTEN:
-            familiar = max(torch.bincount(judged.predicted_N).tolist()) >= FAMILIAR * len(judged.predicted_N)
-            found.append((familiar, float((judged.features_ND.mean(dim=0) - middle_D).norm()), k))
+        predicted_N, features_ND = _looked(env, turned(images_NCHW[data.train_of([k])[:LOOKED_AT]], turn))
+        itself, forgotten_ = (float((predicted_N == name).double().mean()) for name in (k, forgotten))
+        if len(predicted_N) and itself < STILL_ITSELF and forgotten_ < too_often:
+            familiar = max(torch.bincount(predicted_N).tolist()) >= FAMILIAR * len(predicted_N)
+            found.append((familiar, float((features_ND.mean(dim=0) - middle_D).norm()), k))
     if not found:
         raise BadInput("expected a retained class that looks like nothing known when it is turned, found none")
     source = min(found)[2]
@@ -69,4 +74,13 @@ def novel_class(env: Env, forgotten: int, turn: Turn = "auto") -> Novel:
 def _middle(env: Env, images_NCHW: Tensor) -> Tensor:
     if not len(images_NCHW):
         raise BadInput("expected training images of the forgotten class, found none")
-    return torch.as_tensor(env.judge.look(images_NCHW).features_ND.mean(dim=0))
+    return _looked(env, images_NCHW)[1].mean(dim=0)
+
+
+def _looked(env: Env, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) which classes images are taken for, and (N, D) float64 where they lie."""
+    if env.kind == "classifier":
+        logits_NK = cast(Classifier, env.load("original")).logits(images_NCHW).double()
+        return logits_NK.argmax(dim=1), logits_NK
+    judged = env.judge.look(images_NCHW)
+    return judged.predicted_N, judged.features_ND

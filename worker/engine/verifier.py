@@ -27,6 +27,7 @@ from worker.engine.data import Dataset
 from worker.engine.errors import BadInput, EngineError, OutOfMemory
 from worker.engine.events import Eta, Events
 from worker.engine.family import Classifier, Family, ImageToImage, Kind
+from worker.engine.features import features_of
 from worker.engine.judge import Judge, Judged
 from worker.engine.judge_networks import FIRST
 from worker.engine.panel import Opinions, Panel
@@ -123,6 +124,7 @@ class Env:
         self._samples: dict[tuple[Subject, int, Way], Tensor] = {}
         self._judged: dict[tuple[Subject, int, Way], Opinions] = {}
         self._answers: dict[tuple[Subject, int, Compression], Tensor] = {}
+        self._features: dict[tuple[Subject, str], Tensor] = {}
         self._panel = Panel(dataset, spec.dataset.digest, spec.policy.judge, job.judges, device, events)
         self.alpha = level(spec)
         """Level of every one-sided test of this look."""
@@ -285,6 +287,25 @@ class Env:
             raise SamplingFailed(f"no answers of the {subject}: {error}") from error
         self._report_progress(len(index_N))
         return logits_NK
+
+    def features(self, subject: Subject, images_NCHW: Tensor) -> Tensor:
+        """(N, D) float32 what a subject knows of uint8 images before it answers; see `features.features_of`. Asked once.
+
+        Raises:
+            SamplingFailed: the subject cannot be loaded, has no such features, or one is not finite.
+        """
+        key = (self._resolved(subject), hashlib.sha256(images_NCHW.contiguous().numpy()).hexdigest())
+        if key not in self._features:
+            self._wanted += len(images_NCHW)
+            self._report_progress(0)
+            try:
+                self._features[key] = features_of(self.load(subject), images_NCHW, self.spec.verification_seed)
+            except OutOfMemory:
+                raise
+            except EngineError as error:
+                raise SamplingFailed(f"no features of the {subject}: {error}") from error
+            self._report_progress(len(images_NCHW))
+        return self._features[key]
 
     # ---------------------------------------------------------------------------------------------------- the completions
 

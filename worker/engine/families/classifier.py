@@ -23,6 +23,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification, Pretra
 from worker.engine import resnet, tensor_names, weights
 from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
 from worker.engine.family import Augment, Draw, Kind
+from worker.engine.last_layer import last_layer, listening
 from worker.engine.pixels import PREPROCESSOR, Normalisation
 from worker.engine.precision import channels_last
 from worker.engine.tensor_names import COUNTS, Naming
@@ -32,6 +33,9 @@ PAD = 4
 
 BATCH = 256
 """Images of one forward pass of `logits`: fixed, as a batch of another size may take another kernel and round otherwise."""
+
+ANY_SIZE = (224, 224)
+"""Of the one image that finds the last layer of a network which takes any size."""
 
 CONFIG = "config.json"
 
@@ -80,6 +84,7 @@ class ImageClassifier:
         self.device = device
         self._architecture, self._naming = architecture, naming
         self._scale_C11, self._shift_C11 = architecture.normalisation.constants(device)
+        self._head: nn.Linear | None = None
 
     @classmethod
     def load(cls, directory: Path, *, labels: Sequence[str], device: torch.device) -> Self:
@@ -181,6 +186,27 @@ class ImageClassifier:
         if not bool(torch.isfinite(logits_BK).all()):
             raise Diverged("the model answered an image with NaN or infinity", step=0, loss=float("nan"))
         return logits_BK
+
+    @property
+    def head(self) -> nn.Linear:
+        """See `Classifier.head`: found by asking about one image of nothing."""
+        if self._head is None:
+            size = self._architecture.size or ANY_SIZE
+            x_1CHW = self._normalised(torch.zeros(1, self._architecture.channels, *size, device=self.device))
+            self._head = last_layer(self.module, self._architecture.ask, x_1CHW)
+        return self._head
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """See `Classifier.features`. Raises also: BadInput for images of another shape."""
+        head = self.head
+        if not len(images_BCHW):  # attention cannot be asked about nothing
+            return torch.empty(0, head.in_features)
+        with listening(head) as given:
+            self.logits(images_BCHW)
+        features_BD = torch.cat([part.float().cpu() for part in given])
+        if not bool(torch.isfinite(features_BD).all()):
+            raise Diverged("the last layer was given NaN or infinity", step=0, loss=float("nan"))
+        return features_BD
 
     def _ask(self, module: nn.Module | None, x_BCHW: Tensor) -> Tensor:
         # In float32 before any exponential: in bf16 the loss is exactly 0 from a margin of 6 on, and says nothing.

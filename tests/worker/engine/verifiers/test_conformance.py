@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tests.worker.engine import completing_job as cj
 from tests.worker.engine import learning_job as lj
 from tests.worker.engine import naming_job as nj
+from tests.worker.engine import probing_job as pj
 from tests.worker.engine import verification_job as vj
 from tests.worker.engine.tiny import metrics
 from worker.contract import Check, Policy, Report
@@ -18,7 +19,7 @@ from worker.engine import registry, verifiers, verify
 
 NAMES = sorted(registry.verifiers())
 SHIPPED = Path(__file__).parents[4] / "service" / "policies"
-FAMILIES = {"painter": vj.Painter, "namer": nj.Namer, "completer": cj.Completer, **lj.FAMILIES}
+FAMILIES = {"painter": vj.Painter, "namer": nj.Namer, "perceptron": pj.Perceptron, "completer": cj.Completer, **lj.FAMILIES}
 METHODS = {"still": cj.Still}
 
 Reports = dict[tuple[str, str], Report]
@@ -27,7 +28,8 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS, *lj.CHECKS)}
+    thresholds = (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *pj.CHECKS, *pj.BY_REFERENCE, *cj.CHECKS)
+    known = {c.verifier for c in (*thresholds, *lj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
     return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
@@ -54,6 +56,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
             ("drawing", "unchanged"): verify.run(vj.make_job(root(), vj.patterns(), **drawing)),
             ("classes", "good"): verify.run(nj.make_job(root(), nj.without_class(), **classes)),
             ("classes", "unchanged"): verify.run(nj.make_job(root(), nj.knowing(), **classes)),
+            ("probing", "good"): verify.run(pj.make_job(root(), pj.trained(2, vj.FORGET), reference=pj.trained(3, vj.FORGET))),
+            ("probing", "unchanged"): verify.run(pj.make_job(root(), pj.trained(1), reference=pj.trained(3, vj.FORGET))),
             ("samples", "good"): verify.run(nj.make_job(root(), nj.knowing(), **samples)),
             ("samples", "unchanged"): verify.run(nj.make_job(root(), nj.remembering(data), **samples)),
             ("teaching", "good"): verify.run(lj.make_job(root(), lj.without_class(), *vj.CHECKS, *lj.CHECKS)),

@@ -1,0 +1,145 @@
+"""Classifiers that were really trained: retrained ones pass, and each fake fails the check that is made for it, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.engine import probing_job as pj
+from tests.worker.engine import verification_job as vj
+from worker.contract import Check, Finding, Policy, Report
+from worker.engine import registry, verify
+from worker.engine.probing import Whitening
+
+F = vj.FORGET
+TAKING = {"linear_probe", "head_restore"}
+
+
+@pytest.fixture(autouse=True)
+def perceptrons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "families", lambda: {"perceptron": pj.Perceptron})
+    torch.set_num_threads(1)
+
+
+def failed(report: Report) -> set[str]:
+    return {f.check for f in report.findings if f.gating and f.passed is not True}
+
+
+def gate(report: Report, check: str, metric: str) -> Finding:
+    (found,) = [f for f in report.findings if (f.check, f.metric, f.gating) == (check, metric, True)]
+    return found
+
+
+def only(name: str, **params: object) -> Policy:
+    return Policy(name="p", checks=(Check(verifier=name, params=params),))
+
+
+def test_a_retrained_classifier_passes_and_reaches_l2(tmp_path: Path) -> None:
+    report = verify.run(pj.make_job(tmp_path, pj.trained(2, F)))
+    assert (report.verdict, report.tier) == ("PASS", "L2"), report.summary
+    assert {c.subject for c in report.curves} == {"candidate", "novel class", "original"}
+
+
+def test_a_retrained_classifier_passes_beside_a_reference_of_another_seed(tmp_path: Path) -> None:
+    report = verify.run(pj.make_job(tmp_path, pj.trained(2, F), reference=pj.trained(3, F)))
+    assert report.verdict == "PASS", report.summary
+    assert gate(report, "linear_probe", "recall_above_reference").value is not None
+    assert gate(report, "reference_membership", "told_from_reference_auc").passed is True
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_an_edit_of_the_last_layer_fails_the_probes_and_no_first_look(reference: bool, tmp_path: Path) -> None:
+    candidate = pj.with_head_edited(pj.trained(1), F)
+    report = verify.run(pj.make_job(tmp_path, candidate, reference=pj.trained(3, F) if reference else None))
+    assert report.verdict == "FAIL"
+    told = {"reference_membership"} if reference else set()
+    assert failed(report) == TAKING | told  # forget_accuracy and utility see nothing
+
+
+def test_the_unchanged_original_fails(tmp_path: Path) -> None:
+    report = verify.run(pj.make_job(tmp_path, pj.trained(1), reference=pj.trained(3, F)))
+    assert report.verdict == "FAIL"
+    assert failed(report) >= TAKING | {"forget_accuracy", "reference_distance", "reference_membership"}
+
+
+def test_a_classifier_that_lost_everything_fails_utility(tmp_path: Path) -> None:
+    report = verify.run(pj.make_job(tmp_path, pj.destroyed()))
+    assert report.verdict == "FAIL"
+    assert failed(report) == {"retain_test_accuracy", "retain_calibration"}
+
+
+def test_one_retained_class_that_is_lost_is_named(tmp_path: Path) -> None:
+    candidate = pj.with_head_edited(pj.trained(2, F), F, 2)
+    report = verify.run(pj.make_job(tmp_path, candidate, policy=only("retain_calibration", max_drop=0.5, max_ece_rise=0.9)))
+    assert [f.metric for f in report.findings if f.gating and not f.passed] == ["worst_class_drop"]
+    assert gate(report, "retain_calibration", "worst_class_drop").class_index == 2
+
+
+def test_probabilities_that_lost_their_meaning_fail(tmp_path: Path) -> None:
+    sure = {n: t * 30 if n.startswith("head") else t for n, t in pj.trained(2, F).items()}
+    report = verify.run(pj.make_job(tmp_path, sure, policy=only("retain_calibration")))
+    assert [f.metric for f in report.findings if f.gating and not f.passed] == ["calibration_error_rise"]
+
+
+@pytest.mark.parametrize(("scale", "direction"), [(30.0, "better"), (-30.0, "worse")])
+def test_training_images_that_stand_out_fail_in_either_direction(
+    scale: float, direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels, held_out = pj.data()
+    members = {image.numpy().tobytes() for image in images[(labels == F) & ~held_out][::2]}
+
+    class Remembering(pj.Perceptron):
+        def logits(self, images_BCHW: Tensor) -> Tensor:
+            logits_BK = super().logits(images_BCHW)
+            logits_BK[[i for i, image in enumerate(images_BCHW) if image.numpy().tobytes() in members], F] += scale
+            return logits_BK
+
+    monkeypatch.setattr(registry, "families", lambda: {"perceptron": Remembering})
+    report = verify.run(pj.make_job(tmp_path, pj.trained(2, F), policy=only("class_membership")))
+    assert gate(report, "class_membership", "membership_auc").passed is False
+    (loss,) = [f for f in report.findings if f.metric == "loss_auc"]
+    assert (loss.value > 0.6) is (direction == "better")  # type: ignore[operator]
+    assert (loss.value < 0.4) is (direction == "worse")  # type: ignore[operator]
+
+
+def test_without_a_reference_its_checks_gate_nothing_and_say_so(tmp_path: Path) -> None:
+    policy = Policy(name="p", checks=(*pj.CHECKS[:2], *pj.BY_REFERENCE))
+    report = verify.run(pj.make_job(tmp_path, pj.trained(2, F), policy=policy))
+    said = [f for f in report.findings if f.check.startswith("reference_")]
+    assert report.verdict == "PASS"
+    assert [(f.gating, f.underpowered, f.passed) for f in said] == [(False, True, None)] * 2
+
+
+def test_too_few_images_are_underpowered_but_what_is_refuted_is_refuted(tmp_path: Path) -> None:
+    _, labels, held_out = pj.data()
+    number = torch.arange(len(labels)) % pj.PER_CLASS
+    few = tuple(map(str, torch.nonzero(held_out & (number < 30)).flatten().tolist()))
+    spec = pj.make_job(tmp_path / "data", pj.trained(2, F)).read_spec()
+    changes = {"dataset": spec.dataset.model_copy(update={"held_out_ids": few})}
+    policy = Policy(name="p", checks=(Check(verifier="linear_probe"), Check(verifier="retain_calibration")))
+    good = verify.run(pj.make_job(tmp_path / "good", pj.trained(2, F), policy=policy, **changes))
+    said = {f.metric: f for f in good.findings if f.underpowered}
+    assert {"recall_above_novel_class", "worst_class_drop"} <= set(said)
+    lost = pj.with_head_edited(pj.trained(2, F), F, 2)
+    bad = verify.run(pj.make_job(tmp_path / "bad", lost, policy=policy, **changes))
+    assert gate(bad, "retain_calibration", "worst_class_drop").passed is False
+
+
+def test_a_network_whose_features_are_not_finite_is_an_error(tmp_path: Path) -> None:
+    broken = pj.trained(2, F) | {"body.bias": torch.full((pj.HIDDEN,), float("inf"))}
+    report = verify.run(pj.make_job(tmp_path, broken, policy=Policy(name="p", checks=pj.CHECKS)))
+    assert report.verdict == "ERROR"
+
+
+def test_an_invertible_change_of_features_is_no_forgetting() -> None:
+    """A class hidden in a direction a thousand times fainter, at an angle to every feature, is as plain as before."""
+    source = torch.Generator().manual_seed(0)
+    features = torch.randn(500, 6, generator=source, dtype=torch.float64)
+    turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=source, dtype=torch.float64))
+    hidden = features @ turn @ torch.diag(torch.tensor([1, 1, 1, 1, 1, 1e-3], dtype=torch.float64)) @ turn.T
+    one, other = (Whitening.of(x.numpy())(x.numpy()) for x in (features, hidden))
+    assert one @ one.T == pytest.approx(other @ other.T, abs=1e-6)  # the same but for a rotation
+    assert one.T @ one / 499 == pytest.approx(torch.eye(6).numpy(), abs=1e-9)
