@@ -172,7 +172,7 @@ def _plan(dossier: Dossier) -> Plan:
     """What `read_report` holds the engine's answer against."""
     spec = dossier.spec
     base, original, data = (Source(REQUEST, d, None, ()) for d in (spec.base_digest, spec.original_digest, spec.dataset.digest))
-    return Plan(spec, REQUEST, 0, base, original, data)
+    return Plan(spec, spec.method, REQUEST, 0, base, original, data)
 
 
 # ----------------------------------------------------------------------------------------------------------- the engine
