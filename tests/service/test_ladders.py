@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from service import catalogue, ladders
 from service.errors import UnknownMethod
+from service.policies import service as policies
 from service.requests.rungs import AUTO
 from service.values import sha256_of
 from tests.support import ask, code_of, one_database, register
@@ -22,7 +23,7 @@ def test_whatever_can_be_verified_has_a_ladder() -> None:
     verifiable = {
         (name, unit)
         for name, family in PACKAGED.families.items()
-        for kind, units in catalogue.DEFAULT_POLICIES
+        for kind, units in policies.DEFAULTS
         for unit in units
         if kind == family.kind
     }
