@@ -12,6 +12,8 @@ from worker.contract import Finding, Kind, MaskSpec, Spec, Tier, Verdict
 
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
+    "forget_confidence": "classes",
+    "forget_distance": "classes",
     "forget_accuracy": "classes",
     "forget_completion": "classes",
     "label_inversion": "classes",
@@ -19,6 +21,9 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "sample_membership": "samples",
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
+
+OF_EACH_CLASS: frozenset[str] = frozenset({"leakage", "setting_sweep", "form_of_forgetting"})
+"""Checks that have no control and yet owe their word on every class that was ever forgotten, none passed over."""
 
 NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_rate": "all",
@@ -34,6 +39,13 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "sdedit": "all",
     "compression": "all",
     "diffusion_membership": "forgotten",
+    "forget_confidence": "all",
+    "forget_distance": "all",
+    "leakage": "all",
+    "setting_sweep": "all",
+    "form_of_forgetting": "all",
+    "retain_coverage": "all",
+    "retain_drift": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 
@@ -44,7 +56,8 @@ COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion",
 def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
     """What each check of the policy must leave a gating finding on, by verifier: class indices, or None for a finding on all.
 
-    One that measures forgetting owes it on everything that was ever forgotten on the lineage. A policy may serve classes and
+    One that measures forgetting owes it on everything that was ever forgotten on the lineage, as others that look at each class
+    do. A policy may serve classes and
     single samples alike: a check of what nobody asked to forget has nothing to measure, and is not among them.
     """
     subjects = {c.verifier: _subjects(c.verifier, spec) for c in spec.policy.checks}
@@ -52,6 +65,8 @@ def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
 
 
 def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
+    if verifier in OF_EACH_CLASS:
+        return spec.all_forgotten
     match MEASURES_FORGETTING.get(verifier):
         case "classes":
             return spec.all_forgotten
@@ -152,7 +167,7 @@ def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
 
 
 def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:
-    by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
+    by_class = finding.check in OF_EACH_CLASS or MEASURES_FORGETTING.get(finding.check) == "classes"
     corruption = finding.corruption if finding.check in COMPLETES else None
     return finding.check, finding.class_index if by_class else None, corruption
 
