@@ -1,7 +1,8 @@
 """Are the retained classes drawn as *well* as before? Judge feature distance to real held-out images, against the parent's.
 
 The Frechet distance in the penultimate features of the service's own judge. It is not FID: other features, other numbers.
-Classes weigh alike on both sides, whatever their share of the real images.
+Classes weigh alike on both sides, whatever their share of the real images. Where a model is at hand that was trained without
+the forgotten classes, it may be the measure in the parent's place: no more is asked than what retraining gives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=100, ge=2, le=100_000, description="samples of each retained class and subject")
     max_ratio: float = Field(default=1.2, gt=1, le=100, description="bound on candidate's distance / parent's distance")
+    max_point_ratio: float | None = Field(
+        default=None, gt=0, le=100, description="bound on the ratio itself, beside that on its bound; null: none"
+    )
     resamples: int = Field(default=200, ge=100, le=10_000, description="bootstrap resamples for the bound")
 
 
@@ -72,18 +76,21 @@ class FeatureDistance:
         n, retained = self.params.n_per_class, spec.retain_classes
         if n * len(retained) < MIN_IMAGES:
             raise BadInput(f"expected at least {MIN_IMAGES} samples of retained classes, got {n * len(retained)}")
-        subjects: tuple[Subject, ...] = ("candidate", "parent")
+        subjects: list[Subject] = ["candidate", "parent"]
+        subjects += ["reference"] if spec.reference_digest is not None else []
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when too few real retained images are held out."""
         real = self._real(env)
-        clouds = {s: self._drawn(env, s) for s in ("candidate", "parent")}
+        beside: list[Subject] = ["parent", *([env.reference] if env.reference else [])]
+        clouds = {s: self._drawn(env, s) for s in ("candidate", *beside)}
         distance = {s: frechet_distance(cloud.moments(), real.moments()) for s, cloud in clouds.items()}
         if distance["parent"] <= 0:
             raise BadInput("expected a positive distance of the parent to real images, got zero")
-        ratio = distance["candidate"] / distance["parent"]
-        upper = self._upper(env, real, clouds["candidate"], clouds["parent"], ratio)
+        measure = max(beside, key=lambda subject: distance[subject])
+        ratio = distance["candidate"] / distance[measure]
+        upper = self._upper(env, real, clouds["candidate"], clouds[measure], ratio)
         gate = Finding(
             check=self.name,
             metric="judge_feature_distance_ratio",
@@ -95,9 +102,19 @@ class FeatureDistance:
             comparator="le",
             threshold=self.params.max_ratio,
             n=len(clouds["candidate"].features_ND),
-            detail=f"distance to {len(real.features_ND)} held-out real images, candidate over parent, equal noise",
+            detail=f"distance to {len(real.features_ND)} held-out real images, candidate over {measure}, equal noise",
         )
-        return gate, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in ("candidate", "parent"))
+        itself = self._itself(ratio, measure, gate)
+        return gate, *itself, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in clouds)
+
+    def _itself(self, ratio: float, measure: Subject, gate: Finding) -> list[Finding]:
+        """The ratio without a bound, held against a threshold of its own."""
+        most = self.params.max_point_ratio
+        if most is None:
+            return []
+        changes = {"metric": "judge_feature_distance_ratio_itself", "passed": ratio <= most, "threshold": most, "open": False}
+        said = f"the ratio of candidate over {measure} itself, without a bound"
+        return [gate.model_copy(update={**changes, "upper95": ratio, "detail": said})]
 
     def _real(self, env: Env) -> Cloud:
         counts = [len(env.dataset.held_out_of([k])) for k in env.spec.retain_classes]
@@ -121,7 +138,7 @@ class FeatureDistance:
             return after / frechet_distance(parent.moments(drawn_N), reference)
 
         rng = env.generator(self.name)
-        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=rng)
+        return bootstrap_ratio_upper(one, ratio, resamples=self.params.resamples, rng=rng, alpha=env.alpha)
 
     def _distance(self, subject: Subject, distance: float, n: int) -> Finding:
         return Finding(

@@ -1,8 +1,9 @@
 """Are samples of the forgotten classes far from their real images? By where they lie, beside what the judge calls them.
 
 In the judge's penultimate features: how many real images of the class have a sample among their neighbours (coverage), and how
-far the two distributions are (Frechet), measured in the distance of a typical other class. The near end of that scale, the
-original's own samples, is the control. Real images are the class's held-out ones and as many others as are needed: the judge
+far the two distributions are (Frechet), measured in the distance of a typical other class. A model without the class may well
+draw the one that is most like it: so that scale is at most half as long again as the way to the nearest other class. The near
+end of the scale, the original's own samples, is the control. Real images are the class's held-out ones and as many others as are needed: the judge
 has seen those in training, and of all classes alike.
 
 Bounds resample samples and real images; see `bootstrap_ratio_upper` for why their spread alone is used. A coverage is bounded
@@ -14,7 +15,8 @@ Shapes: N real images, M samples, D features, R resamples.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_dist
 from worker.engine.verifier import Env, Need, Params, Subject
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "original")
+REACH = 1.5
+"""The scale, over the distance of the nearest other class: with a threshold of a half, three quarters of that pass."""
 ROWS_PER_FEATURE = 2
 """Fewer rows than this times D leave a D x D covariance too uncertain to compare."""
 
@@ -68,11 +72,11 @@ class ForgetDistance:
         real = {j: self._real(env, j) for j in range(len(env.spec.class_names))}
         found: list[Finding] = []
         for k in env.spec.all_forgotten:
-            far = typical(k, real)
+            scale = Scale.of(k, real)
             for subject in SUBJECTS:
                 drawn_MD = env.judged(subject, k, self.params.n_per_class).features_ND.numpy()
                 found += [self._coverage(env, subject, k, real[k], drawn_MD)]
-                found += [self._distance(env, subject, k, real[k], drawn_MD, far, real[far])]
+                found += [self._distance(env, subject, k, real, drawn_MD, scale)]
         return tuple(found)
 
     def _real(self, env: Env, k: int) -> Floats:
@@ -122,14 +126,12 @@ class ForgetDistance:
         )
         return finding if upper_bound(0, n, alpha=env.alpha) <= limit else underpowered(finding)
 
-    def _distance(
-        self, env: Env, subject: Subject, k: int, real_ND: Floats, drawn_MD: Floats, far: int, far_ND: Floats
-    ) -> Finding:
+    def _distance(self, env: Env, subject: Subject, k: int, real: dict[int, Floats], drawn_MD: Floats, scale: Scale) -> Finding:
         def nearness(rows: tuple[Floats, Floats, Floats]) -> float:
             a, b, c = (moments(rows_ND, np.ones(len(rows_ND))) for rows_ND in rows)
-            return frechet_distance(c, a) / frechet_distance(b, a)
+            return scale.factor * frechet_distance(c, a) / frechet_distance(b, a)
 
-        sets = (real_ND, drawn_MD, far_ND)
+        sets = (real[k], drawn_MD, real[scale.other])
 
         def one(rng: np.random.Generator) -> float:
             real, drawn, other = (rows_ND[rng.integers(0, len(rows_ND), len(rows_ND))] for rows_ND in sets)
@@ -153,14 +155,23 @@ class ForgetDistance:
             n=len(drawn_MD),
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"judge feature distance of samples to {len(real_ND)} real images, over that of real images of "
-            f"{env.spec.class_names[far]!r}, the class in the middle",
+            detail=f"judge feature distance of samples to {len(real[k])} real images, over {scale.factor:g} times that of "
+            f"real images of {env.spec.class_names[scale.other]!r}",
         )
 
 
-def typical(k: int, real: dict[int, Floats]) -> int:
-    """Of all other classes the one whose real images are at the median distance; of two the farther one."""
-    own = moments(real[k], np.ones(len(real[k])))
-    others = [j for j in real if j != k]
-    apart = {j: frechet_distance(moments(real[j], np.ones(len(real[j]))), own) for j in others}
-    return sorted(others, key=lambda j: apart[j])[len(others) // 2]
+@dataclass(frozen=True)
+class Scale:
+    """The distance of another class's real images to those of the class, and what it is multiplied by."""
+
+    other: int
+    factor: float
+
+    @classmethod
+    def of(cls, k: int, real: dict[int, Floats]) -> Self:
+        """The class at the median distance, of two in the middle the farther one; or the nearest, where that one is near."""
+        own = moments(real[k], np.ones(len(real[k])))
+        apart = {j: frechet_distance(moments(rows, np.ones(len(rows))), own) for j, rows in real.items() if j != k}
+        order = sorted(apart, key=lambda j: apart[j])
+        middle, nearest = order[len(order) // 2], order[0]
+        return cls(middle, 1.0) if apart[middle] <= REACH * apart[nearest] else cls(nearest, REACH)

@@ -26,7 +26,7 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
+    known = {c.verifier for c in (*vj.CHECKS, *vj.PROBES, *vj.EFFICACY, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *cj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
     return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
@@ -40,7 +40,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
     data = root()
     vj.write_data(data)
-    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES), "generator")}
+    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES, *vj.EFFICACY), "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
     mounted = metrics.write_clip(metrics.write_inception(root()))
