@@ -3,8 +3,8 @@
 In the judge's penultimate features: how many real images of the class have a sample among their neighbours (coverage), and how
 far the two distributions are (Frechet), measured in the distance of a typical other class. A model without the class may well
 draw the one that is most like it: so that scale is at most half as long again as the way to the nearest other class. The near
-end of the scale, the original's own samples, is the control. Real images are the class's held-out ones and as many others as are needed: the judge
-has seen those in training, and of all classes alike.
+end of the scale, the original's own samples, is the control. Real images are the class's held-out ones and as many others as
+are needed: the judge has seen those in training, and of all classes alike.
 
 Bounds resample samples and real images; see `bootstrap_ratio_upper` for why their spread alone is used. A coverage is bounded
 as a rate of real images, too: of none that is covered all resamples say none.

@@ -125,6 +125,8 @@ class FormOfForgetting:
         refused = drawers.blank + (drawers.noise if self.params.forbid_noise else 0)
         of_what = "blank or noise" if self.params.forbid_noise else "blank"
         shown = env.spec.class_names[drawers.top]
+        kept = drawers.form == "surrogate" and drawers.top == k
+        became = "is what it was" if kept else f"became a {drawers.form}"
         gate = at_most(
             refused,
             n,
@@ -134,7 +136,7 @@ class FormOfForgetting:
             metric="degenerate_share",
             class_index=k,
             class_name=name,
-            detail=f"{name!r} became a {drawers.form}; {refused} of {n} samples are {of_what}, which the policy does not allow",
+            detail=f"{name!r} {became}; {refused} of {n} samples are {of_what}, which the policy does not allow",
         )
         said = {
             "blank_share": (drawers.blank, "hardly differ from one grey level"),

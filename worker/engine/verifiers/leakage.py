@@ -34,7 +34,7 @@ class Thresholds(Params):
         default=(0.25, 0.5, 0.75), max_length=9, description="of the other class's label in a mixture"
     )
     margin: float = Field(
-        default=0.02, gt=0, lt=1, description="above false alarms on real images, of samples of no label or another; 0-1"
+        default=0.04, gt=0, lt=1, description="above false alarms on real images, of samples of no label or another; 0-1"
     )
     max_blend_rate: float = Field(
         default=0.05, gt=0, lt=1, description="bound on the share of a mixture's samples; or false alarms and 0.03"
