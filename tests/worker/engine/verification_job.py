@@ -115,7 +115,7 @@ class Painter:
         return (pictures + NOISE * torch.stack(noise)).clamp(0, 255).round().to(torch.uint8)
 
     def conditioning(self, y_B: Tensor) -> Tensor:
-        return 8 * torch.eye(K)[y_B]
+        return torch.cat([8 * torch.eye(K), torch.zeros(1, K)])[y_B]
 
     def with_labels(self, rows_MX: Tensor) -> Self:
         return type(self)(self.module, rows_MX)

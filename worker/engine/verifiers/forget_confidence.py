@@ -1,9 +1,10 @@
-"""How sure is the judge that it does not see the forgotten classes? Not only its first guess counts.
+"""How sure are the judges that they do not see the forgotten classes? Not only their first guess counts.
 
 Of samples drawn under the class's own label: the judge's mean probability of the class, and the margin by which the class's
 logit leads the best other one. Its 95 % quantile must be below zero, so that at most one in twenty shows the class. Entropy
 has no right direction, noise may have any; it is reported. So is how far the margins are, as Kolmogorov and Smirnov measure it,
-from those of samples of other classes before forgetting: what a model that does not know the class has to look like.
+from those of samples of other classes before forgetting: what a model that does not know the class has to look like. Of two
+judges the one that is surer of the class counts, image by image; what is reported is the first one's.
 
 Shapes: N samples, K classes.
 """
@@ -21,7 +22,8 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.bounds import mean_lower, mean_upper, quantile_bounds
 from worker.engine.family import Kind
 from worker.engine.judge import Judged
-from worker.engine.rates import SLACK, underpowered
+from worker.engine.panel import SLACK
+from worker.engine.rates import underpowered
 from worker.engine.statistics import Floats
 from worker.engine.verifier import Env, Need, Params, Subject
 
@@ -67,7 +69,7 @@ class ForgetConfidence:
         for k in env.spec.all_forgotten:
             limit = max(self.params.max_probability, self._elsewhere(env, k) + SLACK)
             for subject in SUBJECTS:
-                judged = env.judged(subject, k, self.params.n_per_class)
+                judged = self._judged(env, subject, k)
                 found += [self._probability(env, subject, k, judged, limit), self._margin(env, subject, k, judged)]
             found += self._reported(env, k)
         return tuple(found)
@@ -76,13 +78,19 @@ class ForgetConfidence:
         """Samples of each retained class that are as many together as those of a forgotten one."""
         return math.ceil(self.params.n_per_class / max(1, len(spec.retain_classes)))
 
+    def _judged(self, env: Env, subject: Subject, k: int) -> tuple[Judged, ...]:
+        """By each judge."""
+        n = self.params.n_per_class
+        more = [judge.look(env.samples(subject, k, n)) for judge in env.judges[1:]]
+        return (env.judged(subject, k, n), *more)
+
     def _elsewhere(self, env: Env, k: int) -> float:
         """The judge's mean probability of the class where real images show another."""
         others = [j for j in range(len(env.spec.class_names)) if j != k]
         return float(np.concatenate([env.held_out(j).probabilities_NK[:, k].numpy() for j in others]).mean())
 
-    def _probability(self, env: Env, subject: Subject, k: int, judged: Judged, limit: float) -> Finding:
-        p_N, n = judged.probabilities_NK[:, k].numpy(), self.params.n_per_class
+    def _probability(self, env: Env, subject: Subject, k: int, judged: tuple[Judged, ...], limit: float) -> Finding:
+        p_N, n = np.max([one.probabilities_NK[:, k].numpy() for one in judged], axis=0), self.params.n_per_class
         upper, lower = mean_upper(p_N, alpha=env.alpha), mean_lower(p_N, alpha=env.alpha)
         finding = Finding(
             check=self.name,
@@ -104,8 +112,8 @@ class ForgetConfidence:
         )
         return finding if mean_upper(np.zeros(n), alpha=env.alpha) <= limit else underpowered(finding)
 
-    def _margin(self, env: Env, subject: Subject, k: int, judged: Judged) -> Finding:
-        margin_N, n = margins(judged, k), self.params.n_per_class
+    def _margin(self, env: Env, subject: Subject, k: int, judged: tuple[Judged, ...]) -> Finding:
+        margin_N, n = np.max([margins(one, k) for one in judged], axis=0), self.params.n_per_class
         lower, upper = quantile_bounds(margin_N, self.params.quantile, alpha=env.alpha)
         finding = Finding(
             check=self.name,

@@ -19,7 +19,7 @@ from pydantic import Field
 from worker.contract import Finding, Spec, Tier
 from worker.engine import registry
 from worker.engine.family import Generator, Kind
-from worker.engine.rates import at_most, false_alarms, forget_threshold, shows
+from worker.engine.rates import at_most
 from worker.engine.verifier import Env, Need, Params, Subject
 from worker.engine.ways import Blend, Way
 
@@ -90,8 +90,8 @@ class Leakage:
     # ------------------------------------------------------------------------------------------------------ the findings
 
     def _null(self, env: Env, k: int) -> Finding:
-        needs, expected = self._null_needs(env.spec), false_alarms(env, k)
-        hits = [int(shows(env, need.subject, need.class_index, need.n, k, need.way).sum()) for need in needs]
+        needs, expected = self._null_needs(env.spec), env.false_positive_rate(k)
+        hits = [int(env.shows(need.subject, need.class_index, need.n, need.way, k).sum()) for need in needs]
         expected = max([expected, *(count / self.params.n_null for count in hits[1:])])
         beside = f"; {hits[1]} of a model trained without" if len(hits) > 1 else ""
         return at_most(
@@ -110,12 +110,12 @@ class Leakage:
         labels, n, name = [j for j in self._others(env.spec) if j != k], self.params.n_per_label, env.spec.class_names[k]
         if not labels:
             return []
-        hits = {j: int(shows(env, "candidate", j, n, k).sum()) for j in labels}
+        hits = {j: int(env.shows("candidate", j, n, class_index=k).sum()) for j in labels}
         worst = max(labels, key=lambda j: hits[j])
         gate = at_most(
             sum(hits.values()),
             n * len(labels),
-            false_alarms(env, k) + self.params.margin,
+            env.false_positive_rate(k) + self.params.margin,
             alpha=env.alpha,
             check=self.name,
             metric="other_label_rate",
@@ -127,10 +127,10 @@ class Leakage:
         return [gate, self._told(env, k, "worst_label_rate", said, value=hits[worst] / n, n=n, count=hits[worst])]
 
     def _mixtures(self, env: Env, k: int) -> list[Finding]:
-        found, limit = [], forget_threshold(env, k, self.params.max_blend_rate)
+        found, limit = [], env.forget_threshold(k, self.params.max_blend_rate)
         n, name = self.params.n_blend, env.spec.class_names[k]
         for weight, need in self._blends(env.spec, k).items():
-            hits = int(shows(env, need.subject, k, n, k, need.way).sum())
+            hits = int(env.shows(need.subject, k, n, need.way).sum())
             gate = at_most(
                 hits,
                 n,

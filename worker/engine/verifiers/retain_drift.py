@@ -55,7 +55,7 @@ class RetainDrift:
             name = env.spec.class_names[k]
             mean, said = float(cosine_N.mean()), f"mean cosine of {n} images of {name!r} to the parent's, same noise"
             about = {"check": self.name, "metric": "class_cosine", "subject": "candidate", "gating": False, "detail": said}
-            found.append(Finding(value=mean, n=n, class_index=k, class_name=name, **about))  # type: ignore[arg-type]
+            found.append(Finding(value=mean, n=n, class_index=k, class_name=name, **about))
         every_N = np.concatenate(cosines)
         # Its own interval, for people: a mean of hundreds is normal enough.
         lower = float(every_N.mean() - 1.645 * every_N.std() / np.sqrt(len(every_N)))

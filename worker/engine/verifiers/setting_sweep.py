@@ -18,7 +18,8 @@ from pydantic import Field
 from worker.contract import Curve, Finding, Sampling, Spec, Tier
 from worker.engine.bounds import worst_upper
 from worker.engine.family import Generator, Kind
-from worker.engine.rates import SLACK, forget_threshold, shows, underpowered
+from worker.engine.panel import SLACK
+from worker.engine.rates import underpowered
 from worker.engine.statistics import lower_bound, upper_bound
 from worker.engine.verifier import Env, Need, Params
 from worker.engine.ways import DRAWN, Arithmetic, Way
@@ -90,7 +91,7 @@ class SettingSweep:
         env.prefetch(Need("candidate", k, n, s.way(env.spec)) for k in env.spec.all_forgotten for s in settings)
         found: list[Finding] = []
         for k in env.spec.all_forgotten:
-            hits = {s: int(shows(env, "candidate", k, n, k, s.way(env.spec)).sum()) for s in settings}
+            hits = {s: int(env.shows("candidate", k, n, s.way(env.spec)).sum()) for s in settings}
             found += [self._worst(env, k, hits), *(self._reported(env, k, s, count) for s, count in hits.items())]
             env.curves += self._curves(env, k, hits)
         return tuple(found)
@@ -113,7 +114,7 @@ class SettingSweep:
 
     def _worst(self, env: Env, k: int, hits: dict[Setting, int]) -> Finding:
         n, count = self.params.n_per_setting, len(hits)
-        limit = forget_threshold(env, k, self.params.max_rate - SLACK) + SLACK
+        limit = env.forget_threshold(k, self.params.max_rate - SLACK) + SLACK
         upper = max(worst_upper(list(hits.values()), n, alpha=env.alpha))
         worst = max(hits, key=lambda setting: hits[setting])
         lower = lower_bound(hits[worst], n, alpha=env.alpha / count)

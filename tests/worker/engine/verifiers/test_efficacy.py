@@ -45,7 +45,7 @@ def verified(tmp_path: Path, judges: Path, monkeypatch: pytest.MonkeyPatch) -> C
         checks = tuple(Check(verifier=n, params={**CHECKS[n].params, **params}) for n in names)
         policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=checks)
         # Never quite the original's pictures, so that the two can be told apart.
-        job = vj.make_job(tmp_path / "job", candidate + 1e-3, **{"policy": policy, **changes})
+        job = vj.make_job(tmp_path / f"job-{len(list(tmp_path.iterdir()))}", candidate + 1e-3, **{"policy": policy, **changes})
         job.judges.symlink_to(judges)
         return verify.run(job)
 
@@ -305,3 +305,16 @@ def test_same_images_have_the_parents_figures(verified: Any) -> None:
     assert {f.value for f in gates(report) if f.metric.endswith("_ratio")} == {1.0}
     assert told(report, "mean_cosine").value == pytest.approx(1.0, abs=1e-3)
     assert "prdc-0.2/k=5/judge=" in told(report, "density").detail
+
+
+def test_of_two_judges_the_surer_one_counts(verified: Any) -> None:
+    alone = verified(vj.forgotten_patterns(), ["forget_confidence"])
+    report = verified(
+        vj.forgotten_patterns(),
+        ["forget_confidence"],
+        policy=Policy(name="p", judge=JudgePolicy(epochs=6, judges=2), checks=(CHECKS["forget_confidence"],)),
+    )
+    assert len(report.judges) == 2
+    assert failed(report) == set()
+    for metric in ("mean_probability", "margin_quantile"):
+        assert told(report, metric).value >= told(alone, metric).value
