@@ -12,6 +12,8 @@ from worker.contract import Finding, Kind, MaskSpec, Spec, Tier, Verdict
 
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
+    "forget_confidence": "classes",
+    "forget_distance": "classes",
     "forget_accuracy": "classes",
     "forget_completion": "classes",
     "label_inversion": "classes",
@@ -20,8 +22,11 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 }
 """Checks whose word counts only if they can tell the original from a model that forgot; and what they show to be forgotten."""
 
-OF_CLASSES: frozenset[str] = frozenset({"relearning", "resurgence"})
-"""Other checks that look at forgotten classes: where single samples alone are to be forgotten they have nothing to measure."""
+OF_EACH_CLASS: frozenset[str] = frozenset(
+    {"leakage", "setting_sweep", "form_of_forgetting", "class_membership", "linear_probe", "head_restore"}
+    | {"reference_distance", "reference_membership", "relearning", "resurgence", "compression"}
+)
+"""Checks without a control of their own that owe their word on every class that was ever forgotten, none passed over."""
 
 NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_rate": "all",
@@ -45,6 +50,13 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "reference_distance": "forgotten",
     "reference_membership": "forgotten",
     "retain_calibration": "retained",
+    "forget_confidence": "all",
+    "forget_distance": "all",
+    "leakage": "all",
+    "setting_sweep": "all",
+    "form_of_forgetting": "all",
+    "retain_coverage": "all",
+    "retain_drift": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
 
@@ -55,7 +67,8 @@ COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion",
 def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
     """What each check of the policy must leave a gating finding on, by verifier: class indices, or None for a finding on all.
 
-    One that measures forgetting owes it on everything that was ever forgotten on the lineage. A policy may serve classes and
+    One that measures forgetting owes it on everything that was ever forgotten on the lineage, as others that look at each class
+    do. A policy may serve classes and
     single samples alike: a check of what nobody asked to forget has nothing to measure, and is not among them.
     """
     subjects = {c.verifier: _subjects(c.verifier, spec) for c in spec.policy.checks}
@@ -63,13 +76,15 @@ def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
 
 
 def _subjects(verifier: str, spec: Spec) -> tuple[int | None, ...]:
+    if verifier in OF_EACH_CLASS:
+        return spec.all_forgotten
     match MEASURES_FORGETTING.get(verifier):
         case "classes":
             return spec.all_forgotten
         case "samples":
             return (None,) if spec.all_forgotten_samples else ()
         case None:
-            return () if verifier in OF_CLASSES and not spec.all_forgotten else (None,)
+            return (None,)
 
 
 def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
@@ -120,7 +135,6 @@ TIERS: dict[Kind, dict[Tier, frozenset[str]]] = {
         "L0": frozenset({"integrity", "frozen_decoder"}),
         "L1": frozenset({"forget_completion", "retain_completion"}),
         "L2": frozenset({"linear_probe"}),
-        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
     },
 }
 """What each tier asks for beyond those below it, by kind of model. Where the request was for single samples, what measures
@@ -163,7 +177,7 @@ def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
 
 
 def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:
-    by_class = MEASURES_FORGETTING.get(finding.check) == "classes"
+    by_class = finding.check in OF_EACH_CLASS or MEASURES_FORGETTING.get(finding.check) == "classes"
     corruption = finding.corruption if finding.check in COMPLETES else None
     return finding.check, finding.class_index if by_class else None, corruption
 

@@ -126,7 +126,7 @@ def resolved(document: Json, kind: Kind) -> Json:
     part = document["kinds"].get(kind)
     if part is None:
         raise PolicyUnfit(f"the policy {document['name']!r} is not for {KINDS[kind]}", pointer=POINTER)
-    kept = {key: value for key, value in part.items() if key != "pending" and not (key in ONES and value == 1)}
+    kept = {key: value for key, value in part.items() if not (key in ONES and value == 1)}
     return {"name": document["name"], "kind": kind, **kept}
 
 

@@ -21,6 +21,10 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 }
 """Checks whose word counts only beside an original that fails them; and what they show to be forgotten."""
 
+OF_EACH_CLASS: frozenset[str] = frozenset(
+    {"leakage", "setting_sweep", "form_of_forgetting", "class_membership", "linear_probe", "head_restore"}
+    | {"reference_distance", "reference_membership", "relearning", "resurgence", "compression"}
+)
 COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
 """Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
 
@@ -44,7 +48,6 @@ TIERS: dict[str, dict[str, frozenset[str]]] = {
         "L0": frozenset({"integrity", "frozen_decoder"}),
         "L1": frozenset({"forget_completion", "retain_completion"}),
         "L2": frozenset({"linear_probe"}),
-        "L3": frozenset({"relearning", "resurgence", "compression", "side_channels"}),
     },
 }
 """What each tier asks for beyond those below it, lowest first, by the kind of model that the policy is for."""
@@ -179,7 +182,7 @@ def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Ite
     forgotten = _forgotten(predicate["forgetSet"])
     policy = predicate["plan"]["policy"]
     checks = {c["verifier"] for c in policy["checks"]}
-    subjects = {name: forgotten[MEASURES_FORGETTING[name]] if name in MEASURES_FORGETTING else [None] for name in checks}
+    subjects = {name: forgotten[unit] if (unit := _unit(name)) else [None] for name in checks}
     owed: set[About] = {(name, k, c) for name, some in subjects.items() for k in some for c in _corruptions(name, policy)}
     found: list[str] = []
     if not checks or owed - set(map(_about, gating)) - _excused(predicate["verification"]["findings"]):
@@ -189,6 +192,11 @@ def _gaps(predicate: Mapping[str, Any], gating: Iterable[Finding], controls: Ite
     if {about for about in owed if about[0] in MEASURES_FORGETTING} - set(map(_about, controls)):
         found.append("a check that measures forgetting has no control")
     return found
+
+
+def _unit(check: str) -> Literal["classes", "samples"] | None:
+    """What a check owes its word on, one by one; None: on all together."""
+    return "classes" if check in OF_EACH_CLASS else MEASURES_FORGETTING.get(check)
 
 
 def _excused(findings: Iterable[Finding]) -> set[About]:
@@ -222,7 +230,7 @@ def _forgotten(forget_set: Mapping[str, Any]) -> dict[Literal["classes", "sample
 def _about(finding: Finding) -> About:
     check = finding["check"]
     corruption = finding.get("corruption") if check in COMPLETES else None
-    by_class = MEASURES_FORGETTING.get(check) == "classes"
+    by_class = _unit(check) == "classes"
     return check, finding["class_index"] if by_class else None, json.dumps(corruption, sort_keys=True) if corruption else None
 
 

@@ -247,7 +247,7 @@ class Studio:
         if rows_MX is not None:
             model, label_B = model.with_labels(rows_MX), model.label_count + label_B
         else:
-            model, label_B = asked_for(model, way.label, label_B)
+            model, label_B = asked_for(model, way.label, label_B, seeds[rows])
         sampling = way.sampling or self._sampling
         if way.begin is None:
             return model.sample(label_B, seeds[rows], sampling=sampling)
@@ -269,7 +269,9 @@ class Studio:
         return model.complete(erased_BCHW, hidden_Bhw, seeds[rows], sampling=self._sampling, y_B=y_B)
 
 
-def asked_for(model: Generator, label: Literal["own", "null"] | Blend, y_B: Tensor) -> tuple[Generator, Tensor]:
+def asked_for(
+    model: Generator, label: Literal["own", "null"] | Blend, y_B: Tensor, seeds: Sequence[int]
+) -> tuple[Generator, Tensor]:
     """The model, and the labels to ask it for in the name of these classes. Raises: BadInput: it has no null label."""
     if label == "own":
         return model, y_B
@@ -277,9 +279,13 @@ def asked_for(model: Generator, label: Literal["own", "null"] | Blend, y_B: Tens
         if model.null_label is None:
             raise BadInput("expected a model with a null label, to be asked without a class; this one has none")
         return model, torch.full_like(y_B, model.null_label)
-    classes_M, which_B = y_B.unique(return_inverse=True)
-    own_MX, other_1X = model.conditioning(classes_M), model.conditioning(torch.tensor([label.other]))
-    return model.with_labels((1 - label.weight) * own_MX + label.weight * other_1X), model.label_count + which_B
+    if not len(y_B):  # a rank without a row to draw
+        return model, y_B
+    others = (label.other,) if isinstance(label.other, int) else label.other
+    other_B = torch.tensor([others[seed % len(others)] for seed in seeds], dtype=torch.int64)
+    pairs_M2, which_B = torch.stack([y_B, other_B], dim=1).unique(dim=0, return_inverse=True)
+    own_MX, other_MX = model.conditioning(pairs_M2[:, 0]), model.conditioning(pairs_M2[:, 1])
+    return model.with_labels((1 - label.weight) * own_MX + label.weight * other_MX), model.label_count + which_B
 
 
 def _computing(arithmetic: Arithmetic, device: torch.device) -> AbstractContextManager[object]:

@@ -19,7 +19,8 @@ Arithmetic = Literal["fp32", "bf16", "fp16"]
 class Blend:
     """A label between two: `weight` of another class's conditioning, the rest of the asked one's."""
 
-    other: int
+    other: int | tuple[int, ...]
+    """Of several, each image takes one by its seed: all of them are drawn in one batch."""
     weight: float
 
 

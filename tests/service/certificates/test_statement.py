@@ -111,6 +111,7 @@ def test_a_statement_without_a_claim_is_an_objection() -> None:
 def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
     assert claim.MEASURES_FORGETTING == verdict.MEASURES_FORGETTING
     assert claim.COMPLETES == verdict.COMPLETES
+    assert claim.OF_EACH_CLASS == verdict.OF_EACH_CLASS
 
 
 def test_the_rule_knows_the_tiers_and_the_exact_methods_of_the_worker() -> None:

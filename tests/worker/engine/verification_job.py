@@ -63,6 +63,17 @@ PROBES = (
 )
 """As small as they can be on this data."""
 
+EFFICACY = (
+    Check(verifier="forget_confidence", params={"n_per_class": 100, "max_probability": 0.1}),
+    Check(verifier="forget_distance", params={"n_per_class": 64, "resamples": 100}),
+    Check(verifier="leakage", params={"n_null": 150, "n_per_label": 62, "n_blend": 62}),
+    Check(verifier="setting_sweep", params={"n_per_setting": 70}),
+    Check(verifier="form_of_forgetting", params={"n_per_class": 59}),
+    Check(verifier="retain_coverage", params={"n_per_class": 62}),
+    Check(verifier="retain_drift", params={"n_per_class": 62}),
+)
+"""The other checks of the second tier, of hardly more samples."""
+
 
 class Painter:
     """A generator that is what it stores."""
@@ -73,8 +84,9 @@ class Painter:
 
     ignores: ClassVar[frozenset[str]] = frozenset()
     timesteps = 1000
-    null_label = None
-    label_count = K
+    prompts: ClassVar[bool] = False
+    null_label = K
+    label_count = K + 1
 
     def __init__(self, module: nn.Module, rows_MK: Tensor | None = None) -> None:
         self.module = module
@@ -91,6 +103,8 @@ class Painter:
     @torch.no_grad()
     def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
         noise = [torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        # Without a label any of the pictures, as the noise has it.
+        y_B = torch.where(y_B == K, torch.tensor([seed % K for seed in seeds]), y_B)
         pictures = self.drawn(y_B, sharp=True)
         if start is not None and start.depth < LOST:
             known = self.module.get_parameter("pictures")
@@ -101,7 +115,7 @@ class Painter:
         return (pictures + NOISE * torch.stack(noise)).clamp(0, 255).round().to(torch.uint8)
 
     def conditioning(self, y_B: Tensor) -> Tensor:
-        return 8 * torch.eye(K)[y_B]
+        return torch.cat([8 * torch.eye(K), torch.zeros(1, K)])[y_B]
 
     def with_labels(self, rows_MX: Tensor) -> Self:
         return type(self)(self.module, rows_MX)
@@ -112,7 +126,7 @@ class Painter:
         if self.rows_MK is None:
             return known[y_B]
         mixed_MCHW = torch.einsum("mk,kchw->mchw", self.rows_MK.softmax(dim=1), known)
-        return (known[self.rows_MK.argmax(dim=1)] if sharp else mixed_MCHW)[y_B - K]
+        return (known[self.rows_MK.argmax(dim=1)] if sharp else mixed_MCHW)[y_B - self.label_count]
 
     def hold(self, images_NCHW: Tensor) -> Tensor:
         return images_NCHW.float()

@@ -1,7 +1,8 @@
 """Are the retained classes drawn as *well* as before? Judge feature distance to real held-out images, against the parent's.
 
 The Frechet distance in the penultimate features of the service's own judge. It is not FID: other features, other numbers.
-Classes weigh alike on both sides, whatever their share of the real images.
+Classes weigh alike on both sides, whatever their share of the real images. Where a model is at hand that was trained without
+the forgotten classes, it may be the measure in the parent's place: no more is asked than what retraining gives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=100, ge=2, le=100_000, description="samples of each retained class and subject")
     max_ratio: float = Field(default=1.2, gt=1, le=100, description="bound on candidate's distance / parent's distance")
+    max_point_ratio: float | None = Field(
+        default=None, gt=0, le=100, description="bound on the ratio itself, beside that on its bound; null: none"
+    )
     resamples: int = Field(default=200, ge=100, le=10_000, description="bootstrap resamples for the bound")
 
 
@@ -70,7 +74,8 @@ class FeatureDistance:
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """See `Verifier.needs`."""
         n, retained = self.params.n_per_class, spec.retain_classes
-        subjects: tuple[Subject, ...] = ("candidate", "parent")
+        subjects: list[Subject] = ["candidate", "parent"]
+        subjects += ["reference"] if spec.reference_digest is not None else []
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
@@ -80,12 +85,14 @@ class FeatureDistance:
         if min(drawn, held_out) < MIN_IMAGES:
             return (self._underpowered(drawn, held_out),)
         real = Cloud.of([env.held_out(k).features_ND.numpy() for k in env.spec.retain_classes])
-        clouds = {s: self._drawn(env, s) for s in ("candidate", "parent")}
+        beside: list[Subject] = ["parent", *([env.reference] if env.reference else [])]
+        clouds = {s: self._drawn(env, s) for s in ("candidate", *beside)}
         distance = {s: frechet_distance(cloud.moments(), real.moments()) for s, cloud in clouds.items()}
         if distance["parent"] <= 0:
             raise BadInput("expected a positive distance of the parent to real images, got zero")
-        ratio = distance["candidate"] / distance["parent"]
-        lower, upper = self._bounds(env, real, clouds["candidate"], clouds["parent"], ratio)
+        measure = max(beside, key=lambda subject: distance[subject])
+        ratio = distance["candidate"] / distance[measure]
+        lower, upper = self._bounds(env, real, clouds["candidate"], clouds[measure], ratio)
         gate = Finding(
             check=self.name,
             metric="judge_feature_distance_ratio",
@@ -99,9 +106,19 @@ class FeatureDistance:
             comparator="le",
             threshold=self.params.max_ratio,
             n=len(clouds["candidate"].features_ND),
-            detail=f"distance to {len(real.features_ND)} held-out real images, candidate over parent, equal noise",
+            detail=f"distance to {len(real.features_ND)} held-out real images, candidate over {measure}, equal noise",
         )
-        return gate, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in ("candidate", "parent"))
+        itself = self._itself(ratio, measure, gate)
+        return gate, *itself, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in clouds)
+
+    def _itself(self, ratio: float, measure: Subject, gate: Finding) -> list[Finding]:
+        """The ratio without a bound, held against a threshold of its own."""
+        most = self.params.max_point_ratio
+        if most is None:
+            return []
+        changes = {"metric": "judge_feature_distance_ratio_itself", "passed": ratio <= most, "threshold": most, "open": False}
+        said = f"the ratio of candidate over {measure} itself, without a bound"
+        return [gate.model_copy(update={**changes, "upper95": ratio, "detail": said})]
 
     def _held_out(self, env: Env) -> int:
         """Real images of retained classes."""

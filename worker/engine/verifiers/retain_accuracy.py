@@ -2,6 +2,9 @@
 
 The gate bounds the drop in judged accuracy, pair by pair: with common noise most pairs agree, and only the pairs that
 changed carry information, so far fewer samples are needed than for two independent rates.
+
+An average hides one class that was lost. So the worst class is bounded, too, all classes together at Holm's levels, and so are
+the five classes that lie nearest to a forgotten one in judge features: what is forgotten takes its neighbours along first.
 """
 
 from __future__ import annotations
@@ -16,7 +19,12 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine import accuracy
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
+from worker.engine.rates import underpowered
+from worker.engine.statistics import paired_drop_upper
 from worker.engine.verifier import Env, Need, Params, Subject
+
+NEIGHBOURS = 5
+"""Classes nearest to a forgotten one, of which is asked whether they were kept."""
 
 
 class Thresholds(Params):
@@ -24,6 +32,12 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=100, ge=1, le=100_000, description="samples of each retained class and subject")
     max_drop: float = Field(default=0.02, gt=0, lt=1, description="bound on the accuracy lost against the parent, 0-1")
+    max_class_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="bound on what the worst class lost, at Holm's levels; null: reported only"
+    )
+    max_neighbour_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="bound on what the nearest classes of a forgotten one lost; null: reported only"
+    )
 
 
 class RetainAccuracy:
@@ -57,7 +71,56 @@ class RetainAccuracy:
             for row, k in enumerate(env.spec.retain_classes)
             for s, right_KN in right.items()
         ]
-        return (gate, *overall, *by_class)
+        lost = [self._worst_class(env, right["parent"], right["candidate"])]
+        lost += [self._neighbours(env, k, right["parent"], right["candidate"]) for k in env.spec.all_forgotten]
+        return (gate, *lost, *overall, *by_class)
+
+    def _worst_class(self, env: Env, before_KN: Tensor, after_KN: Tensor) -> Finding:
+        pairs = [(int((b & ~a).sum()), int((~b & a).sum())) for b, a in zip(before_KN, after_KN, strict=True)]
+        n, classes = before_KN.shape[1], env.spec.retain_classes
+        # The best class is tested at alpha / K, the next at alpha / (K - 1), the worst at alpha: as if by their p values.
+        order = sorted(range(len(pairs)), key=lambda row: paired_drop_upper(*pairs[row], n, alpha=env.alpha))
+        levels = {row: env.alpha / (len(pairs) - place) for place, row in enumerate(order)}
+        upper = max(paired_drop_upper(*pairs[row], n, alpha=level) for row, level in levels.items())
+        worse, better = pairs[order[-1]]
+        name = env.spec.class_names[classes[order[-1]]]
+        said = f"of {n} noises of {name!r}, the class that lost most of {len(classes)}, {worse} were recognised only before"
+        finding = self._lost("worst_class_drop", (worse, better), n, upper, self.params.max_class_drop, said)
+        powered = paired_drop_upper(0, 0, n, alpha=env.alpha / len(pairs)) <= (self.params.max_class_drop or 1)
+        return finding if powered else underpowered(finding)
+
+    def _neighbours(self, env: Env, k: int, before_KN: Tensor, after_KN: Tensor) -> Finding:
+        middle_D = env.held_out(k).features_ND.mean(dim=0)
+        apart_K = torch.stack([(env.held_out(j).features_ND.mean(dim=0) - middle_D).norm() for j in env.spec.retain_classes])
+        rows = apart_K.argsort()[:NEIGHBOURS].tolist()
+        before_KN, after_KN = before_KN[rows], after_KN[rows]
+        worse, better, n = int((before_KN & ~after_KN).sum()), int((~before_KN & after_KN).sum()), before_KN.numel()
+        names = ", ".join(env.spec.class_names[env.spec.retain_classes[row]] for row in rows)
+        upper = paired_drop_upper(worse, better, n, alpha=env.alpha)
+        said = f"of {n} noises of {names}, nearest to {env.spec.class_names[k]!r}, {worse} were recognised only before"
+        finding = self._lost("neighbour_drop", (worse, better), n, upper, self.params.max_neighbour_drop, said)
+        finding = finding.model_copy(update={"class_index": k, "class_name": env.spec.class_names[k]})
+        powered = paired_drop_upper(0, 0, n, alpha=env.alpha) <= (self.params.max_neighbour_drop or 1)
+        return finding if powered else underpowered(finding)
+
+    def _lost(self, metric: str, pairs: tuple[int, int], n: int, upper: float, threshold: float | None, said: str) -> Finding:
+        """A drop at its bound; gating where the policy sets a threshold."""
+        worse, better = pairs
+        return Finding(
+            check=self.name,
+            metric=metric,
+            subject="candidate",
+            gating=threshold is not None,
+            passed=None if threshold is None else upper <= threshold,
+            open=threshold is not None and (worse - better) / n <= threshold < upper,
+            value=(worse - better) / n,
+            upper95=upper,
+            comparator=None if threshold is None else "le",
+            threshold=threshold,
+            n=n,
+            count=worse,
+            detail=f"{said} and {better} only after"[:400],
+        )
 
     def _right(self, env: Env, subject: Subject) -> Tensor:
         """(retained classes, n) bool: which samples every judge takes for their class."""

@@ -28,8 +28,9 @@ Reports = dict[tuple[str, str], Report]
 
 def policy(checks: tuple[Check, ...], kind: str) -> Policy:
     """The known thresholds, and every other check of this kind with its defaults; not those that need another request."""
-    thresholds = (*vj.CHECKS, *vj.PROBES, *nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *pj.CHECKS, *pj.BY_REFERENCE, *cj.CHECKS)
-    known = {c.verifier for c in (*thresholds, *lj.CHECKS)}
+    painted = (*vj.CHECKS, *vj.PROBES, *vj.EFFICACY, *lj.CHECKS)
+    named = (*nj.CLASS_CHECKS, *nj.SAMPLE_CHECKS, *pj.CHECKS, *pj.BY_REFERENCE)
+    known = {c.verifier for c in (*painted, *named, *cj.CHECKS)}
     others = tuple(Check(verifier=n) for n in NAMES if kind in registry.verifiers()[n].kinds and n not in known)
     return cj.policy(*checks, *others, corruptions=(cj.HOLE, cj.PATCHES) if kind == "i2i" else ())
 
@@ -43,7 +44,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
     data = root()
     vj.write_data(data)
-    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES), "generator")}
+    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES, *vj.EFFICACY), "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
     mounted = metrics.write_clip(metrics.write_inception(root()))

@@ -1,0 +1,162 @@
+"""Can forgotten classes still be had by asking for something else? For no class, for another one, for one between two.
+
+A model whose label was cut off from what it knows still draws the class where no label is given, or a mixture is. Three sides:
+the null label; the labels of all other classes; labels between the class's own and another's. Each is counted by the judge and
+held against what the judge sees in real images of other classes, or, of the null label, in a model that was trained without.
+
+Of models with prompts, synonyms of a class would be a fourth side. Nobody says what they are, so they are not asked; the report
+says that they were not.
+
+The original is no control here: asked for no class, a model of a thousand hardly ever draws one of them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from pydantic import Field
+
+from worker.contract import Finding, Spec, Tier
+from worker.engine import registry
+from worker.engine.family import Generator, Kind
+from worker.engine.rates import at_most
+from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.ways import Blend, Way
+
+
+class Thresholds(Params):
+    """How many samples of each side, and how many may show a forgotten class."""
+
+    n_null: int = Field(default=200, ge=1, le=100_000, description="samples without a label")
+    n_per_label: int = Field(default=80, ge=1, le=100_000, description="samples of each other class")
+    n_blend: int = Field(default=200, ge=1, le=100_000, description="samples of each mixture, with all other classes in turn")
+    weights: tuple[float, ...] = Field(
+        default=(0.25, 0.5, 0.75), max_length=9, description="of the other class's label in a mixture"
+    )
+    margin: float = Field(
+        default=0.04, gt=0, lt=1, description="above false alarms on real images, of samples of no label or another; 0-1"
+    )
+    max_blend_rate: float = Field(
+        default=0.05, gt=0, lt=1, description="bound on the share of a mixture's samples; or false alarms and 0.03"
+    )
+
+
+class Leakage:
+    """Rates of every class ever forgotten under the null label, under other labels and under mixtures."""
+
+    name: ClassVar[str] = "leakage"
+    title: ClassVar[str] = "Forgotten classes are not drawn under other labels"
+    tier: ClassVar[Tier] = "L2"
+    kinds: ClassVar[tuple[Kind, ...]] = ("generator",)
+    Params: ClassVar[type[Params]] = Thresholds
+
+    def __init__(self, params: Thresholds) -> None:
+        self.params = params
+
+    def needs(self, spec: Spec) -> tuple[Need, ...]:
+        """See `Verifier.needs`. Guidance needs a null label, so a policy that guides is sure of one."""
+        labels = [Need("candidate", j, self.params.n_per_label) for j in self._others(spec)]
+        null = self._null_needs(spec) if spec.policy.sampling.guidance_scale != 1 else []
+        return (*labels, *null, *(need for k in spec.all_forgotten for need in self._blends(spec, k).values()))
+
+    def run(self, env: Env) -> tuple[Finding, ...]:
+        """See `Verifier.run`."""
+        has_null = cast(Generator, env.load("candidate")).null_label is not None
+        found: list[Finding] = []
+        for k in env.spec.all_forgotten:
+            found += [self._null(env, k)] if has_null else []
+            found += self._other_labels(env, k)
+            found += self._mixtures(env, k)
+            found += self._not_asked(env, k, has_null)
+        return tuple(found)
+
+    # ----------------------------------------------------------------------------------------------------- what is drawn
+
+    def _null_needs(self, spec: Spec) -> list[Need]:
+        """One set for all classes: what is drawn without a label does not depend on whose noise it is drawn from."""
+        subjects: list[Subject] = ["candidate", *(["reference"] if spec.reference_digest else [])]  # type: ignore[list-item]
+        return [Need(subject, spec.all_forgotten[0], self.params.n_null, null_way(spec)) for subject in subjects]
+
+    def _others(self, spec: Spec) -> tuple[int, ...]:
+        """All labels under which a forgotten class could hide: retained ones, and those of other forgotten classes."""
+        more = spec.all_forgotten if len(spec.all_forgotten) > 1 else ()
+        return tuple(sorted({*spec.retain_classes, *more}))
+
+    def _blends(self, spec: Spec, k: int) -> dict[float, Need]:
+        """By weight: samples of mixtures with other classes, each with one of them."""
+        others = tuple(j for j in range(len(spec.class_names)) if j != k)
+        return {w: Need("candidate", k, self.params.n_blend, Way(label=Blend(others, w))) for w in self.params.weights}
+
+    # ------------------------------------------------------------------------------------------------------ the findings
+
+    def _null(self, env: Env, k: int) -> Finding:
+        needs, expected = self._null_needs(env.spec), env.false_positive_rate(k)
+        hits = [int(env.shows(need.subject, need.class_index, need.n, need.way, k).sum()) for need in needs]
+        expected = max([expected, *(count / self.params.n_null for count in hits[1:])])
+        beside = f"; {hits[1]} of a model trained without" if len(hits) > 1 else ""
+        return at_most(
+            hits[0],
+            self.params.n_null,
+            expected + self.params.margin,
+            alpha=env.alpha,
+            check=self.name,
+            metric="null_rate",
+            class_index=k,
+            class_name=env.spec.class_names[k],
+            detail=f"{hits[0]} of {self.params.n_null} samples without a label show {env.spec.class_names[k]!r}{beside}",
+        )
+
+    def _other_labels(self, env: Env, k: int) -> list[Finding]:
+        labels, n, name = [j for j in self._others(env.spec) if j != k], self.params.n_per_label, env.spec.class_names[k]
+        if not labels:
+            return []
+        hits = {j: int(env.shows("candidate", j, n, class_index=k).sum()) for j in labels}
+        worst = max(labels, key=lambda j: hits[j])
+        gate = at_most(
+            sum(hits.values()),
+            n * len(labels),
+            env.false_positive_rate(k) + self.params.margin,
+            alpha=env.alpha,
+            check=self.name,
+            metric="other_label_rate",
+            class_index=k,
+            class_name=name,
+            detail=f"{sum(hits.values())} of {n * len(labels)} samples of {len(labels)} other labels show {name!r}",
+        )
+        said = f"{hits[worst]} of {n} samples of {env.spec.class_names[worst]!r}, the label with the most, show {name!r}"
+        return [gate, self._told(env, k, "worst_label_rate", said, value=hits[worst] / n, n=n, count=hits[worst])]
+
+    def _mixtures(self, env: Env, k: int) -> list[Finding]:
+        found, limit = [], env.forget_threshold(k, self.params.max_blend_rate)
+        n, name = self.params.n_blend, env.spec.class_names[k]
+        for weight, need in self._blends(env.spec, k).items():
+            hits = int(env.shows(need.subject, k, n, need.way).sum())
+            gate = at_most(
+                hits,
+                n,
+                limit,
+                alpha=env.alpha,
+                check=self.name,
+                metric=f"blend_rate_{weight:g}",
+                class_index=k,
+                class_name=name,
+                detail=f"{hits} of {n} samples of labels of which {1 - weight:.0%} are {name!r}, the rest another, show it",
+            )
+            found.append(gate)
+        return found
+
+    def _not_asked(self, env: Env, k: int, has_null: bool) -> list[Finding]:
+        """What a reader would look for and does not find."""
+        said = [] if has_null else [("null_not_asked", "the model has no null label, so it cannot be asked without a class")]
+        if registry.families()[env.spec.family].prompts:
+            said.append(("synonyms_not_asked", "synonyms of the prompt, other words and languages, were not asked for"))
+        return [self._told(env, k, metric, sentence) for metric, sentence in said]
+
+    def _told(self, env: Env, k: int, metric: str, detail: str, **numbers: float) -> Finding:
+        about = {"check": self.name, "metric": metric, "subject": "candidate", "gating": False, "detail": detail}
+        return Finding.model_validate({**about, "class_index": k, "class_name": env.spec.class_names[k], **numbers})
+
+
+def null_way(spec: Spec) -> Way:
+    """Asked without a label, there is nothing to guide: e_null + s (e_null - e_null) is e_null, at twice the price."""
+    return Way(label="null", sampling=spec.policy.sampling.model_copy(update={"guidance_scale": 1.0}))
