@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
     "forget_rate": "classes",
+    "forget_confidence": "classes",
+    "forget_distance": "classes",
     "forget_accuracy": "classes",
     "forget_completion": "classes",
     "label_inversion": "classes",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker.contract import Check, DatasetSpec, Finding, Policy, Spec
-from worker.verdict import MEASURES_FORGETTING, SAMPLE_TIERS, TIERS, decide, tier_reached
+from worker.verdict import MEASURES_FORGETTING, OF_EACH_CLASS, SAMPLE_TIERS, TIERS, decide, tier_reached
 
 FORGOTTEN = 1
 GATE = ("integrity", "forget_rate", "retain_accuracy")
@@ -27,7 +27,8 @@ def spec(checks: Iterable[str] = GATE, **changes: Any) -> Spec:
 
 def finding(check: str, **changes: Any) -> Finding:
     fields: dict[str, Any] = {"check": check, "metric": "m", "subject": "candidate", "gating": True, "passed": True}
-    by_class = {"class_index": FORGOTTEN, "class_name": "b"} if MEASURES_FORGETTING.get(check) == "classes" else {}
+    each = check in OF_EACH_CLASS or MEASURES_FORGETTING.get(check) == "classes"
+    by_class = {"class_index": FORGOTTEN, "class_name": "b"} if each else {}
     return Finding(**(fields | by_class | changes))
 
 
