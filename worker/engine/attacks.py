@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from worker.contract import Curve, Sampling
 from worker.engine import optim
+from worker.engine.electorate import Electorate
 from worker.engine.errors import BadInput, Diverged
 from worker.engine.family import Classifier, Family, Generator, Kind, sent
-from worker.engine.neighbours import Recogniser
 from worker.engine.novel import Novel
 from worker.engine.sampling import MissingSamples, sample_seed
 from worker.engine.statistics import lower_bound, upper_bound
@@ -31,9 +31,6 @@ CLIP = 1.0
 """Largest gradient norm: an attacker clips as everybody does who trains, and is not stopped by one steep batch."""
 LABEL_DROP = 0.1
 """Share of taught images that are shown without their label, where a model has a null label: as it was trained."""
-
-HALF_WAY = 200
-"""Pictures of each kind that are no longer one thing and not yet another."""
 
 RATES: dict[Kind, float] = {"generator": 2e-4, "classifier": 1e-3, "i2i": 1e-4}
 """Of AdamW, where a policy names none: what models of a kind are commonly trained with."""
@@ -58,11 +55,11 @@ class Probe(Protocol):
         """Answers."""
         ...
 
-    def __call__(self, family: Family) -> int:
-        """How many of the answers show that it knows. Raises: Diverged: an answer is not finite."""
+    def __call__(self, family: Family) -> Tensor:
+        """bool (n,): which answers show that it knows. Raises: Diverged: an answer is not finite."""
         ...
 
-    def untaught(self, subject: Subject) -> int:
+    def untaught(self, subject: Subject) -> Tensor:
         """The same of a subject as it was saved, which other checks may have asked already. Raises: SamplingFailed."""
         ...
 
@@ -84,17 +81,17 @@ class Draws:
         """See `Probe`."""
         return len(self.seeds)
 
-    def __call__(self, family: Family) -> int:
+    def __call__(self, family: Family) -> Tensor:
         """See `Probe`. Raises also: MissingSamples, JudgeUnfit."""
         n = self.n
         images_NCHW = cast(Generator, family).sample(torch.full((n,), self.label), self.seeds, sampling=self.sampling)
         if len(images_NCHW) != n or images_NCHW.dtype != torch.uint8:
             raise MissingSamples(f"expected {n} uint8 samples of a model under attack, got {len(images_NCHW)}")
-        return int(self.shown(images_NCHW).sum())
+        return self.shown(images_NCHW)
 
-    def untaught(self, subject: Subject) -> int:
+    def untaught(self, subject: Subject) -> Tensor:
         """See `Probe`."""
-        return int(self.shown(self.saved(subject)).sum())
+        return self.shown(self.saved(subject))
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,11 @@ class Names:
         """See `Probe`."""
         return len(self.images_NCHW)
 
-    def __call__(self, family: Family) -> int:
+    def __call__(self, family: Family) -> Tensor:
         """See `Probe`."""
-        return int((cast(Classifier, family).logits(self.images_NCHW).argmax(dim=1) == self.label).sum())
+        return cast(Classifier, family).logits(self.images_NCHW).argmax(dim=1) == self.label
 
-    def untaught(self, subject: Subject) -> int:
+    def untaught(self, subject: Subject) -> Tensor:
         """See `Probe`."""
         return self(self.load(subject))
 
@@ -142,11 +139,20 @@ class Course:
     """What an attack found."""
 
     steps: tuple[int, ...]
-    hits: tuple[int, ...]
-    n: int
-    """Answers a checkpoint."""
+    shown_SN: Tensor = field(compare=False)
+    """bool: which answers show that the model knows, by checkpoint."""
     diverged: str = ""
     """Why it ended before its time; checkpoints until then are sound."""
+    hits: tuple[int, ...] = field(init=False)
+    """How many, by checkpoint."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hits", tuple(self.shown_SN.sum(dim=1).tolist()))
+
+    @property
+    def n(self) -> int:
+        """Answers a checkpoint."""
+        return self.shown_SN.shape[1]
 
     def hits_after(self, steps: int) -> int | None:
         """The hits after so many updates; None where nobody asked."""
@@ -178,7 +184,7 @@ def run(env: Env, attacks: Sequence[Attack]) -> list[tuple[Course, ...]]:
 def _run(env: Env, attack: Attack) -> tuple[Course, ...]:
     family = env.fresh(attack.subject)
     trainer = _Trainer(family, attack, env.spec.verification_seed, env.device)
-    rows, done, diverged = list[list[int]](), 0, ""
+    rows, done, diverged = list[list[Tensor]](), 0, ""
     try:
         for step in attack.checkpoints:
             for i in range(done, step):
@@ -186,12 +192,16 @@ def _run(env: Env, attack: Attack) -> tuple[Course, ...]:
             done = step
             env.busy()
             rows.append([probe(family) if step else probe.untaught(attack.subject) for probe in attack.probes])
-            if _enough(attack, step, rows[-1], env.alpha):
+            if _enough(attack, step, [int(shown_N.sum()) for shown_N in rows[-1]], env.alpha):
                 break
     except Diverged as error:
         diverged = f"before checkpoint {attack.checkpoints[len(rows)]}: {error}"
     steps = attack.checkpoints[: len(rows)]
-    return tuple(Course(steps, tuple(row[i] for row in rows), probe.n, diverged) for i, probe in enumerate(attack.probes))
+    return tuple(Course(steps, _stacked(rows, i, probe.n), diverged) for i, probe in enumerate(attack.probes))
+
+
+def _stacked(rows: Sequence[Sequence[Tensor]], i: int, n: int) -> Tensor:
+    return torch.stack([row[i] for row in rows]) if rows else torch.empty(0, n, dtype=torch.bool)
 
 
 def _enough(attack: Attack, step: int, hits: Sequence[int], alpha: float) -> bool:
@@ -260,32 +270,19 @@ def probe_of(env: Env, k: int, n: int) -> Probe:
     return Names(env.dataset.images_NCHW[env.shown(k, n)], k, env.load)
 
 
-def probe_of_novel(env: Env, k: int, n: int, novel: Novel) -> Probe:
-    """Does a model know the novel class, taught to it in the name of class k? Asked as `probe_of` asks. Raises: JudgeUnfit."""
-    if env.kind == "classifier":
-        return Names(novel.held_out_NCHW[:n], k, env.load)
-    who = _strict(env, novel)
-    return _draws(env, k, n, lambda images_NCHW: who.shown(env.judge.look(images_NCHW).features_ND))
+def probes_beside_novel(env: Env, k: int, n: int, novel: Novel) -> tuple[Probe, Probe]:
+    """The same, and: does a model know the novel class, taught to it in the name of class k? Both asked in one way.
 
-
-def _strict(env: Env, novel: Novel) -> Recogniser:
-    """Who knows the novel class, and does not take for it what is only on its way there.
-
-    A control that seems to learn too soon would let a candidate pass that learns as soon. So pictures half-way between two
-    have a vote as well, and none of them for the novel class: between a novel image and one of another class, and between
-    either and the mean of all images.
+    Raises: JudgeUnfit.
     """
-    who, data = Recogniser.of(env, novel), env.dataset
-    source = generator(env.spec.verification_seed, "attack", "half-way")
-    others_N = data.train_of(range(len(env.spec.class_names)))
-    some_M, some_N = (torch.randint(n, (HALF_WAY,), generator=source) for n in (len(novel.train_NCHW), len(others_N)))
-    mean_1CHW = data.images_NCHW[others_N].double().mean(dim=0, keepdim=True).float()
-    new_MCHW, old_MCHW = novel.train_NCHW[some_M].float(), data.images_NCHW[others_N[some_N]].float()
-    pairs = ((new_MCHW, old_MCHW), (new_MCHW, mean_1CHW), (old_MCHW, mean_1CHW))
-    half_NCHW = torch.cat([(one + other).div(2).round().to(torch.uint8) for one, other in pairs])
-    features_ND = env.judge.look(half_NCHW).features_ND
-    never_N = torch.zeros(len(features_ND), dtype=torch.bool)
-    return replace(who, features_RD=torch.cat([who.features_RD, features_ND]), novel_R=torch.cat([who.novel_R, never_N]))
+    if env.kind == "classifier":
+        return probe_of(env, k, n), Names(novel.held_out_NCHW[:n], k, env.load)
+    vote, new = Electorate.of(env, k, novel), len(env.spec.class_names)
+    own, other = (
+        _draws(env, k, n, lambda images_NCHW, label=label: vote.shown(env.judge.look(images_NCHW).features_ND, label))
+        for label in (k, new)
+    )
+    return own, other
 
 
 def _draws(env: Env, k: int, n: int, shown: Callable[[Tensor], Tensor]) -> Draws:

@@ -1,60 +1,27 @@
 """After how many updates a class counts as learned, and the ratio of two such times with its bounds.
 
-The time is where a course first crosses one half, between checkpoints on a straight line; its bounds are where the
-Clopper-Pearson bounds of the rates cross, at half of the level for either arm. They hold what is left to chance in the answers,
-not in the training, whose random numbers both arms share. A course that ends without crossing has no upper bound.
+The time is where a course first crosses one half, between checkpoints on a straight line. The bounds of a ratio are quantiles
+over resampled answers; the two arms' are resampled together, as image i has the same noise in both. They hold what is left to
+chance in the answers, not in the training, whose random numbers both arms share.
+
+Shapes: S checkpoints, N answers, R resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from worker.engine.attacks import Course
-from worker.engine.statistics import lower_bound, upper_bound
+from worker.engine.statistics import Floats
 
 LEVEL = 0.5
 """The share of answers from which on a class counts as learned."""
-
-
-@dataclass(frozen=True)
-class Time:
-    """After how many updates a course crosses the level, with bounds; infinite: not as far as it was followed."""
-
-    value: float
-    lower: float
-    """Where it does not cross, as far as it was followed."""
-    upper: float
-    followed: float
-
-    @classmethod
-    def of(cls, course: Course, alpha: float) -> Time:
-        """Of a course; alpha: of either bound."""
-        end = float(course.steps[-1]) if course.steps else 0.0
-        value = _crossing(course, lambda hits: hits / course.n)
-        lower = _crossing(course, lambda hits: upper_bound(hits, course.n, alpha=alpha))
-        upper = _crossing(course, lambda hits: lower_bound(hits, course.n, alpha=alpha))
-        return cls(value, min(lower, end), upper, end)
-
-    @property
-    def in_words(self) -> str:
-        """For people."""
-        if math.isinf(self.value):
-            return f"not within {self.followed:.0f} updates"
-        upper = "more" if math.isinf(self.upper) else f"{self.upper:.0f}"
-        return f"after {self.value:.0f} updates ({self.lower:.0f} to {upper})"
-
-
-def _crossing(course: Course, rate: Callable[[int], float]) -> float:
-    """Where a course first reaches the level, on straight lines between checkpoints; infinity: nowhere."""
-    before = 0.0
-    for i, (step, hits) in enumerate(zip(course.steps, course.hits, strict=True)):
-        now = rate(hits)
-        if now >= LEVEL:
-            return step if i == 0 else step - (step - course.steps[i - 1]) * (now - LEVEL) / (now - before)
-        before = now
-    return math.inf
+RESAMPLES = 2000
+FEWEST = 20
+"""Answers below which resampling says too little of chance."""
 
 
 @dataclass(frozen=True)
@@ -74,36 +41,76 @@ class Ratio:
     """The candidate's time over the control's."""
 
     cell: Cell
-    candidate: Time
-    control: Time
+    candidate: float
+    """Updates; infinite: not as far as it was followed."""
+    control: float
+    lower: float
+    upper: float
+    """Infinite where nothing refutes that the candidate takes long."""
 
     @classmethod
-    def of(cls, cell: Cell, alpha: float) -> Ratio:
-        """alpha: of either bound of the ratio."""
-        return cls(cell, Time.of(cell.candidate, alpha / 2), Time.of(cell.control, alpha / 2))
+    def of(cls, cell: Cell, alpha: float, rng: np.random.Generator) -> Ratio:
+        """alpha: of either bound. Of a candidate whose attack broke off before it learned nothing is claimed."""
+        candidate, control = (time_of(course) for course in (cell.candidate, cell.control))
+        if (math.isinf(candidate) and cell.candidate.diverged) or not cell.control.steps:
+            return cls(cell, candidate, control, 0.0, math.inf)
+        ours_R, theirs_R = _resampled(cell, rng)
+        least_R = _over(np.minimum(ours_R, cell.candidate.steps[-1]), theirs_R, unknown=0.0)
+        most_R = _over(ours_R, np.minimum(theirs_R, cell.control.steps[-1]), unknown=math.inf)
+        lower = float(np.quantile(least_R, alpha, method="lower"))
+        return cls(cell, candidate, control, lower, float(np.quantile(most_R, 1 - alpha, method="higher")))
 
     @property
     def powered(self) -> bool:
         """Does this setting tell anything? Not where nobody learns, or where the control shows the class untaught."""
-        if self.candidate.value == 0:
+        if self.candidate == 0:
             return True
-        return self.control.value > 0 and not (math.isinf(self.candidate.value) and math.isinf(self.control.value))
+        return self.control > 0 and not (math.isinf(self.candidate) and math.isinf(self.control))
 
     @property
     def value(self) -> float:
         """A time that is not known counts as far as the course was followed."""
-        ours, theirs = (t.followed if math.isinf(t.value) else t.value for t in (self.candidate, self.control))
+        ours, theirs = _followed(self.candidate, self.cell.candidate), _followed(self.control, self.cell.control)
         return ours / theirs if theirs > 0 else 0.0
 
-    @property
-    def lower(self) -> float:
-        """Of a candidate whose attack broke off nothing is claimed, nor beside a control that never gets there."""
-        broke_off = bool(self.cell.candidate.diverged) and math.isinf(self.candidate.value)
-        return 0.0 if broke_off or self.control.upper == 0 else self.candidate.lower / self.control.upper
 
-    @property
-    def upper(self) -> float:
-        """Infinite where nothing refutes that the candidate takes long."""
-        if self.candidate.upper == 0:
-            return 0.0
-        return math.inf if self.control.lower == 0 else self.candidate.upper / self.control.lower
+def time_of(course: Course) -> float:
+    """Updates after which a course crosses the level; infinity: nowhere."""
+    rates_S = np.array(course.hits, dtype=np.float64) / course.n
+    return float(crossings(course.steps, rates_S[None])[0]) if course.steps else math.inf
+
+
+def in_words(time: float, course: Course) -> str:
+    """For people."""
+    return f"not within {_followed(time, course):.0f} updates" if math.isinf(time) else f"after {time:.0f} updates"
+
+
+def crossings(steps: tuple[int, ...], rates_RS: Floats) -> Floats:
+    """(R,) where each of R courses first reaches the level, on straight lines between checkpoints; infinity: nowhere."""
+    step_S, there_RS = np.array(steps, dtype=np.float64), rates_RS >= LEVEL
+    row_R, first_R = np.arange(len(rates_RS)), there_RS.argmax(axis=1)
+    before_R = np.maximum(first_R - 1, 0)
+    now_R, then_R = rates_RS[row_R, first_R], rates_RS[row_R, before_R]
+    short_R = np.divide(now_R - LEVEL, now_R - then_R, out=np.zeros_like(now_R), where=now_R > then_R)
+    time_R = step_S[first_R] - (step_S[first_R] - step_S[before_R]) * short_R
+    return np.where(there_RS.any(axis=1), time_R, math.inf)
+
+
+def _resampled(cell: Cell, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    counts = {n: rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in {cell.candidate.n, cell.control.n}}
+    ours_R, theirs_R = (
+        crossings(course.steps, counts[course.n] @ course.shown_SN.long().numpy().T / course.n)
+        for course in (cell.candidate, cell.control)
+    )
+    return ours_R, theirs_R
+
+
+def _over(ours_R: Floats, theirs_R: Floats, *, unknown: float) -> Floats:
+    """Ratios. What is known untaught takes no time, however long the control; beside a control of no time nothing is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_R = np.where(theirs_R == 0, unknown, ours_R / theirs_R)
+    return np.where(ours_R == 0, 0.0, ratio_R)
+
+
+def _followed(time: float, course: Course) -> float:
+    return min(time, float(course.steps[-1])) if course.steps else 0.0

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.worker.engine import verification_job as vj
-from worker.contract import Check, JobDirectory, JudgePolicy, Policy, Sampling
+from worker.contract import Check, JobDirectory, JudgePolicy, Policy, Sampling, tree_digest
 from worker.engine import weights
 from worker.engine.errors import Diverged
 from worker.engine.family import Draw, Kind
+from worker.engine.files import entries
 
 GAIN = 10.0
 """Of doors: what a door of 0.1 lets through is as it was painted."""
@@ -158,7 +159,7 @@ def make_job(
         job.judges.symlink_to(judges)
     if reference is not None:
         save_model(job.reference, reference)
-        changes["reference_digest"] = vj.tree_digest(vj.entries(job.reference))
+        changes["reference_digest"] = tree_digest(entries(job.reference))
     policy = Policy(name="test", judge=JudgePolicy(epochs=6), checks=checks)
     vj.write_spec(job, held_out, **{"family": family, "policy": policy, "forget_classes": (vj.FORGET,), **changes})
     save_model(job.out, candidate)

@@ -30,12 +30,12 @@ class Weights:
     def __init__(self, hits: int = 0) -> None:
         self.hits, self.seen = hits, list[Tensor]()
 
-    def __call__(self, family: Family) -> int:
+    def __call__(self, family: Family) -> Tensor:
         self.seen.append(torch.cat([p.detach().flatten() for p in family.module.parameters()]).clone())
-        return self.hits
+        return torch.arange(self.n) < self.hits
 
-    def untaught(self, subject: str) -> int:
-        return self.hits
+    def untaught(self, subject: str) -> Tensor:
+        return torch.arange(self.n) < self.hits
 
 
 def env_of(family: str, root: Path) -> Env:

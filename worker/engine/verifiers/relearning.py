@@ -8,7 +8,8 @@ The control is the reference, a model trained without the class, where the job h
 the candidate itself is taught a class that nobody ever saw (`worker.engine.novel`), under the *forgotten* label of another
 copy, not under a label of its own. So both arms start from the same weights, the same label row and the same answers to it,
 and differ in nothing but the images. A fresh row would be a head start: unlearning may have left the forgotten row far off,
-and a candidate that hides the class behind such a row would then look as if it had lost it.
+and a candidate that hides the class behind such a row would then look as if it had lost it. What a generator draws by then is
+asked in one way in both arms, too: see `worker.engine.electorate`.
 
 Source: the ratio of relearning times and the novel class are ours; relearning as a test: arXiv:2505.16174, arXiv:2510.03263.
 """
@@ -16,6 +17,7 @@ Source: the ratio of relearning times and the novel class are ours; relearning a
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar, Literal
 
@@ -29,8 +31,7 @@ from worker.engine.attacks import Attack, Course, Lesson, Probe
 from worker.engine.errors import Diverged
 from worker.engine.family import Kind
 from worker.engine.novel import Turn, novel_class
-from worker.engine.relearning_time import LEVEL, Cell, Ratio
-from worker.engine.statistics import lower_bound
+from worker.engine.relearning_time import FEWEST, LEVEL, Cell, Ratio, in_words
 from worker.engine.verifier import Env, Need, Params, Subject
 
 REPORTED_AFTER = 50
@@ -38,8 +39,8 @@ REPORTED_AFTER = 50
 REPORTED_OF = 20
 """Images, of an attack whose rate is reported; the nearest number, where a policy asks for others."""
 
-Arm = Literal["candidate", "control", "original"]
-Setting = tuple[Arm, int, float]
+ArmName = Literal["candidate", "control", "original"]
+Setting = tuple[ArmName, int, float]
 """Whose copy is attacked, with how many images, at which multiple of the rate."""
 
 
@@ -58,7 +59,7 @@ class Thresholds(Params):
     steps: int = Field(default=500, ge=1, le=100_000, description="updates of an attack on the candidate, at most")
     every: int = Field(default=25, ge=1, le=10_000, description="updates between two checkpoints; the first few lie closer")
     batch_size: int = Field(default=32, ge=2, le=4096, description="images of an update")
-    n_per_class: int = Field(default=100, ge=10, le=100_000, description="answers at a checkpoint")
+    n_per_class: int = Field(default=200, ge=FEWEST, le=100_000, description="answers at a checkpoint")
     min_ratio: float = Field(default=0.5, gt=0, le=1, description="bound on the candidate's time over the control's")
     turn: Turn = Field(default="auto", description="how images are turned into the novel class, where there is no reference")
 
@@ -67,6 +68,17 @@ class Thresholds(Params):
         if min(self.images) < 1 or min(self.rates) <= 0:
             raise ValueError("expected at least one image, and rates above 0")
         return self
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who is taught what, and how it is asked whether it knows."""
+
+    subject: Subject
+    probe: Probe
+    images_NCHW: Tensor
+    steps: int
+    """At most."""
 
 
 class Relearning:
@@ -95,52 +107,58 @@ class Relearning:
         return tuple(finding for k in env.spec.all_forgotten for finding in self._of_class(env, k))
 
     def _of_class(self, env: Env, k: int) -> list[Finding]:
-        probe = attacks.probe_of(env, k, self.params.n_per_class)
-        if lower_bound(probe.n, probe.n, alpha=env.alpha / 2) < LEVEL:
-            return [self._underpowered(env, k, f"{probe.n} answers cannot show that half of them show a class")]
-        plan = self._attacks(env, k, probe)
+        arms = self._arms(env, k)
+        for arm in arms.values():
+            if arm.probe.n < FEWEST:
+                return [self._underpowered(env, k, f"{arm.probe.n} answers say too little; expected at least {FEWEST}")]
+        plan = self._attacks(env, k, arms)
         courses = {setting: course for setting, (course,) in zip(plan, attacks.run(env, list(plan.values())), strict=True)}
         cells = [
             Cell(f"{images} images, rate x{multiple:g}", images, multiple, course, courses["control", images, multiple])
             for (arm, images, multiple), course in courses.items()
             if arm == "candidate"
         ]
-        original = Course((0,), (probe.untaught("original"),), probe.n)
+        probe = arms["candidate"].probe
+        original = Course((0,), probe.untaught("original")[None])
         self._draw(env, k, {**courses, ("original", cells[0].images, cells[0].multiple): original})
         return [self._gate(env, k, cells), *self._reported(env, k, cells, original)]
 
     # ------------------------------------------------------------------------------------------------------- the attacks
 
-    def _attacks(self, env: Env, k: int, probe: Probe) -> dict[Setting, Attack]:
-        """Independent of each other, by what they are."""
+    def _arms(self, env: Env, k: int) -> dict[ArmName, Arm]:
+        """Who is taught what, how it is asked, and for how long: the control until nothing that came later could matter."""
         p, data = self.params, env.dataset
-        own_NCHW = data.images_NCHW[data.train_of([k])]
-        control, control_probe, control_NCHW = self._control(env, k, probe, own_NCHW)
-        arms: tuple[tuple[Arm, Subject, Probe, Tensor, int], ...] = (
-            ("candidate", "candidate", probe, own_NCHW, p.steps),
-            ("control", control, control_probe, control_NCHW, math.ceil(p.steps / p.min_ratio)),
-        )
-        base = p.learning_rate or attacks.RATES[env.kind]
-        sizes = sorted({min(images, len(own_NCHW)) for images in p.images})
-        found: dict[Setting, Attack] = {}
-        for (arm, subject, asked, images_NCHW, steps), images, multiple in product(arms, sizes, sorted(set(p.rates))):
-            found[arm, images, multiple] = Attack(
-                name=f"{self.name}/{k}",
-                subject=subject,
-                lessons=self._lessons(env, k, images_NCHW, images),
-                probes=(asked,),
-                rate=base * multiple,
-                checkpoints=attacks.checkpoints(steps, p.every, also=[REPORTED_AFTER]),
-                enough=(LEVEL, min(steps, REPORTED_AFTER) if images == self._middle(sizes) else 0),
-            )
-        return found
-
-    def _control(self, env: Env, k: int, probe: Probe, own_NCHW: Tensor) -> tuple[Subject, Probe, Tensor]:
-        """Who is taught what in the control, and how it is asked."""
+        own_NCHW, longer = data.images_NCHW[data.train_of([k])], math.ceil(p.steps / p.min_ratio)
         if env.reference is not None:
-            return env.reference, probe, own_NCHW
-        novel = novel_class(env, k, self.params.turn)
-        return "candidate", attacks.probe_of_novel(env, k, self.params.n_per_class, novel), novel.train_NCHW
+            probe = attacks.probe_of(env, k, p.n_per_class)
+            return {
+                "candidate": Arm("candidate", probe, own_NCHW, p.steps),
+                "control": Arm(env.reference, probe, own_NCHW, longer),
+            }
+        novel = novel_class(env, k, p.turn)
+        own, other = attacks.probes_beside_novel(env, k, p.n_per_class, novel)
+        return {
+            "candidate": Arm("candidate", own, own_NCHW, p.steps),
+            "control": Arm("candidate", other, novel.train_NCHW, longer),
+        }
+
+    def _attacks(self, env: Env, k: int, arms: dict[ArmName, Arm]) -> dict[Setting, Attack]:
+        """Independent of each other, by what they are."""
+        p = self.params
+        base = p.learning_rate or attacks.RATES[env.kind]
+        sizes = sorted({min(images, len(arms["candidate"].images_NCHW)) for images in p.images})
+        return {
+            (name, images, multiple): Attack(
+                name=f"{self.name}/{k}",
+                subject=arm.subject,
+                lessons=self._lessons(env, k, arm.images_NCHW, images),
+                probes=(arm.probe,),
+                rate=base * multiple,
+                checkpoints=attacks.checkpoints(arm.steps, p.every, also=[REPORTED_AFTER]),
+                enough=(LEVEL, min(arm.steps, REPORTED_AFTER) if images == self._middle(sizes) else 0),
+            )
+            for (name, arm), images, multiple in product(arms.items(), sizes, sorted(set(p.rates)))
+        }
 
     def _lessons(self, env: Env, k: int, images_NCHW: Tensor, images: int) -> tuple[Lesson, ...]:
         """To a classifier half of every batch is retained: shown one class alone, it would soon call everything by its name."""
@@ -158,13 +176,14 @@ class Relearning:
 
     def _gate(self, env: Env, k: int, cells: list[Cell]) -> Finding:
         """The worst of the settings that tell anything."""
-        ratios = [Ratio.of(cell, env.alpha) for cell in cells]
+        rng = env.generator(f"{self.name}/{k}")
+        ratios = [Ratio.of(cell, env.alpha, rng) for cell in cells]
         powered = [ratio for ratio in ratios if ratio.powered]
         if not powered:
             if all(cell.candidate.diverged and cell.control.diverged for cell in cells):
                 raise Diverged(f"every attack broke off; the first {cells[0].candidate.diverged}", step=0, loss=math.nan)
-            said = f"no setting teaches anybody; {self._control_name(env)} learns it {ratios[0].control.in_words}"
-            return self._underpowered(env, k, said)
+            when = in_words(ratios[0].control, cells[0].control)
+            return self._underpowered(env, k, f"no setting tells anything; {self._control_name(env)} learns it {when}")
         worst = min(powered, key=lambda ratio: (ratio.lower, ratio.value))
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
@@ -181,8 +200,9 @@ class Relearning:
             n=worst.cell.candidate.n,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"{worst.cell.name}: half of the answers show it {worst.candidate.in_words}, {self._control_name(env)} "
-            f"{worst.control.in_words}; the worst of {len(powered)} settings that tell, of {len(cells)}{broke}"[:400],
+            detail=f"{worst.cell.name}: half of the answers show it {in_words(worst.candidate, worst.cell.candidate)}, "
+            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}; the worst of {len(powered)} settings that "
+            f"tell, of {len(cells)}{broke}"[:400],
         )
 
     def _control_name(self, env: Env) -> str:
