@@ -278,11 +278,11 @@ def probes_beside_novel(env: Env, k: int, n: int, novel: Novel) -> tuple[Probe, 
     if env.kind == "classifier":
         return probe_of(env, k, n), Names(novel.held_out_NCHW[:n], k, env.load)
     vote, new = Electorate.of(env, k, novel), len(env.spec.class_names)
-    own, other = (
-        _draws(env, k, n, lambda images_NCHW, label=label: vote.shown(env.judge.look(images_NCHW).features_ND, label))
-        for label in (k, new)
-    )
-    return own, other
+
+    def shows(label: int) -> Callable[[Tensor], Tensor]:
+        return lambda images_NCHW: vote.shown(env.judge.look(images_NCHW).features_ND, label)
+
+    return _draws(env, k, n, shows(k)), _draws(env, k, n, shows(new))
 
 
 def _draws(env: Env, k: int, n: int, shown: Callable[[Tensor], Tensor]) -> Draws:

@@ -53,7 +53,8 @@ class Electorate:
     def shown(self, features_ND: Tensor, label: int) -> Tensor:
         """bool (N,): do most of the nearest stand for this?"""
         parts = []
-        for rows_ND in features_ND.split(ROWS):
+        for begin in range(0, len(features_ND), ROWS):
+            rows_ND = features_ND[begin : begin + ROWS]
             nearest_NV = torch.cdist(rows_ND, self.features_RD).topk(min(VOTES, len(self.label_R)), largest=False).indices
             parts.append((self.label_R[nearest_NV] == label).double().mean(dim=1) > 0.5)
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.bool)

@@ -80,7 +80,7 @@ def test_attacks_of_another_name_see_other_batches(tmp_path: Path) -> None:
 def test_attack_ends_when_enough_is_known(tmp_path: Path) -> None:
     """10 of 10 hits bound a rate by 0.025^(1/10) = 0.69 from below; it ends at the first checkpoint at or after step 1."""
     env = env_of("ddpm", tmp_path)
-    wanted = {"enough": (0.5, 1)}
+    wanted: dict[str, Any] = {"enough": (0.5, 1)}
     ((sure,), (unsure, _)) = attacks.run(
         env, [attack_on("ddpm", Weights(10), **wanted), attack_on("ddpm", Weights(10), Weights(5), **wanted)]
     )
@@ -90,7 +90,8 @@ def test_attack_ends_when_enough_is_known(tmp_path: Path) -> None:
 
 def test_loss_that_is_no_number_ends_an_attack_and_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(self: Any, x_BCHW: Tensor, *_: Any, **__: Any) -> Tensor:
-        return next(self.module.parameters()).sum() * x_BCHW.flatten(1).sum(1) * torch.nan
+        answer_B: Tensor = next(self.module.parameters()).sum() * x_BCHW.flatten(1).sum(1)
+        return answer_B * torch.nan
 
     monkeypatch.setattr(registry.families()["ddpm"], "loss", nothing)
     probe = Weights()

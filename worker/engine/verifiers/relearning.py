@@ -201,8 +201,8 @@ class Relearning:
             class_index=k,
             class_name=env.spec.class_names[k],
             detail=f"{worst.cell.name}: half of the answers show it {in_words(worst.candidate, worst.cell.candidate)}, "
-            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}; the worst of {len(powered)} settings that "
-            f"tell, of {len(cells)}{broke}"[:400],
+            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}; the worst of {len(powered)} settings "
+            f"that tell, of {len(cells)}{broke}"[:400],
         )
 
     def _control_name(self, env: Env) -> str:
