@@ -80,7 +80,8 @@ def _row(
         root / "jobs" / name.replace(" ", "-"), stage.subject, "finetune", {}, seed=1, policy=named,
         forget_classes=(stage.setting.forgotten,),
     )  # fmt: skip
-    shutil.copytree(candidate, job.out)
+    shutil.copytree(stage.subject.model, job.out, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(candidate, job.out, dirs_exist_ok=True)  # as a worker saves it: what is not weights is as it was
     _answer(job)
     began = time.monotonic()
     report = verify.run(job, ranks)

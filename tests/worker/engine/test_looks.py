@@ -15,7 +15,6 @@ import torch
 from tests.worker.engine import verification_job as vj
 from worker.contract import Check, DatasetSpec, Finding, JudgePolicy, Policy, Report, Spec
 from worker.engine import registry, verify
-from worker.engine.judge import Judged
 from worker.engine.looks import look
 from worker.engine.statistics import ALPHA
 from worker.engine.verifier import level
@@ -45,10 +44,10 @@ def a_spec(looks: int, attempts: int = 1, *checks: str) -> Spec:
 def found_by(spec: Spec, alpha: float, n: int, hits: int) -> tuple[Finding, ...]:
     """By the real check, of a candidate of whose n samples so many show the class, and an original of whom all do."""
 
-    def judged(subject: str, k: int, n: int) -> Any:
-        return SimpleNamespace(predicted_N=torch.where(torch.arange(n) < (n if subject == "original" else hits), k, 0))
+    def shows(subject: str, k: int, n: int) -> Any:
+        return torch.arange(n) < (n if subject == "original" else hits)
 
-    env: Any = SimpleNamespace(spec=spec, alpha=alpha, judged=judged)
+    env: Any = SimpleNamespace(spec=spec, alpha=alpha, shows=shows, judges=())
     return ForgetRate(Thresholds(n_per_class=n, max_rate=TAU)).run(env)
 
 
@@ -203,18 +202,16 @@ def with_hits(hits: int, folder: Path, monkeypatch: pytest.MonkeyPatch, looks: i
     """The report on a model that forgot, of whose samples the judge takes the first few for the class all the same."""
     monkeypatch.setattr(registry, "families", lambda: {"painter": vj.Painter})
     drawn: list[int] = []
-    judged = verify.Env.judged
+    shows = verify.Env.shows
 
     def with_some(self: Any, subject: Any, k: int, n: int, *way: Any) -> Any:
-        seen = judged(self, subject, k, n, *way)
+        seen_N = shows(self, subject, k, n, *way)
         if (subject, k) != ("candidate", vj.FORGET):
-            return seen
+            return seen_N
         drawn.append(n)
-        probabilities_NK = seen.probabilities_NK.clone()
-        probabilities_NK[:hits] = torch.eye(vj.K)[vj.FORGET]
-        return Judged(probabilities_NK, seen.features_ND)
+        return seen_N | (torch.arange(n) < hits)
 
-    monkeypatch.setattr(verify.Env, "judged", with_some)
+    monkeypatch.setattr(verify.Env, "shows", with_some)
     check = Check(verifier="forget_rate", params={"n_per_class": 100, "max_rate": 0.05})
     policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=(check,), looks=looks)
     return verify.run(vj.make_job(folder, vj.forgotten_patterns(), policy=policy)), drawn
