@@ -171,3 +171,8 @@ def test_shipped_policy_can_be_run_at_its_own_level(path: Path) -> None:
         for check in policy.checks:
             planned = verify.plan(check, spec, policy.kind or registry.verifiers()[check.verifier].kinds[0])
             assert planned.verifier is not None, f"{check.verifier}: {planned.trouble}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check_is_explained_where_people_look(name: str) -> None:
+    assert f"`{name}`" in (SHIPPED.parents[1] / "docs" / "reference" / "checks.md").read_text()
