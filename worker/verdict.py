@@ -68,8 +68,8 @@ def owed(spec: Spec) -> dict[str, tuple[int | None, ...]]:
     """What each check of the policy must leave a gating finding on, by verifier: class indices, or None for a finding on all.
 
     One that measures forgetting owes it on everything that was ever forgotten on the lineage, as others that look at each class
-    do. A policy may serve classes and
-    single samples alike: a check of what nobody asked to forget has nothing to measure, and is not among them.
+    do. A policy may serve classes and single samples alike: a check of what nobody asked to forget has nothing to measure, and
+    is not among them.
     """
     subjects = {c.verifier: _subjects(c.verifier, spec) for c in spec.policy.checks}
     return {name: some for name, some in subjects.items() if some}

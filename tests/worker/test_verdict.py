@@ -56,6 +56,15 @@ def test_a_check_without_a_gating_finding_is_an_error() -> None:
     assert decide(without(passed(), "integrity"), spec()) == "ERROR"
 
 
+@pytest.mark.parametrize("check", sorted(OF_EACH_CLASS))
+def test_check_of_each_class_owes_its_word_on_every_one_ever_forgotten(check: str) -> None:
+    asked = spec((*GATE, check), forgotten_classes=(0,))
+    there = [f.model_copy(update={"class_index": k}) if f.class_index is not None else f for f in passed() for k in (0, 1)]
+    both = [finding(check, class_index=k) for k in (0, 1)]
+    assert decide([*there, *both], asked) == "PASS"
+    assert decide([*there, both[1]], asked) == "ERROR"
+
+
 def test_an_original_that_passes_makes_the_suite_blind() -> None:
     findings = [f for f in passed() if not f.control]
     assert decide(findings, spec()) == "VOID"

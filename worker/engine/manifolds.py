@@ -98,7 +98,7 @@ class Overlap:
     @property
     def covered_N(self) -> Flags:
         """Which real items have a drawn one in their ball; coverage is their share."""
-        covered: Flags = self.in_real_NM.any(axis=1)
+        covered: Flags = np.asarray(self.in_real_NM.any(axis=1))
         return covered
 
 
