@@ -30,7 +30,15 @@ RATE = 0.05
 GREY = 100.0
 """Grey levels of 1 in a picture."""
 
-SLOW: dict[str, Any] = {"images": [20], "rates": [1.0], "learning_rate": RATE, "steps": 60, "every": 4, "n_per_class": 40}
+SLOW: dict[str, Any] = {
+    "images": [20],
+    "rates": [1.0],
+    "learning_rate": RATE,
+    "steps": 60,
+    "every": 4,
+    "n_per_class": 40,
+    "novel_min_ratio": 0.5,
+}
 GENTLE = SLOW | {"learning_rate": 0.02, "every": 2}
 """For readers, who learn to name a picture sooner than others learn to paint it."""
 STILL: dict[str, Any] = {"steps": 20, "every": 10, "learning_rate": RATE, "n_per_class": 40}

@@ -11,6 +11,10 @@ and differ in nothing but the images. A fresh row would be a head start: unlearn
 and a candidate that hides the class behind such a row would then look as if it had lost it. What a generator draws by then is
 asked in one way in both arms, too: see `worker.engine.electorate`.
 
+Where there is no reference the ratio has another bound. A class of the data is nearer to what a model knows than a turned one,
+and so sooner learned even by a model that never saw it: of the digits' example three models retrained without the 3 took 0.46
+to 0.74 of the novel class's time (200 answers), one whose label row was zeroed 0.24.
+
 Source: the ratio of relearning times and the novel class are ours; relearning as a test: arXiv:2505.16174, arXiv:2510.03263.
 """
 
@@ -60,7 +64,13 @@ class Thresholds(Params):
     every: int = Field(default=25, ge=1, le=10_000, description="updates between two checkpoints; the first few lie closer")
     batch_size: int = Field(default=32, ge=2, le=4096, description="images of an update")
     n_per_class: int = Field(default=200, ge=FEWEST, le=100_000, description="answers at a checkpoint")
-    min_ratio: float = Field(default=0.5, gt=0, le=1, description="bound on the candidate's time over the control's")
+    min_ratio: float = Field(default=0.5, gt=0, le=1, description="bound on the candidate's time over the reference's")
+    novel_min_ratio: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="the same over a novel class's, where there is no reference: classes differ in how soon they are learned",
+    )
     turn: Turn = Field(default="auto", description="how images are turned into the novel class, where there is no reference")
 
     @model_validator(mode="after")
@@ -128,7 +138,7 @@ class Relearning:
     def _arms(self, env: Env, k: int) -> dict[ArmName, Arm]:
         """Who is taught what, how it is asked, and for how long: the control until nothing that came later could matter."""
         p, data = self.params, env.dataset
-        own_NCHW, longer = data.images_NCHW[data.train_of([k])], math.ceil(p.steps / p.min_ratio)
+        own_NCHW, longer = data.images_NCHW[data.train_of([k])], math.ceil(p.steps / self._min_ratio(env))
         if env.reference is not None:
             probe = attacks.probe_of(env, k, p.n_per_class)
             return {
@@ -185,18 +195,19 @@ class Relearning:
             when = in_words(ratios[0].control, cells[0].control)
             return self._underpowered(env, k, f"no setting tells anything; {self._control_name(env)} learns it {when}")
         worst = min(powered, key=lambda ratio: (ratio.lower, ratio.value))
+        threshold = self._min_ratio(env)
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
             check=self.name,
             metric="relearning_time_ratio",
             subject="candidate",
             gating=True,
-            passed=worst.lower >= self.params.min_ratio,
-            open=worst.lower < self.params.min_ratio <= worst.upper,
+            passed=worst.lower >= threshold,
+            open=worst.lower < threshold <= worst.upper,
             value=worst.value,
             lower95=worst.lower,
             comparator="ge",
-            threshold=self.params.min_ratio,
+            threshold=threshold,
             n=worst.cell.candidate.n,
             class_index=k,
             class_name=env.spec.class_names[k],
@@ -204,6 +215,9 @@ class Relearning:
             f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}; the worst of {len(powered)} settings "
             f"that tell, of {len(cells)}{broke}"[:400],
         )
+
+    def _min_ratio(self, env: Env) -> float:
+        return self.params.novel_min_ratio if env.reference is None else self.params.min_ratio
 
     def _control_name(self, env: Env) -> str:
         return "a class never known" if env.reference is None else "the model trained without it"

@@ -113,7 +113,7 @@ def test_attack_that_teaches_nobody_is_underpowered(tmp_path: Path, judges: Path
 
 
 def test_unreasonable_thresholds_are_refused() -> None:
-    for params in ({"images": ()}, {"images": (0,)}, {"rates": (0.0,)}, {"min_ratio": 0}):
+    for params in ({"images": ()}, {"images": (0,)}, {"rates": (0.0,)}, {"min_ratio": 0}, {"novel_min_ratio": 0}):
         with pytest.raises(ValueError):
             Thresholds.model_validate(params)
 
