@@ -158,6 +158,9 @@ OTHERS: Mapping[str, tuple[Any, ...]] = {
 HOW = {"replay_batch_size", "saliency_batch_size", "sharding"}
 """How the work is cut up, which must not change the result of one rank: these must be read, no more."""
 
+WHEN = {"early_stop_every", "early_stop_samples", "early_stop_rate", "early_stop_drop"}
+"""When the loop stops, which is no method's business; see `test_early_stop`."""
+
 IMPOSSIBLE = {"augment", "release_compat", "target_masks"}
 """What some families cannot do, so that it is refused: latents are not mirrored, targets that depend on time are not kept,
 and where the decoder reads nothing of the encoder's, nothing of the kind is trained."""
@@ -191,7 +194,7 @@ def test_a_parameter_changes_the_result_or_is_refused(name: str, family: str, tm
         result = subject.result(params.model_copy(update=update))
         return result is None or not same(result, results[str(mode)])
 
-    for key in subject.method.Params.model_fields.keys() - {"preset"} - HOW:
+    for key in subject.method.Params.model_fields.keys() - {"preset"} - HOW - WHEN:
         having, lacking = modes(subject, key)
         for mode in having:
             assert any(changed(mode, {key: value}) for value in OTHERS[key]), (key, mode)

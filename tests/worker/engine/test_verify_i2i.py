@@ -330,9 +330,8 @@ def test_unfit_judge_is_an_error_with_its_code(make: Any) -> None:
     report = verify.run(make(cj.without_class(), policy=cj.policy(cj.FORGETS, epochs=1, min_accuracy=1.0, seed=3)))
     assert report.verdict == "ERROR"
     (finding,) = report.findings
-    assert finding.detail.startswith(
-        "judge_unfit: expected a judge that is right on at least 100.0% of held-out real images, hidden"
-    )
+    assert finding.detail.startswith("judge_unfit: expected a judge (judge-cnn/1 of center 0.25")
+    assert "that is right on at least 100.0% of held-out real images, hidden" in finding.detail
 
 
 def test_too_few_held_out_images_to_show_anything_are_an_error(make: Any) -> None:
