@@ -23,8 +23,8 @@ VERSION = "gate-matrix/1"
 """Part of every key: change it with any line that changes a trained model."""
 DIGIT, LOST_DIGIT = 3, 8
 CLASS, LOST_CLASS = 5, 9
-"""Dog is forgotten: much else is like it. (Of cats, the hardest of ten, no probe refused a head-only edit.) Truck is lost by the
-way."""
+"""Dog is forgotten: much else is like it. (Of cats, the hardest of ten, no probe refused a head-only edit.) Truck is lost by
+the way."""
 RETRAIN_SEEDS = (101, 102, 103)
 CIFAR_EPOCHS = 12
 """After 6 the worst retained class was 13 points below the public weights, and all together above them."""
