@@ -22,6 +22,7 @@ from torch import Tensor
 
 from worker.contract import Sampling
 from worker.engine import diffusion, weights
+from worker.engine.denoising import Denoising
 from worker.engine.errors import BadInput, BadModel, Diverged
 from worker.engine.family import Augment, Draw, Start
 from worker.engine.precision import channels_last
@@ -181,7 +182,7 @@ class Latents:
         return self.vae.config.shift_factor or 0.0
 
 
-class LatentDenoising(diffusion.Denoising):
+class LatentDenoising(Denoising):
     """A family whose `Denoiser` works on the latents of images."""
 
     latents: Latents

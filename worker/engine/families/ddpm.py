@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from worker.contract import Sampling
 from worker.engine import diffusion, weights
+from worker.engine.denoising import Denoising
 from worker.engine.errors import BadInput, BadModel
 from worker.engine.family import Augment, Draw, Kind, Start
 from worker.engine.layout import Layout
@@ -28,7 +29,7 @@ from worker.engine.pixels import mirrored
 from worker.engine.precision import channels_last
 
 
-class DDPM(diffusion.Denoising):
+class DDPM(Denoising):
     """A `UNet2DModel` that predicts the noise (or the velocity), with its own noise schedule."""
 
     name: ClassVar[str] = "ddpm"
