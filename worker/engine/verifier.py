@@ -460,6 +460,12 @@ def level(spec: Spec) -> float:
     return ALPHA / spec.policy.tries
 
 
+def require_classes(spec: Spec) -> None:
+    """Raises: BadInput where no class was ever forgotten."""
+    if not spec.all_forgotten:
+        raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+
+
 def corruptions_of(spec: Spec) -> tuple[MaskSpec, ...]:
     """What the policy hides of images that are to be completed. Raises: BadInput where it names nothing."""
     corruptions = spec.policy.sampling.corruptions

@@ -27,7 +27,7 @@ from worker.engine.intervals import LEARNED, auc, chance_error, chance_of_hits, 
 from worker.engine.signals import FOLDS, SIGNALS, attack, signals
 from worker.engine.statistics import Floats, lower_bound, upper_bound
 from worker.engine.streams import generator
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 CHANCE = 0.5
 FEW_FALSE_ALARMS = 0.01
@@ -70,8 +70,7 @@ class ClassMembership:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

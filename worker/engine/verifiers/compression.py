@@ -20,7 +20,7 @@ from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.region import described
 from worker.engine.statistics import lower_bound, paired_difference_upper, upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Params, corruptions_of, ways_of
+from worker.engine.verifier import Env, Need, Params, corruptions_of, require_classes, ways_of
 from worker.engine.ways import Way
 
 Gated = Literal["bf16", "fp16", "int8"]
@@ -65,8 +65,7 @@ class CompressionCheck:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asked for copy by copy: a network is compressed when its turn comes. Raises: BadInput for no forgotten class."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

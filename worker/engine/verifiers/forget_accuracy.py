@@ -15,7 +15,7 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 
 class Thresholds(Params):
@@ -38,8 +38,7 @@ class ForgetAccuracy:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

@@ -32,7 +32,7 @@ from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.region import described
 from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.streams import Stream
-from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, level, ways_of
+from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, level, require_classes, ways_of
 from worker.engine.ways import Way
 
 CANDIDATES = 4096
@@ -100,8 +100,7 @@ class ForgetCompletion:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """See `Verifier.needs`. Raises: BadInput where no class was forgotten, or the policy names no corruption."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         n = self.params.n_per_class
         return tuple(
             Need(subject, k, n, Way(corruption, prompted))

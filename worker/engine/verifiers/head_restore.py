@@ -28,7 +28,7 @@ from worker.engine.family import Classifier, Kind
 from worker.engine.novel import Turn
 from worker.engine.probing import Known, Lesson, Yardstick, forgotten_lesson, known, yardstick
 from worker.engine.statistics import Floats, bootstrap_ratio_upper
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 RESTORED = 0.5
 """Share of held-out images that are named, from which on a class is back."""
@@ -104,8 +104,7 @@ class HeadRestore:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

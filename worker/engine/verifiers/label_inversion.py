@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from worker.contract import Curve, Finding, Spec, Tier
-from worker.engine.errors import BadInput
 from worker.engine.family import Generator, Kind
 from worker.engine.inversion import invert, starts
 from worker.engine.neighbours import Recogniser
@@ -29,7 +28,7 @@ from worker.engine.novel import novel_class
 from worker.engine.statistics import paired_difference_upper, wilson_interval
 from worker.engine.streams import generator
 from worker.engine.turning import Turn
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 Shown = Callable[[Tensor], Tensor]
 """(n, C, H, W) images -> (n,) bool: do they show what was looked for?"""
@@ -87,8 +86,7 @@ class LabelInversion:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Under which labels it will draw is not known before. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

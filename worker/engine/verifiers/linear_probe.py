@@ -22,13 +22,12 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 
 from worker.contract import Finding, Spec, Tier
-from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.intervals import difference_upper
 from worker.engine.novel import Turn
 from worker.engine.probing import Lesson, Yardstick, forgotten_lesson, known, yardstick
 from worker.engine.statistics import lower_bound, paired_difference_upper, upper_bound
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 
 class Thresholds(Params):
@@ -82,8 +81,7 @@ class LinearProbe:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:

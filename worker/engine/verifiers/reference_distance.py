@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Classifier, Kind
+from worker.engine.retrained import no_reference
 from worker.engine.statistics import Floats, bootstrap_ratio_upper, resampled_rows
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 FEWEST = 10
 """Held-out images of a class: resampling fewer says too little of how they vary."""
@@ -52,8 +53,7 @@ class ReferenceDistance:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:
@@ -61,20 +61,8 @@ class ReferenceDistance:
         reference answer alike.
         """
         if env.reference is None:
-            return tuple(self._without(env, k) for k in env.spec.all_forgotten)
+            return no_reference(env, self.name, "divergence_ratio")
         return tuple(finding for k in env.spec.all_forgotten for finding in self._on(env, env.reference, k))
-
-    def _without(self, env: Env, k: int) -> Finding:
-        return Finding(
-            check=self.name,
-            metric="divergence_ratio",
-            subject="candidate",
-            gating=False,
-            underpowered=True,
-            class_index=k,
-            class_name=env.spec.class_names[k],
-            detail="the job has no reference: no model that was trained without the class",
-        )
 
     def _on(self, env: Env, reference: Subject, k: int) -> list[Finding]:
         n = len(env.dataset.held_out_of([k]))

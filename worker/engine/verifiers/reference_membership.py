@@ -23,9 +23,10 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.intervals import LEARNED, Auc, auc, chance_error
+from worker.engine.retrained import no_reference
 from worker.engine.signals import FOLDS, SEEN, attack_on_pairs, log_probabilities
 from worker.engine.statistics import Floats
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
 
 class Thresholds(Params):
@@ -49,27 +50,14 @@ class ReferenceMembership:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """Asks about real images; nothing is drawn. Raises: BadInput where no class was forgotten."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput where an attack has too few images to be learned from."""
         if env.reference is None:
-            return tuple(self._without(env, k) for k in env.spec.all_forgotten)
+            return no_reference(env, self.name, "told_from_reference_auc")
         return tuple(finding for k in env.spec.all_forgotten for finding in self._on(env, env.reference, k))
-
-    def _without(self, env: Env, k: int) -> Finding:
-        return Finding(
-            check=self.name,
-            metric="told_from_reference_auc",
-            subject="candidate",
-            gating=False,
-            underpowered=True,
-            class_index=k,
-            class_name=env.spec.class_names[k],
-            detail="the job has no reference: no model that was trained without the class",
-        )
 
     def _on(self, env: Env, reference: Subject, k: int) -> list[Finding]:
         n = len(env.dataset.held_out_of([k]))

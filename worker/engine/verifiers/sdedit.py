@@ -28,7 +28,7 @@ from worker.engine.neighbours import Recogniser, nearest_class
 from worker.engine.novel import novel_class
 from worker.engine.statistics import Floats, resampled_rows, upper_bound, wilson_interval
 from worker.engine.turning import Turn
-from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 from worker.engine.ways import Begin, Way
 
 Label = Literal["own", "null", "other"]
@@ -96,8 +96,7 @@ class SDEdit:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """What is finished under the class's own label; the rest depends on the judge. Raises: BadInput for no class."""
-        if not spec.all_forgotten:
-            raise BadInput("expected a forgotten class, found none: this check says nothing of single samples")
+        require_classes(spec)
         asked: list[tuple[Subject, tuple[float, ...]]] = [("candidate", self.params.depths), ("original", self.params.deep)]
         return tuple(
             Need(subject, k, self.params.n_per_class, Way(begin=Begin(k, depth)))
