@@ -131,6 +131,14 @@ class JudgePolicy(Document):
         description="2: another architecture with a seed of its own, as good; an image shows a forgotten class if either says "
         "so, and a retained one if both do",
     )
+    slack: float | None = Field(
+        default=None,
+        ge=0,
+        lt=0.5,
+        exclude_if=_absent,
+        description="above the judges' false alarms on real images, how often samples may show a class without counting as "
+        "drawn, where that is more than a check allows; null: 0.03",
+    )
 
 
 class Check(Document):
@@ -379,6 +387,12 @@ class Finding(Document):
     class_name: str | None = None
     corruption: MaskSpec | None = Field(
         default=None, exclude_if=_absent, description="what was hidden of the images that were completed"
+    )
+    protocol_id: str | None = Field(
+        default=None,
+        exclude_if=_absent,
+        max_length=400,
+        description="how a published kind of figure came about: comparable only under the same one",
     )
     detail: str = Field(default="", description="one plain sentence")
 

@@ -24,7 +24,7 @@ MEASURES_FORGETTING: dict[str, Literal["classes", "samples"]] = {
 
 OF_EACH_CLASS: frozenset[str] = frozenset(
     {"leakage", "setting_sweep", "form_of_forgetting", "class_membership", "linear_probe", "head_restore"}
-    | {"reference_distance", "reference_membership", "relearning", "resurgence", "compression"}
+    | {"reference_distance", "reference_membership", "relearning", "resurgence", "compression", "diffusion_membership"}
 )
 """Checks without a control of their own that owe their word on every class that was ever forgotten, none passed over."""
 
@@ -38,6 +38,7 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "forget_completion": "all",
     "retain_completion": "all",
     "published_metrics": "all",
+    "published_distances": "retained",
     "label_inversion": "all",
     "sdedit": "all",
     "compression": "all",
@@ -59,6 +60,13 @@ NEEDS_HELD_OUT: dict[str, Literal["all", "forgotten", "retained"]] = {
     "retain_drift": "all",
 }
 """Checks that look at real held-out images, and of which classes; those that ask the judge need it to know every class."""
+
+LOOKS_AT_REFERENCE: dict[Kind, str] = {
+    "generator": "forget_rate",
+    "classifier": "forget_accuracy",
+    "i2i": "forget_completion",
+}
+"""What shows that a reference does not know a forgotten class, by the very bound that a candidate is held to."""
 
 COMPLETES: frozenset[str] = frozenset({"forget_completion", "retain_completion", "published_metrics"})
 """Checks of completed images. What they owe, they owe under every corruption of the policy by itself."""
@@ -91,9 +99,10 @@ def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
     """The verdict that a set of findings earns. Fail-closed: what is missing counts as failed.
 
     ERROR if a check of the policy left no gating finding on something that it owes one on, be it under one corruption of
-    several, or if no check measures whether what is forgotten is forgotten, classes and samples each; VOID if a control passed,
-    or if a check that measures forgetting left none for something; FAIL if any gating finding is refuted; INCONCLUSIVE if
-    some did not pass and more samples may tell; else PASS.
+    several, if no check measures whether what is forgotten is forgotten, classes and samples each, or if the reference, where
+    the job has one, is not shown to be without every forgotten class; VOID if a control passed, or if a check that measures
+    forgetting left none for something; FAIL if any gating finding is refuted; INCONCLUSIVE if some did not pass and more
+    samples may tell; else PASS.
 
     In place of a gating finding one that says that it is underpowered will do, but not of a check that measures forgetting:
     a policy that no true retrain could pass shows nothing to be forgotten. The tier is then not reached; see `tier_reached`.
@@ -103,7 +112,7 @@ def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
     expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
     gating = [f for f in findings if f.gating]
     excused = {_about(f) for f in findings if f.underpowered and f.check not in MEASURES_FORGETTING}
-    if unmeasured_units(spec) or expected - set(map(_about, gating)) - excused:
+    if unmeasured_units(spec) or expected - set(map(_about, gating)) - excused or unproved_references(findings, spec):
         return "ERROR"
     controls = [f for f in findings if f.control]
     uncontrolled = {about for about in expected if about[0] in MEASURES_FORGETTING} - set(map(_about, controls))
@@ -157,7 +166,9 @@ def tier_reached(findings: Iterable[Finding], spec: Spec) -> Tier | None:
     if spec.policy.kind is None or decide(findings, spec) != "PASS":
         return None
     asked = TIERS[spec.policy.kind] if spec.all_forgotten else SAMPLE_TIERS
-    powered = {f.check for f in findings if f.gating} - {f.check for f in findings if f.underpowered}
+    # of checks that the policy does not name nothing is owed, so one finding on one class says little
+    named = {check.verifier for check in spec.policy.checks}
+    powered = {f.check for f in findings if f.gating and f.check in named} - {f.check for f in findings if f.underpowered}
     reached: Tier | None = None
     for tier, checks in asked.items():
         if not checks <= powered:
@@ -174,6 +185,18 @@ def unmeasured_units(spec: Spec) -> list[Literal["classes", "samples"]]:
     }
     measured = {MEASURES_FORGETTING.get(c.verifier) for c in spec.policy.checks}
     return [unit for unit, any_gone in gone.items() if any_gone and unit not in measured]
+
+
+def unproved_references(findings: Iterable[Finding], spec: Spec) -> list[int]:
+    """The forgotten classes that the job's reference, if it has one, was not shown to be without.
+
+    Under every corruption of several: a look that did not pass is one too many.
+    """
+    if spec.reference_digest is None:
+        return []
+    looks = [f for f in findings if f.subject == "reference" and f.check in LOOKS_AT_REFERENCE.values() and f.comparator]
+    shown = {k: [f.passed is True for f in looks if f.class_index == k] for k in spec.all_forgotten}
+    return [k for k, passed in shown.items() if not passed or not all(passed)]
 
 
 def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:

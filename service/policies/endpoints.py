@@ -36,8 +36,11 @@ class PolicySummary(BaseModel):
 class Resolved(BaseModel):
     """What it asks of one kind of model."""
 
-    sha256: str = Field(description="as certificates carry it")
-    policy: dict[str, Any] = Field(description="checks with their thresholds, in full")
+    sha256: str = Field(
+        description="as certificates carry it; of a request for `auto` they carry that of this policy with `attempts` raised "
+        "to the number of its recipes, where that is larger"
+    )
+    policy: dict[str, Any] = Field(description="checks with their thresholds, in full, and every default")
 
 
 class PolicyRead(PolicySummary):
@@ -63,7 +66,11 @@ def list_policies(request: Request) -> PolicyList:
 
 @router.get("/{name}", response_model=PolicyRead, summary="Read a verification policy", responses=problems(PolicyNotFound))
 def read_policy(name: str, request: Request) -> PolicyRead:
-    """Its checks and thresholds, by kind of model, with their digests."""
+    """Its checks and thresholds, by kind of model, with their digests.
+
+    A request for `auto` may have more results verified in turn than the policy says. It is then held to the same checks with
+    `attempts` as many as it has recipes, each at a smaller share of the error budget, under that document's digest.
+    """
     settings = request.app.state.settings
     try:
         document = service.named(settings, name)

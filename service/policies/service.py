@@ -35,8 +35,9 @@ DEFAULTS: dict[tuple[Kind, frozenset[Unit]], str] = {
 at all."""
 
 UNITS: dict[Unit, Literal["classes", "samples"]] = {"class": "classes", "sample": "samples"}
-ONES = ("looks", "attempts")
-"""Counts that a resolved policy leaves out where they are 1, as the worker's document does."""
+LEFT_OUT: Json = {"kind": None, "looks": 1, "attempts": 1, "judges": 1, "slack": None, "corruptions": []}
+"""Fields that came after others, with their defaults: the worker's document has them only where they say something else, so
+that older policies keep their digests."""
 
 
 class PolicyInvalid(RuntimeError):
@@ -118,16 +119,47 @@ def kinds_of(document: Json) -> tuple[Kind, ...]:
 def resolved(document: Json, kind: Kind) -> Json:
     """What a policy asks of one kind of model: the document that the worker takes, with every default spelled out.
 
+    It is what the worker makes of it, number by number, so that its digest is the one in reports and certificates.
+
+    Args:
+        document: as `read` gives it.
+
     Raises:
         PolicyUnfit: it has no part for this kind.
     """
+    schema: Json = dict(get_catalogue().policy)
+    filled: Json = _filled(_part(document, kind), schema, schema.get("$defs", {}))
+    return filled
+
+
+def _part(document: Json, kind: Kind) -> Json:
     if "kinds" not in document:
         return document
     part = document["kinds"].get(kind)
     if part is None:
         raise PolicyUnfit(f"the policy {document['name']!r} is not for {KINDS[kind]}", pointer=POINTER)
-    kept = {key: value for key, value in part.items() if not (key in ONES and value == 1)}
-    return {"name": document["name"], "kind": kind, **kept}
+    return {"name": document["name"], "kind": kind, **part}
+
+
+def _filled(value: Any, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
+    """A value that fits a JSON schema, with what the schema says where the value says nothing."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    match schema.get("type"):
+        case "number" if isinstance(value, int):
+            return float(value)
+        case "integer" if isinstance(value, float):
+            return int(value)  # 20.0 is an integer to JSON Schema
+        case "array":
+            return [_filled(one, schema.get("items", {}), definitions) for one in value]
+        case "object" if "properties" in schema:
+            known = schema["properties"]
+            given = {**{name: about["default"] for name, about in known.items() if "default" in about}, **value}
+            empty: Json = {name: {} for name, about in known.items() if about.get("type") == "object"}
+            filled = {name: _filled(one, known.get(name, {}), definitions) for name, one in {**empty, **given}.items()}
+            return {name: one for name, one in filled.items() if name not in LEFT_OUT or one != LEFT_OUT[name]}
+        case _:
+            return value
 
 
 def digest(policy: Json) -> str:
@@ -161,7 +193,7 @@ def _parts(document: Json) -> list[Json]:
     unknown = set(document) - {"name", "title", "kinds"} or set(document["kinds"]) - set(KINDS)
     if unknown or not isinstance(document.get("title", ""), str):
         raise ValueError(f"unknown keys: {unknown}")
-    return [resolved(document, kind) for kind in document["kinds"]]
+    return [_part(document, kind) for kind in document["kinds"]]
 
 
 def _require_policy(policy: Json) -> None:

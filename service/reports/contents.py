@@ -27,6 +27,7 @@ HEADLINES = {
     "ERROR": "No verdict: something that is required could not be measured",
 }
 TONES: dict[str, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "open", "VOID": "open", "ERROR": "open"}
+OTHER_REPORT = ". It names another report: this one is not what was certified"
 MOST_NAMES = 60
 SIGNS = {"ge": "≥", "le": "≤", "eq": "="}
 
@@ -48,8 +49,12 @@ class About:
     policy: Json = field(default_factory=dict)
     retain: Json | None = None
     attempt: str = ""
+    rejected_before: int = 0
+    """Other requests to forget the same of the same version that had been rejected by then."""
     guarantee: str | None = None
     """What the certificate claims; None: nothing was published."""
+    certified_report: str = ""
+    """The certificate's `reportSha256`."""
     checkpoint: str = ""
     titles: Mapping[str, str] = field(default_factory=dict)
     """What each check is called."""
@@ -85,6 +90,8 @@ class Row:
     n: str
     mark: Mark
     detail: str = ""
+    protocol: str = ""
+    """Under which alone the figure may be compared with others."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def page(report: Json, about: About, pictures: Sequence[Picture] = ()) -> Page:
         costs=_costs(report.get("seconds_by_check") or {}),
         total=_total(report),
         limits=tuple(_limits(report, about)),
-        digests=tuple((name, said) for name, said in _digests(report) if said),
+        digests=tuple((name, said) for name, said in _digests(report, about) if said),
     )
 
 
@@ -168,13 +175,21 @@ def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
     yield "Policy", " · ".join(part for part in (name, digest and f"sha256 {digest[:16]}…") if part)
     yield "Looks", _looks(report, about.policy)
     yield "Attempt", about.attempt
+    yield "Rejected before", _rejected(about.rejected_before)
     yield "Request", about.request_id
-    yield "Certificate", about.checkpoint
+    other = about.certified_report not in ("", _digest(report))
+    yield "Certificate", f"{about.checkpoint}{OTHER_REPORT if other else ''}"
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _rejected(requests: int) -> str:
+    if not requests:
+        return ""
+    return f"{requests:,} other request{'' if requests == 1 else 's'} to forget the same of the same version"
 
 
 def _counted(n: int) -> str:
@@ -237,6 +252,7 @@ def row(f: Json) -> Row:
         n="" if f.get("n") is None else f"{f['n']:,}" if f.get("count") is None else f"{f['count']:,} / {f['n']:,}",
         mark=mark(f),
         detail=str(f.get("detail") or ""),
+        protocol=str(f.get("protocol_id") or ""),
     )
 
 
@@ -306,11 +322,20 @@ def _limits(report: Json, about: About) -> list[str]:
         units=units or ["classes"],
         chosen=about.retain,
         guarantee=about.guarantee,
+        rejected_before=about.rejected_before,
     )
 
 
-def _digests(report: Json) -> Iterable[tuple[str, str]]:
-    yield "This report (reportSha256 of the certificate)", hashlib.sha256(sorted_json(report)).hexdigest()
+def _digest(report: Json) -> str:
+    return hashlib.sha256(sorted_json(report)).hexdigest()
+
+
+def _digests(report: Json, about: About) -> Iterable[tuple[str, str]]:
+    if about.certified_report == _digest(report):
+        yield "This report, as the certificate has it (reportSha256)", _digest(report)
+    else:
+        yield "This report", _digest(report)
+        yield "The report that the certificate names (reportSha256)", about.certified_report
     yield "Saved result (the files that were tested)", str(report.get("candidate_digest") or "")
     yield "Plan of the run", str(report.get("spec_digest") or "")
     yield "Policy", str(report.get("policy_digest") or "")

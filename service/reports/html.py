@@ -134,6 +134,7 @@ def _mark(mark: Mark) -> str:
 
 def _row(row: Row) -> str:
     detail = f"<small>{escape(row.detail)}</small>" if row.detail else ""
+    detail += f"<small>protocol <code>{escape(row.protocol)}</code></small>" if row.protocol else ""
     cells = [f"<td>{escape(row.what)}{detail}</td>", f"<td>{escape(row.on)}</td>", f"<td>{escape(row.of)}</td>"]
     cells += [f'<td class="n">{escape(said)}</td>' for said in (row.value, row.bound, row.needs, row.n)]
     return f"<tr>{''.join(cells)}{_mark(row.mark)}</tr>"

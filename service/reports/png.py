@@ -6,6 +6,7 @@ It leaves out what only reports and decides nothing; the HTML page and the JSON 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ COLUMNS = (0, 226, 352, 432, 496, 602, 706, 796)
 """Where the columns of the table begin."""
 TALLEST = 30_000
 """Pixels of the whole; more than this would open in no viewer."""
+TALLEST_PICTURE = TALLEST // 4
+"""Of one picture of the evidence: a taller one is shrunk, so that there is room for what decided."""
+CONTINUED = "… continued in the HTML report."
 LONGEST_SENTENCE = 1_200
 
 
@@ -39,8 +43,8 @@ class Block:
 
 def render(page: Page) -> bytes:
     """The picture, as bytes of a PNG."""
-    blocks = list(_blocks(page))
-    height = min(sum(block.height for block in blocks) + 2 * MARGIN, TALLEST / SCALE)
+    blocks = _fitting(list(_blocks(page)), TALLEST / SCALE - 2 * MARGIN)
+    height = sum(block.height for block in blocks) + 2 * MARGIN
     canvas = Image.new("RGB", (round(WIDTH * SCALE), round(height * SCALE)), COLOURS["paper"])
     pen, y = PaperPen(canvas), float(MARGIN)
     for block in blocks:
@@ -49,6 +53,16 @@ def render(page: Page) -> bytes:
     content = io.BytesIO()
     canvas.save(content, format="PNG", optimize=False)
     return content.getvalue()
+
+
+def _fitting(blocks: Sequence[Block], room: float) -> list[Block]:
+    """As many blocks from the top as there is room for, in pixels of the layout; where some are left out, a line says so."""
+    if sum(block.height for block in blocks) <= room:
+        return list(blocks)
+    last = _paragraph(CONTINUED)
+    ends = itertools.accumulate((block.height for block in blocks), initial=last.height)
+    shown = sum(end <= room for end in ends) - 1
+    return [*blocks[:shown], last]
 
 
 def _blocks(page: Page) -> Iterator[Block]:
@@ -141,9 +155,10 @@ def _picture(picture: Picture) -> Block:
     image = _opened(picture.content)
     if image is None:
         return _paragraph(f"{picture.name}: {picture.words if picture.content is None else 'it cannot be shown'}")
-    most = INNER * SCALE
-    if image.width > most:
-        image = image.resize((round(most), max(1, round(image.height * most / image.width))), Image.Resampling.LANCZOS)
+    share = min(INNER * SCALE / image.width, TALLEST_PICTURE / image.height)
+    if share < 1:
+        size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
     shown = image
 
     def draw(pen: PaperPen) -> None:

@@ -46,10 +46,12 @@ def demo(digit: str, out: Path) -> tuple[int, dict[str, Any]]:
 
 
 def certificate(out: Path) -> dict[str, Any]:
-    path = out / "checkpoint" / "UNLEARNING" / "certificate.dsse.json"
+    path = out / "checkpoint" / "UNLEARNING" / "certificate.sigstore.json"
     if not path.exists():
         return {}
-    predicate: dict[str, Any] = json.loads(base64.b64decode(json.loads(path.read_text())["payload"]))["predicate"]
+    predicate: dict[str, Any] = json.loads(base64.b64decode(json.loads(path.read_text())["dsseEnvelope"]["payload"]))[
+        "predicate"
+    ]
     return predicate
 
 

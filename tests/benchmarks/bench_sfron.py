@@ -7,9 +7,7 @@ The CIFAR-10 parts need EXPUNGE_DATA. Prints a table and, as its last line, one 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from tests.benchmarks import told
 from tests.benchmarks.sfron import cifar, classes, digits, ranks, speed
 
 TARGETS: Mapping[str, tuple[float | None, str]] = {
@@ -104,36 +103,12 @@ def main() -> int:
         figures |= measures[part]()
         print(f"{part}: {time.monotonic() - start:.0f} s\n", flush=True)
     figures |= {"seconds": round(time.monotonic() - began), **machine()}
-    return 1 if concluded(figures, TARGETS, complete=asked.only is None) else 0
+    return 1 if told.concluded(figures, TARGETS, complete=asked.only is None) else 0
 
 
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
-
-
-def concluded(figures: Mapping[str, Any], targets: Mapping[str, tuple[float | None, str]], *, complete: bool) -> int:
-    """Print each figure beside its target, then all of them as one JSON object; how many targets were missed.
-
-    Args:
-        complete: count what was not measured as missed.
-    """
-    missed = 0
-    for name, (target, kind) in targets.items():
-        value = figures.get(name)
-        good = value is not None and target is not None and (value <= target if kind == "le" else value >= target)
-        absent = "MISSED" if complete and target is not None else ""
-        word = absent if value is None else "" if target is None else "ok" if good else "MISSED"
-        missed += word == "MISSED"
-        limit = "" if target is None else f"{'≤' if kind == 'le' else '≥'} {target}"
-        print(f"{name:<34} {'not measured' if value is None else f'{value:.4g}':>14}   {limit:<8} {word}")
-    print(json.dumps(figures))
-    return missed
+    return told.machine() | {"torch": str(torch.__version__)}
 
 
 if __name__ == "__main__":

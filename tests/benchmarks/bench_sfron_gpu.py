@@ -26,7 +26,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from tests.benchmarks import bench_sfron
+from tests.benchmarks import bench_sfron, told
 from tests.benchmarks.sfron import cifar, classes, diffusion, speed
 from worker.contract import JudgePolicy, Sampling
 
@@ -204,7 +204,7 @@ def main() -> int:
     figures |= {"seconds": round(time.monotonic() - began), "device": name, **bench_sfron.machine()}
     targets = {name: (None if asked.smoke else target, kind) for name, (target, kind) in TARGETS.items()}
     complete = asked.only is None and not asked.smoke
-    return 1 if bench_sfron.concluded(figures, targets, complete=complete) else 0
+    return 1 if told.concluded(figures, targets, complete=complete) else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from worker.contract import Check, DatasetSpec, MaskSpec, Policy, RetainData, Sampling, Spec, document_digest
+from worker.contract import Check, DatasetSpec, Finding, MaskSpec, Policy, RetainData, Sampling, Spec, document_digest
 
 NAMES = ("cat", "dog", "ship", "truck", "Frog")
 OTHER = {"format": "npz", "digest": "1" * 64}
@@ -29,6 +29,14 @@ def spec(**changes: object) -> Spec:
         "policy": Policy(name="p", checks=(Check(verifier="integrity"),)),
     }
     return Spec.model_validate(fields | changes)
+
+
+def test_a_finding_without_a_protocol_is_written_as_before() -> None:
+    """Reports are held by their digest, and a finding of most checks has no protocol to name."""
+    told = Finding(check="forget_rate", metric="unlearning_accuracy", subject="candidate", gating=True)
+    assert "protocol_id" not in told.model_dump(mode="json")
+    named = told.model_copy(update={"protocol_id": "fid/float64"})
+    assert Finding.model_validate_json(named.model_dump_json()).protocol_id == "fid/float64"
 
 
 def test_documents_without_the_new_fields_keep_their_digest() -> None:

@@ -14,6 +14,8 @@ from celery.signals import setup_logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs, migrate
+from service.audit.logsigner import SocketLog
+from service.audit.notary import Notary
 from service.certificates.signing import SocketSigner
 from service.config import Settings, get_settings
 from service.storage import get_store
@@ -44,6 +46,7 @@ def make_room(settings: Settings, command: launch.Command = launch.torchrun) -> 
         signer=SocketSigner(settings.socket_path),
         owner=identity.owner(),
         command=command,
+        notary=Notary(SocketLog(settings.socket_path), settings),
     )
 
 

@@ -6,6 +6,7 @@ it likes: nothing here ends an attempt. Files are linked, not copied, where the 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -85,6 +86,23 @@ def judges(settings: Settings) -> Cache:
 def fishers(settings: Settings) -> Cache:
     """Fisher information: as large as the model it is of."""
     return Cache(settings.fishers_dir, MOST_FISHERS, settings.fisher_cache_mb << 20)
+
+
+def purge_fishers(settings: Settings, weights: str) -> int:
+    """Let go of what was computed for these weights (a version's tree digest); how many folders that were.
+
+    A folder whose record does not say what it is of goes, too: nobody can know what it was computed from.
+    """
+    purged = 0
+    for entry in _entries(settings.fishers_dir):
+        try:
+            known = json.loads((entry / "fisher.json").read_bytes()).get("weights")
+        except (OSError, ValueError, AttributeError):
+            known = None
+        if known is None or known == weights:
+            shutil.rmtree(entry, ignore_errors=True)
+            purged += not entry.exists()
+    return purged
 
 
 def bring_all(job: JobDirectory, settings: Settings) -> None:

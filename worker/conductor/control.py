@@ -1,7 +1,7 @@
 """The sweeper: every so often it rings for what is due, takes back what is lost, and clears what dead workers left.
 
 It runs as a thread of every worker. Many sweepers are as good as one: a ring too many finds nothing to claim, and a lost
-request is taken back under its row's lock.
+request is taken back under its row's lock. It also reminds the notary, who has the ledger signed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from celery import Celery
 from kombu.exceptions import KombuError
 
 from service import db, outbox
+from service.audit import retention, vault
 from service.outbox import Due, Held
 from service.requests import endings
 from worker.conductor import app as bell
@@ -31,6 +32,7 @@ RING_AGAIN_SECONDS = 5.0
 """A ring that nobody answered is repeated after so long, then ever more slowly: bells must not pile up in a broker."""
 SLOWEST_RING_SECONDS = 60.0
 DIRECTORIES_SECONDS = 60.0
+RETENTION_SECONDS = 3600.0
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Sweeper:
     healthy_since: float | None = None
     """Since when (seconds, monotonic) the database has answered without a gap."""
     directories_at: float = 0.0
+    retention_at: float = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Sweep until `stop` is set."""
@@ -74,6 +77,9 @@ class Sweeper:
             self.healthy_since = self.healthy_since if self.healthy_since is not None else time.monotonic()
             self._take_back(held)
             self._clear_directories()
+            if self.room.notary is not None:
+                self.room.notary.look()
+            self._shred_what_is_over()
         except Exception as error:
             self.healthy_since = None
             known = database_is_away(error)
@@ -139,3 +145,14 @@ class Sweeper:
 
         workspace.sweep(self.room.settings, standing)
         self.directories_at = time.monotonic() + DIRECTORIES_SECONDS
+
+    def _shred_what_is_over(self) -> None:
+        """Private data that were kept long enough. Every worker looks; what one has done, the next finds done."""
+        if time.monotonic() < self.retention_at:
+            return
+        self.retention_at = time.monotonic() + RETENTION_SECONDS
+        settings = self.room.settings
+        try:
+            retention.sweep(vault.get_keys(settings), settings.retain_private_months)
+        except OSError as error:  # of the keys' folder: no reason to leave requests unattended
+            log.error("retention.failed", extra={"kind": type(error).__name__})

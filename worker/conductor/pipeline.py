@@ -10,28 +10,27 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass, field
-
-import rfc8785
+from functools import partial
 
 from service import db
-from service.audit.leaves import PlanCommitted, RunFinished, rfc3339
-from service.catalogue import get_catalogue
-from service.certificates import statement as certificate
-from service.certificates.signing import Envelope, Signer, SignerUnavailable, SigningRefused, Statement, payload_of
-from service.checkpoints.publish import BaseMoved, Result, publish
+from service.audit import ledger
+from service.audit.leaves import CachesPurged, PlanCommitted, RunFinished, rfc3339
+from service.audit.notary import Notary
+from service.certificates.signing import Signer
+from service.checkpoints.publish import BaseMoved, publish
 from service.config import Settings
 from service.files import FileEntry
 from service.requests import endings, leases
 from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import TERMINAL
-from service.requests.rungs import REJECTED
+from service.requests.rungs import CODES, REJECTED
+from service.requests.seeds import verification_secret
 from service.storage import Store
-from service.tables import new_id
 from service.values import sha256_of
-from worker.conductor import caches, launch, mounted, planning, workspace
+from worker.conductor import caches, certifying, launch, mounted, planning, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
+from worker.conductor.certifying import Times
 from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Rejected, problem
 from worker.conductor.planning import Plan
@@ -43,9 +42,6 @@ log = logging.getLogger("expunge.conductor")
 
 SIGNER_PATIENCE_SECONDS = 30.0
 """A signer that restarts is back sooner; after that the attempt is given up, and its step checkpoints save the next one."""
-SIGNER_PAUSE_SECONDS = 0.5
-REJECTIONS = {"FAIL": "verification_failed", "INCONCLUSIVE": "inconclusive", "VOID": "void", "ERROR": "verification_error"}
-"""Verdicts that publish nothing, and the codes by which a request fails with them."""
 
 
 @dataclass
@@ -60,6 +56,8 @@ class Room:
     draining: threading.Event = field(default_factory=threading.Event)
     busy: threading.Event = field(default_factory=threading.Event)
     signer_patience_seconds: float = SIGNER_PATIENCE_SECONDS
+    notary: Notary | None = None
+    """None: nobody has the ledger signed."""
 
 
 def run(request_id: str, room: Room) -> str | None:
@@ -102,12 +100,18 @@ def _attempt(room: Room, heart: Heart) -> str:
 
 def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
     plan = _stage(room, heart, job)
+    started = rfc3339(heart.write(db.now))
     manifest = _unlearn(room, heart, job, plan)
+    times = Times(started, rfc3339(heart.write(db.now)))
     report = _verify(room, heart, job, plan, manifest)
     files = _keep_files(room, heart, job, manifest)
-    result = _certify(room, heart, plan, manifest, report, files)
+    sign = partial(certifying.ask, heart, room.signer, patience_seconds=room.signer_patience_seconds)
+    result = certifying.certify(heart, room.settings, sign, plan, manifest, report, files, times)
     heart.enter("publishing", may_drain=False)
     heart.write(lambda session: publish(session, heart.lease, result))
+    _purge(room, heart, plan)
+    if room.notary is not None:
+        room.notary.wake()
 
 
 # ------------------------------------------------------------------------------------------------------------ the story
@@ -116,9 +120,10 @@ def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
 def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
     """Inputs into the job directory, checked; what will be done, into the ledger before it is done."""
     settings, lease = room.settings, heart.lease
-    secret = planning.load_or_create_secret(settings.data_dir.resolve() / "keys" / "verification.secret")
+    older = settings.data_dir.resolve() / "keys" / "verification.secret"
+    secret = heart.write(lambda session: verification_secret(session, kept_on_host=older))
     ranks = launch.ranks_for(heart.write(lambda session: planning.wanted_ranks(session, lease)), settings)
-    asked = heart.write(lambda session: planning.completes(session, lease))
+    asked = heart.write(lambda session: planning.makes_images(session, lease))
     weights = mounted.metric_weights(settings, heart.check) if asked else None
     plan = heart.write(lambda session: planning.read(session, lease, ranks=ranks, secret=secret, metric_weights=weights))
     workspace.stage(job, plan, room.store, settings, heart.check)
@@ -177,7 +182,7 @@ def _verify(room: Room, heart: Heart, job: JobDirectory, plan: Plan, manifest: M
         )
     )
     if report.verdict != "PASS":
-        why = problem(REJECTIONS[report.verdict], report.summary)
+        why = problem(CODES[report.verdict], report.summary)
         raise Rejected(why) if report.verdict in REJECTED else Failed(why)
     return report
 
@@ -195,49 +200,12 @@ def _keep_files(room: Room, heart: Heart, job: JobDirectory, manifest: Manifest)
     return tuple(kept)
 
 
-def _certify(room: Room, heart: Heart, plan: Plan, manifest: Manifest, report: Report, files: tuple[FileEntry, ...]) -> Result:
-    checkpoint_id, digest = new_id("ckpt"), tree_digest(manifest.files)
-    issued_at = rfc3339(heart.write(db.now))
-    statement = certificate.build(
-        checkpoint_id=checkpoint_id,
-        issued_at=issued_at,
-        issuer=room.settings.tenant,
-        request={"id": heart.lease.request_id, "fence": heart.lease.fence},
-        model={"id": plan.model_id, "version": plan.number, "digest": digest},
-        parent={"version_id": plan.base.id, "digest": plan.base.digest},
-        original={"version_id": plan.original.id, "digest": plan.original.digest},
-        dataset={"id": plan.dataset.id, "digest": plan.dataset.digest},
-        spec=document_json(plan.spec),
-        spec_sha256=plan.spec_sha256,
-        manifest=document_json(manifest),
-        report=document_json(report),
-        report_sha256=document_digest(report),
-        guarantee=get_catalogue().methods[plan.spec.method].guarantee,
-        requested=plan.requested,
-        earlier=heart.write(lambda session: leases.earlier(session, heart.lease)),
-        proxy={"id": plan.proxy.id, "digest": plan.proxy.digest} if plan.proxy else None,
-    )
-    return Result(checkpoint_id, digest, files, _sign(room, heart, statement))
-
-
-def _sign(room: Room, heart: Heart, statement: Statement) -> Envelope:
-    """Ask the signer, and again while it is away. Raises: Died, Failed."""
-    deadline = time.monotonic() + room.signer_patience_seconds
-    while True:
-        try:
-            envelope = room.signer.sign(statement)
-            break
-        except SigningRefused as refusal:
-            raise Failed(problem("signing_refused", f"the signer refused: {refusal}")) from refusal
-        except SignerUnavailable as absence:
-            log.warning("signer.away", extra={"request": heart.lease.request_id, "why": str(absence)})
-            if time.monotonic() > deadline:
-                raise Died(problem("signer_unavailable", str(absence))) from absence
-        heart.check()
-        time.sleep(SIGNER_PAUSE_SECONDS)
-    if payload_of(envelope) != rfc8785.dumps(dict(statement)):
-        raise Failed(problem("signing_refused", "the signer answered with another statement than it was asked to sign"))
-    return envelope
+def _purge(room: Room, heart: Heart, plan: Plan) -> None:
+    """Fisher information of the replaced weights was computed from what is forgotten now, and nothing needs it any more."""
+    purged = caches.purge_fishers(room.settings, plan.base.digest)
+    fact = CachesPurged(fence=heart.lease.fence, entries=purged)
+    with db.transaction() as session:
+        ledger.append(session, fact, actor=heart.lease.actor, request_id=heart.lease.request_id, model_id=plan.model_id)
 
 
 # -------------------------------------------------------------------------------------------------------------- the end

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,11 +14,10 @@ from service.catalogue import get_catalogue
 from service.requests.leases import Lease
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of, seed_at
+from service.requests.seeds import verification_seed
 from service.tables import Dataset, Model, ModelVersion, UnlearnRequest
 from worker.conductor.outcomes import Failed, problem
 from worker.contract import DatasetSpec, FileEntry, Policy, RetainData, Spec, document_digest, tree_digest
-
-SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,11 @@ class Plan:
         return document_digest(self.spec)
 
     @property
+    def prompts(self) -> dict[str, str]:
+        """What the model is asked with, by class name: its prompts, or the names themselves."""
+        return dict(zip(self.spec.class_names, self.spec.labels, strict=True))
+
+    @property
     def policy_sha256(self) -> str:
         return document_digest(self.spec.policy)
 
@@ -65,11 +65,11 @@ def wanted_ranks(session: OrmSession, lease: Lease) -> int | None:
     return session.get_one(UnlearnRequest, lease.request_id).ranks
 
 
-def completes(session: OrmSession, lease: Lease) -> bool:
-    """Is the request's model an image-to-image one, whose completions the mounted metric networks look at?"""
+def makes_images(session: OrmSession, lease: Lease) -> bool:
+    """Does the request's model draw or complete images, which the mounted metric networks look at?"""
     request = session.get_one(UnlearnRequest, lease.request_id)
     family = get_catalogue().families.get(session.get_one(Model, request.model_id).family)
-    return family is not None and family.kind == "i2i"
+    return family is not None and family.kind in ("generator", "i2i")
 
 
 def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric_weights: str | None = None) -> Plan:
@@ -78,7 +78,7 @@ def read(session: OrmSession, lease: Lease, *, ranks: int, secret: bytes, metric
     The same rung of a request on the same base gives the same Spec, so step checkpoints stay valid.
 
     Args:
-        metric_weights: digest of those that are mounted, for a model that completes images.
+        metric_weights: digest of those that are mounted, for a model that draws or completes images.
 
     Raises:
         Failed: what is registered makes no valid Spec.
@@ -144,35 +144,6 @@ def _retain_data(choice: Choice | None, proxy: DatasetSpec | None, row: Dataset 
         proxy_dataset=proxy,
         proxy_class_names=tuple(row.class_names) if row else (),
     )
-
-
-def verification_seed(secret: bytes, request_id: str, rung: int) -> int:
-    """A seed that nobody can know before verification: HMAC mod 2^53.
-
-    Every rung has one of its own, so that no result is drawn with what another was rejected on. Every run of one rung gets it
-    again: a verification that is repeated looks at the same samples, and is no second chance.
-    """
-    message = request_id if rung == 1 else f"{request_id}/{rung}"
-    return int.from_bytes(hmac.digest(secret, message.encode(), "sha256"), "big") % 2**53
-
-
-def load_or_create_secret(path: Path) -> bytes:
-    """The host's verification secret, made on first use with mode 0600. Raises: ValueError when the file is cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(os.urandom(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another worker was first: its secret counts
-            os.link(temporary, path)
-        temporary.unlink()
-    secret = path.read_bytes()
-    if len(secret) != SECRET_BYTES:
-        raise ValueError(f"expected {SECRET_BYTES} bytes in {path.name}, got {len(secret)}")
-    return secret
 
 
 def _version(row: ModelVersion) -> Source:

@@ -8,7 +8,6 @@ Exit status: 0 PASS, 1 FAIL, 2 a mistake in how it was asked, 3 INCONCLUSIVE, 4 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -18,66 +17,38 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from service.requests.leases import Lease
 from worker.conductor import launch
 from worker.conductor.answers import read_report, require_success
-from worker.conductor.dossier import REQUEST, Dossier, Folder, Json, Misused, Undecidable, Unsound, Wanted, assemble
+from worker.conductor.comparison import STATUS, Answer, sentences
+from worker.conductor.dossier import Dossier, Folder, assemble
 from worker.conductor.outcomes import Died, Failed
 from worker.conductor.planning import Plan, Source
 from worker.conductor.supervise import Ended
-from worker.contract import Environment, JobDirectory, Manifest, Report, document_digest, document_json
+from worker.conductor.wanted import REQUEST, Misused, Undecidable, Unsound, Wanted, parser
+from worker.contract import Environment, JobDirectory, Manifest, document_digest
 
-STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "VOID": 4, "ERROR": 4}
 USAGE = 2
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came out: a verdict and why; with a report, where the gate was run."""
-
-    verdict: str
-    reason: str
-    dossier: Dossier | None = None
-    report: Report | None = None
-
-    @property
-    def status(self) -> int:
-        return STATUS[self.verdict]
-
-    def as_json(self) -> Json:
-        """One object; what is not known is null."""
-        spec, report = (self.dossier.spec if self.dossier else None), self.report
-        return {
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "tier": report.tier if report else None,
-            "looks": report.looks if report else None,
-            "seed": spec.verification_seed if spec else None,
-            "policy": {"name": spec.policy.name, "sha256": document_digest(spec.policy)} if spec else None,
-            "candidate_digest": self.dossier.candidate.digest if self.dossier else None,
-            "original_digest": spec.original_digest if spec else None,
-            "parent_digest": spec.base_digest if spec else None,
-            "dataset_digest": spec.dataset.digest if spec else None,
-            "certificate": against_certificate(self.dossier, report) if self.dossier else None,
-            "findings": [document_json(f) for f in report.findings] if report else [],
-            "seconds": report.seconds_verify if report else None,
-        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        answer = verify_model(_wanted(options), judges=options.judges, out=options.out)
+        answer = verify_model(Wanted.of(options), judges=options.judges, out=options.out)
     except Misused as error:
         print(f"expunge: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:
+        print(f"expunge: cannot read or write what was named: {error}", file=sys.stderr)
+        return USAGE
+    except Exception:  # an exit status of 1 would say FAIL, and this says nothing of the model
+        traceback.print_exc(file=sys.stderr)
+        return STATUS["ERROR"]
     print(json.dumps(answer.as_json()) if options.json else sentences(answer))
     return answer.status
 
@@ -206,98 +177,6 @@ def keep(job: JobDirectory, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
     if job.evidence.is_dir():
         shutil.copytree(job.evidence, out / job.evidence.name, dirs_exist_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------------ the answer
-
-
-def against_certificate(dossier: Dossier, report: Report | None) -> Json | None:
-    """What the certificate says beside what was found. Findings are compared only where policy and seed are its own."""
-    said = dossier.certificate
-    if said is None:
-        return None
-    same_policy = said["plan"]["policySha256"] == document_digest(dossier.spec.policy)
-    same_seed = int(said["verification"]["seed"]) == dossier.spec.verification_seed
-    compared: Json = {"findings": None, "findings_equal": None}
-    if report is not None and same_policy and same_seed:
-        theirs = {_about(f): f for f in said["verification"]["findings"]}
-        ours = {_about(document_json(f)): document_json(f) for f in report.findings}
-        equal = [key for key in theirs if key in ours and _same(theirs[key], ours[key])]
-        compared = {"findings": len(theirs), "findings_equal": len(equal)}
-    return {"id": said["certificate"]["id"], "same_policy": same_policy, "same_seed": same_seed, **compared}
-
-
-def _about(finding: Mapping[str, Any]) -> tuple[str, ...]:
-    corruption = finding.get("corruption")
-    hidden = "" if corruption is None else f"{corruption['kind']}/{Decimal(str(corruption['ratio']))}/{corruption['seed']}"
-    return (*(str(finding.get(key)) for key in ("check", "metric", "subject", "class_index")), hidden)
-
-
-def _same(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """The same word and the same number. Certificates hold fractions as decimal strings."""
-    try:
-        numbers = [None if f.get("value") is None else Decimal(str(f["value"])) for f in (theirs, ours)]
-    except InvalidOperation:
-        return False
-    return theirs.get("passed") == ours.get("passed") and numbers[0] == numbers[1]
-
-
-def sentences(answer: Answer) -> str:
-    """The answer for people."""
-    lines = [f"{answer.verdict}: {answer.reason}"]
-    said = answer.as_json()
-    if (report := answer.report) is not None:
-        gating = [f for f in report.findings if f.gating]
-        lines += [f"  {'passed' if f.passed else 'FAILED'}  {f.check}/{f.metric}: {f.detail}" for f in gating]
-        lines.append(f"  tier {report.tier or 'none'}, {report.looks} look(s), {report.seconds_verify:.0f} s")
-    if said["policy"]:
-        lines.append(f"  policy {said['policy']['name']} ({said['policy']['sha256']}), seed {said['seed']}")
-    if said["certificate"] and said["certificate"]["findings"] is not None:
-        equal, of = said["certificate"]["findings_equal"], said["certificate"]["findings"]
-        lines.append(f"  {equal} of {of} findings of the certificate were found again, to the last digit")
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------------ the options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="expunge verify-model",
-        description="Run the verification gate again on a published checkpoint.",
-        epilog="Exit status: 0 PASS, 1 FAIL, 2 usage, 3 INCONCLUSIVE, 4 VOID or ERROR.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the published files, and their certificate")
-    parser.add_argument("--policy", metavar="NAME|FILE", help="default: the certificate's own")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the dataset: a folder, or an .npz file")
-    parser.add_argument("--held-out", type=Path, metavar="FILE", help="JSON list of ids that only verification may look at")
-    parser.add_argument("--original", type=Path, metavar="DIR", help="the model before any forgetting")
-    parser.add_argument("--parent", type=Path, metavar="DIR", help="the version it was made from; default: the original")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="a model trained without what was forgotten")
-    parser.add_argument("--judges", type=Path, metavar="DIR", help="judges of earlier runs; new ones are kept there")
-    parser.add_argument("--forget", nargs="+", action="extend", default=[], metavar="CLASS", help="beyond the certificate's")
-    parser.add_argument("--samples", type=Path, action="append", default=[], metavar="FILE", help="JSON list of forgotten ids")
-    parser.add_argument("--family", help="of the model; default: as the certificate says")
-    parser.add_argument("--class", dest="class_names", action="append", default=[], metavar="NAME", help="in index order")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSON object: a prompt by class name")
-    parser.add_argument("--seed", type=_count, help="of verification; default: the certificate's, or a new one")
-    parser.add_argument("--ranks", type=_count, default=1, help="processes to verify with")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to leave report, pictures and log")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**53:
-        raise argparse.ArgumentTypeError("expected a whole number from 0")
-    return value
-
-
-def _wanted(options: argparse.Namespace) -> Wanted:
-    own = {"judges", "out", "json"}
-    return Wanted(**{key: value for key, value in vars(options).items() if key not in own})
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def probes_beside_novel(env: Env, k: int, n: int, novel: Novel) -> tuple[Probe, 
     """
     if env.kind == "classifier":
         return probe_of(env, k, n), Names(novel.held_out_NCHW[:n], k, env.load)
-    vote, new = Electorate.of(env, k, novel), len(env.spec.class_names)
+    vote, new = Electorate.of(env, k, novel, half_way=True), len(env.spec.class_names)
 
     def shows(label: int) -> Callable[[Tensor], Tensor]:
         return lambda images_NCHW: vote.shown(env.judge.look(images_NCHW).features_ND, label)

@@ -8,11 +8,13 @@ Shapes: N items, S settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.stats import binom
 
-from worker.engine.statistics import ALPHA, TOLERANCE, Floats, upper_bound
+from worker.engine.statistics import ALPHA, TOLERANCE, Floats, lower_bound, upper_bound
 
 STAKE = 0.75
 """Of what may be lost in one round of the bet, how much is risked at most. One item far off then never ends the game."""
@@ -82,16 +84,42 @@ def quantile_bounds(values_N: Floats, q: float, *, alpha: float = ALPHA) -> tupl
     return (float(below_N[under[-1]]) if len(under) else None), (float(below_N[above[0]]) if len(above) else None)
 
 
-def worst_upper(hits_S: Sequence[int], n: int, *, alpha: float = ALPHA) -> list[float]:
+def worst_upper(hits_S: Sequence[int], n: int | Sequence[int], *, alpha: float = ALPHA) -> list[float]:
     """Clopper-Pearson upper bounds of several rates, of n trials each, so that all hold together: Holm's levels.
 
     The largest is at most a threshold exactly if Holm's procedure rejects for every setting that its rate is above it: the
-    setting of the fewest hits is tested at alpha / S, the next at alpha / (S - 1), the last at alpha.
+    setting that is surest to be below is tested at alpha / S, the next at alpha / (S - 1), the last at alpha.
+
+    Args:
+        n: of all, or of each: then the order is that of their bounds at alpha, which is that of p-values where n is one.
 
     Source: Holm 1979, Scandinavian J. Statistics 6(2).
     """
-    order = sorted(range(len(hits_S)), key=lambda s: hits_S[s])
+    n_S = [n] * len(hits_S) if isinstance(n, int) else n
+    order = sorted(range(len(hits_S)), key=lambda s: upper_bound(hits_S[s], n_S[s], alpha=alpha))
     bounds = [0.0] * len(hits_S)
     for place, s in enumerate(order):
-        bounds[s] = upper_bound(hits_S[s], n, alpha=alpha / (len(hits_S) - place))
+        bounds[s] = upper_bound(hits_S[s], n_S[s], alpha=alpha / (len(hits_S) - place))
     return bounds
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The largest of several rates, none of which may be above a threshold."""
+
+    index: int
+    """Whose it is."""
+    lower: float
+    """At alpha / S: a threshold below it is refuted, by any of them."""
+    upper: float
+    """At Holm's levels."""
+    least: float
+    """What the upper bound would be if none had a hit: nobody can be held to less."""
+
+    @classmethod
+    def of(cls, hits_S: Sequence[int], n_S: Sequence[int], *, alpha: float = ALPHA) -> Self:
+        """Of hits in so many trials, each. Raises: ValueError: a rate of no trials."""
+        lower_S = [lower_bound(hits, n, alpha=alpha / len(hits_S)) for hits, n in zip(hits_S, n_S, strict=True)]
+        index = max(range(len(hits_S)), key=lambda s: (lower_S[s], hits_S[s] / n_S[s]))
+        upper, least = (max(worst_upper(some, n_S, alpha=alpha)) for some in (hits_S, [0] * len(hits_S)))
+        return cls(index, lower_S[index], upper, least)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from worker.contract import Sampling
 from worker.engine.diffusion import Ask, Denoiser
 from worker.engine.errors import BadInput
 from worker.engine.family import Draw
@@ -29,6 +30,10 @@ class Denoising:
     def timesteps(self) -> int:
         """See `Generator.timesteps`."""
         return len(self.denoiser.abar_T)
+
+    def begins_at(self, depth: float, sampling: Sampling) -> float:
+        """See `Generator.begins_at`."""
+        return self.denoiser.begins_at(depth, sampling)
 
     @property
     def null_label(self) -> int | None:

@@ -211,6 +211,10 @@ class Denoiser:
             raise BadInput(f"guidance {sampling.guidance_scale} needs a null label and this model has none; use 1")
         require_steps(self.schedule, sampling)
 
+    def begins_at(self, depth: float, sampling: Sampling) -> float:
+        """See `Generator.begins_at`."""
+        return int(_left(sampler_of(self.schedule, sampling), depth, len(self.abar_T))[0]) / len(self.abar_T)
+
     @torch.no_grad()
     def denoised(self, y_B: Tensor, drawn: Draw, *, guidance_scale: float, steps: int) -> tuple[Tensor, Draw]:
         """See `Generator.denoised`; DDIM with eta 0.
@@ -245,9 +249,7 @@ class Denoiser:
         scheduler = sampler_of(self.schedule, sampling)
         timesteps = scheduler.timesteps
         if given_BCHW is not None:
-            timesteps = timesteps[timesteps <= depth * len(self.abar_T)]
-            if not len(timesteps):
-                raise BadInput(f"expected a sampler with a step below {depth:g} of the way, found {sampling.steps} steps")
+            timesteps = _left(scheduler, depth, len(self.abar_T))
             if not isinstance(scheduler, DDIMScheduler):
                 scheduler.set_begin_index(len(scheduler.timesteps) - len(timesteps))
             abar = self.abar_T[int(timesteps[0])]
@@ -279,6 +281,14 @@ def noised(x_BCHW: Tensor, drawn: Draw, schedule: DDIMScheduler, abar_T: Tensor)
     if schedule.config.prediction_type == "v_prediction":
         return noisy_BCHW, a_B111 * eps_BCHW - s_B111 * x_BCHW
     return noisy_BCHW, eps_BCHW
+
+
+def _left(scheduler: Sampler, depth: float, steps: int) -> Tensor:
+    """The timesteps that are left to an image made noisy up to `depth` of so many. Raises: BadInput: none."""
+    timesteps: Tensor = scheduler.timesteps[scheduler.timesteps <= depth * steps]
+    if not len(timesteps):
+        raise BadInput(f"expected a sampler with a step below {depth:g} of the way, found {len(scheduler.timesteps)} steps")
+    return timesteps
 
 
 def require_steps(schedule: DDIMScheduler, sampling: Sampling) -> None:

@@ -1,5 +1,9 @@
 """What an image shows, by a vote of the real images nearest to it: for classes that the judge has no word for.
 
+The judge's features still tell images that it has no word for from others, so what an image shows is decided by a vote of the
+real images nearest to it: no second judge is to be trained, and a novel image that is not recognised makes the control weaker
+and the gate stricter.
+
 Two that learn are compared, one a class of the data and one a class of turned images, and each is asked now and then how much
 of what it draws shows what it was taught. The judge knows only one of the two, and it must choose: whatever is nearer to a 3
 than to any other digit is a 3 to it, long before it is one. So neither is asked of the judge. Both are put to the same vote, in
@@ -40,15 +44,21 @@ class Electorate:
     """int64: a class; one more than the last for the novel class; or nothing."""
 
     @classmethod
-    def of(cls, env: Env, forgotten: int, novel: Novel) -> Self:
-        """Training images of every class and of the novel one, and pictures half-way. Raises: JudgeUnfit."""
+    def of(cls, env: Env, forgotten: int, novel: Novel, *, half_way: bool) -> Self:
+        """Training images of every class and of the novel one. Raises: JudgeUnfit.
+
+        Args:
+            half_way: pictures half-way vote, too. They belong where both arms of an attack are asked by vote; where the other
+                arm is asked of the judge, which must choose, they would be a handicap of one.
+        """
         data, count = env.dataset, len(env.spec.class_names)
         members = [data.images_NCHW[data.train_of([k])[:MEMBERS]] for k in range(count)] + [novel.train_NCHW[:MEMBERS]]
-        labels = [torch.full((len(images),), k) for k, images in enumerate(members)]
-        source = generator(env.spec.verification_seed, "electorate", forgotten)
-        halves_NCHW = torch.cat([_half_way(members, k, source) for k in (forgotten, count)])
-        features = [env.judge.look(images_NCHW).features_ND for images_NCHW in (torch.cat(members), halves_NCHW)]
-        return cls(torch.cat(features), torch.cat([*labels, torch.full((len(halves_NCHW),), NOTHING)]))
+        images, labels = [*members], [torch.full((len(some),), k) for k, some in enumerate(members)]
+        if half_way:
+            source = generator(env.spec.verification_seed, "electorate", forgotten)
+            images.append(torch.cat([_half_way(members, k, source) for k in (forgotten, count)]))
+            labels.append(torch.full((len(images[-1]),), NOTHING))
+        return cls(env.judge.look(torch.cat(images)).features_ND, torch.cat(labels))
 
     def shown(self, features_ND: Tensor, label: int) -> Tensor:
         """bool (N,): do most of the nearest stand for this?"""

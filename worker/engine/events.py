@@ -63,3 +63,29 @@ class Eta:
         """None until one unit is done."""
         done = completed - self._done_before
         return (self._clock() - self._began) / done * (total - completed) if done > 0 else None
+
+
+class Progress:
+    """How many units of a phase's work are done of how many, told at every step. The pace counts from the first step on."""
+
+    def __init__(self, events: Events, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._events, self._unit, self._clock = events, unit, clock
+        self._done, self._wanted = 0, 0
+        self._eta: Eta | None = None
+
+    def foresee(self, left: int) -> None:
+        """So many units are left, whatever was said before."""
+        self._wanted = self._done + left
+
+    def expect(self, more: int) -> None:
+        """So many units more than was foreseen."""
+        self._wanted += more
+
+    def advance(self, units: int) -> None:
+        """So many units are done; 0 is a sign of life."""
+        if self._eta is None:  # not before: what came earlier, such as training a judge, says nothing of the pace
+            self._eta = Eta(0, self._clock)
+        self._done += units
+        self._wanted = max(self._wanted, self._done)
+        left = self._eta.remaining(self._done, self._wanted)
+        self._events.progress(self._done, self._wanted, self._unit, remaining_seconds=left)

@@ -235,6 +235,16 @@ class Generator(Labelled, Protocol):
         """
         ...
 
+    def begins_at(self, depth: float, sampling: Sampling) -> float:
+        """t / T from which `sample` really denoises images that are begun up to `depth`: the sampler's next step below it.
+
+        Of few steps that may be far below.
+
+        Raises:
+            BadInput: the sampler has no step below it.
+        """
+        ...
+
     @property
     def timesteps(self) -> int:
         """T of its noise schedule: `draw` gives `t` in [0, T)."""

@@ -138,7 +138,7 @@ def _obtain(run: Run, settings: Settings, groups: list[list[int]]) -> Table:
         tasks = [_Task(run, _everything(run, group), settings) for group in groups]
         fisher_GP = torch.stack(_measure(run, tasks, settings))
         if run.ranks.first:
-            _save(run.cache / key, fisher_GP)
+            _save(run.cache / key, fisher_GP, run.spec.base_digest)
     run.events.note({"fisher": "measured" if absent else "cached", "key": key[:12]})
     return Table(tuple(len(run.dataset.train_of(group)) for group in groups), fisher_GP)
 
@@ -171,14 +171,18 @@ def _everything(run: Run, classes: Sequence[int]) -> Stream:
     return Stream("fisher-" + "-".join(map(str, classes[:1])), SEED, indices_N, run.dataset.labels_N[indices_N])
 
 
-def _save(folder: Path, fisher_GP: Tensor) -> None:
-    """Numbers first, record last, each by rename: a table without a record is no table."""
+def _save(folder: Path, fisher_GP: Tensor, weights: str) -> None:
+    """Numbers first, record last, each by rename: a table without a record is no table.
+
+    Args:
+        weights: digest of those it is of, by which it is found once they are replaced.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".fisher.part"
     save_file({"fisher_GP": fisher_GP.contiguous()}, part)
     digest = sha256_of(part)
     part.replace(folder / "fisher.safetensors")
-    write_atomically(folder / "fisher.json", json.dumps({"sha256": digest}).encode())
+    write_atomically(folder / "fisher.json", json.dumps({"sha256": digest, "weights": weights}).encode())
     sync_directory(folder)
 
 

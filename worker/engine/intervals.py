@@ -85,6 +85,15 @@ def hits_at(members_M: Floats, others_U: Floats, false_positive_rate: float) -> 
     return int((members_M > np.sort(others_U)[::-1][int(false_positive_rate * len(others_U))]).sum())
 
 
+def chance_of_as_many(hits: int, members: int, others: int, false_positive_rate: float) -> float:
+    """How likely at least so many `hits_at` are where members score as others do; see `chance_of_hits`.
+
+    Beside few others the bound of a binomial rate takes luck for knowledge: the score that 1 % of twenty lie above is anywhere.
+    """
+    rank = int(false_positive_rate * others) + 1
+    return float(betabinom.sf(hits - 1, members, rank, others - rank + 1))
+
+
 def chance_of_hits(members: int, others: int, false_positive_rate: float, max_rate: float, *, alpha: float = ALPHA) -> float:
     """How likely the bound of `hits_at`, as a rate, is at most `max_rate` where members score as others do.
 

@@ -188,7 +188,7 @@ def cache_key(
     """SHA-256 of everything that decides the judge's weights: recipe, policy, data, their order, and who is held out."""
     ingredients = {
         "recipe": recipe_of(region, seat),
-        "policy": policy.model_dump(mode="json", exclude={"judges"}),  # alone or not, it learns the same
+        "policy": policy.model_dump(mode="json", exclude={"judges", "slack"}),  # of these it learns nothing
         "dataset": dataset_digest,
         "held_out": sorted(i for i, held in zip(dataset.ids, dataset.held_out_N.tolist(), strict=True) if held),
         "shape": list(dataset.image_shape),

@@ -23,6 +23,7 @@ def look(
     run: Callable[[C], tuple[Finding, ...]],
     enlarge: Callable[[C], C | None],
     announce: Callable[[Sequence[C]], None] = lambda checks: None,
+    beside: Sequence[Finding] = (),
 ) -> tuple[list[Finding], int]:
     """Run all checks, and while the verdict is INCONCLUSIVE those with open findings on twice the samples.
 
@@ -30,13 +31,14 @@ def look(
         run: what one check finds.
         enlarge: the same check on twice the samples; None where it takes none, or can take no more.
         announce: told of checks that are about to be run again.
+        beside: what else was found, and counts in the verdict.
 
     Returns:
-        What was found at last, in the order of the checks, and how many looks it took: at most as the policy allows.
+        What these checks found at last, in the order of the checks, and how many looks it took: at most as the policy allows.
     """
     checks, found = list(checks), [run(check) for check in checks]
     looks = 1
-    while looks < spec.policy.looks and decide(_all(found), spec) == "INCONCLUSIVE":
+    while looks < spec.policy.looks and decide([*_all(found), *beside], spec) == "INCONCLUSIVE":
         undecided = [i for i, some in enumerate(found) if any(f.gating and f.open for f in some)]
         larger = {i: again for i in undecided if (again := enlarge(checks[i])) is not None}
         if len(larger) < len(undecided):  # one of them stays as it is, so the verdict cannot become PASS

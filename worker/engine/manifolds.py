@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -34,15 +34,6 @@ MOST = 5_000
 """Items of a side; distances of all pairs are kept."""
 
 Flags = NDArray[np.bool_]
-
-
-def protocol_id(nearest: int, judge: str) -> str:
-    """What must be equal for two figures to be comparable, beside the number of items.
-
-    Args:
-        judge: SHA-256 of the weights of the judge in whose features is measured.
-    """
-    return f"prdc-{version('prdc')}/k={nearest}/judge={judge[:16]}"
 
 
 def figures(real_ND: Floats, drawn_MD: Floats, nearest: int = NEAREST) -> dict[Measure, float]:
@@ -106,6 +97,14 @@ def radii(rows_ND: Floats, nearest: int = NEAREST) -> Floats:
     """(N,) from each item to its k-th nearest neighbour, itself not counted."""
     wide_N: Floats = np.partition(cdist(rows_ND, rows_ND), nearest, axis=1)[:, nearest]
     return wide_N
+
+
+def thinned(rows_ND: Floats, most: int = MOST) -> Floats:
+    """Evenly chosen rows, so that every class keeps its share, where all pairs would not fit."""
+    if len(rows_ND) <= most:
+        return rows_ND
+    chosen: Sequence[int] = np.linspace(0, len(rows_ND) - 1, most).round().astype(int).tolist()
+    return rows_ND[chosen]
 
 
 def draws(rng: np.random.Generator, resamples: int, n: int) -> Floats:

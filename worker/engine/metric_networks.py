@@ -12,7 +12,7 @@ Shape suffixes: B images of a call, N all images, C channels, H, W pixels, D fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,9 +56,9 @@ class Inception:
             raise BadModel(f"expected a TorchScript module in {path.name}, found something else") from error
 
     @property
-    def protocol(self) -> str:
-        """How images are looked at, in words."""
-        return f"resized to {SIDE} px, bicubic, antialiased (as clean-fid), Inception {self.sha256}"
+    def protocol_id(self) -> str:
+        """How images are looked at: see `resized`, and by which file."""
+        return f"{SIDE}-bicubic-antialias/inception={self.sha256}"
 
     def look(self, images_NCHW: Tensor, busy: Busy) -> tuple[Tensor, Tensor]:
         """float64 features (N, D) and probabilities (N, K) on the CPU.
@@ -70,17 +70,24 @@ class Inception:
             BadModel: the network answers with other shapes than a `(B, D)` and a `(B, K)`, or not with finite probabilities.
             BadInput: images of another number of channels.
         """
-        features, probabilities = [], []
-        for images_BCHW in _parts(images_NCHW):
-            x_BCHW = resized(images_BCHW.to(self._device))
-            features.append(self._asked(x_BCHW, return_features=True))
-            probabilities.append(self._asked(x_BCHW, no_output_bias=True))
-            busy()
-        features_ND, probabilities_NK = torch.cat(features), torch.cat(probabilities)
+        features_ND, probabilities_NK = self._answers(images_NCHW, busy, {"return_features": True}, {"no_output_bias": True})
         total_N = probabilities_NK.sum(dim=1)
         if not (probabilities_NK.ge(0).all() and torch.allclose(total_N, torch.ones_like(total_N), atol=1e-3)):
             raise BadModel(f"expected probabilities of {FOLDERS['inception']} that sum to 1, got others")
         return features_ND, probabilities_NK / total_N[:, None]
+
+    def features(self, images_NCHW: Tensor, busy: Busy) -> Tensor:
+        """float64 features (N, D) alone. Raises: as `look`."""
+        return self._answers(images_NCHW, busy, {"return_features": True})[0]
+
+    def _answers(self, images_NCHW: Tensor, busy: Busy, *hows: Mapping[str, bool]) -> list[Tensor]:
+        """One answer a way of asking; each image is resized once."""
+        found = []
+        for images_BCHW in _parts(images_NCHW):
+            x_BCHW = resized(images_BCHW.to(self._device))
+            found.append([self._asked(x_BCHW, **how) for how in hows])
+            busy()
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     @torch.no_grad()
     def _asked(self, x_BCHW: Tensor, **how: bool) -> Tensor:
@@ -125,9 +132,9 @@ class Clip:
         self._model = model.to(device).eval()
 
     @property
-    def protocol(self) -> str:
-        """How images are looked at, in words."""
-        return f"prepared by its image processor, transformers {transformers.__version__}, CLIP {self.sha256}"
+    def protocol_id(self) -> str:
+        """How images are looked at: as the image processor of these files prepares them."""
+        return f"transformers-{transformers.__version__}/clip={self.sha256}"
 
     @torch.no_grad()
     def look(self, images_NCHW: Tensor, busy: Busy) -> Tensor:

@@ -24,7 +24,7 @@ from worker.engine.judge_networks import FIRST, SECOND, Seat
 from worker.engine.region import Region
 
 SLACK = 0.03
-"""Above the judges' false alarms on real images: samples are harder to judge."""
+"""Above the judges' false alarms on real images, where a policy names none: samples are harder to judge."""
 
 Opinions = tuple[Judged, ...]
 """What each judge says of the same images."""
@@ -77,6 +77,11 @@ class Panel:
         if class_index not in self._real:
             self._real[class_index] = self.look(self._dataset.images_NCHW[self._dataset.held_out_of([class_index])])
         return self._real[class_index]
+
+    @property
+    def slack(self) -> float:
+        """Above their false alarms on real images, how often samples may show a class that is not there."""
+        return SLACK if self._policy.slack is None else self._policy.slack
 
     def false_positive_rate(self, class_index: int) -> float:
         """Share of the held-out real images of all other classes that show the class, 0-1. Raises: JudgeUnfit."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.contract import Finding
 from worker.engine.statistics import lower_bound, upper_bound
-from worker.engine.verifier import Subject
+from worker.engine.verifier import Env, Subject
 
 
 def at_most(
@@ -14,8 +14,8 @@ def at_most(
 ) -> Finding:
     """A rate held against a threshold by its exact upper bound.
 
-    So few that not even none would pass: underpowered, and it gates nothing. Not passed, but not refuted by the lower bound
-    either: open.
+    So few that not even none would pass: underpowered, and it gates nothing, unless those few refute it all the same. Not
+    passed, but not refuted by the lower bound either: open.
 
     Args:
         about: the finding's other fields: check, metric, detail, class_index, class_name.
@@ -36,7 +36,16 @@ def at_most(
         count=hits,
         **about,
     )
-    return finding if upper_bound(0, n, alpha=alpha) <= threshold else underpowered(finding)
+    powerless = upper_bound(0, n, alpha=alpha) > threshold and lower <= threshold
+    return underpowered(finding) if powerless else finding
+
+
+def loosened(env: Env, k: int, asked: float, effective: float) -> str:
+    """What a detail says where a threshold is not what the check was asked for, and why; nothing where it is."""
+    if effective <= asked:
+        return ""
+    rate = env.false_positive_rate(k)
+    return f"; effective threshold {effective:.4g}, not {asked:g}: false alarms {rate:.4g}, slack {env.slack:g}"
 
 
 def underpowered(finding: Finding) -> Finding:

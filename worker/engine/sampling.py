@@ -281,8 +281,7 @@ def asked_for(
         return model, torch.full_like(y_B, model.null_label)
     if not len(y_B):  # a rank without a row to draw
         return model, y_B
-    others = (label.other,) if isinstance(label.other, int) else label.other
-    other_B = torch.tensor([others[seed % len(others)] for seed in seeds], dtype=torch.int64)
+    other_B = torch.tensor([label.other_of(seed) for seed in seeds], dtype=torch.int64)
     pairs_M2, which_B = torch.stack([y_B, other_B], dim=1).unique(dim=0, return_inverse=True)
     own_MX, other_MX = model.conditioning(pairs_M2[:, 0]), model.conditioning(pairs_M2[:, 1])
     return model.with_labels((1 - label.weight) * own_MX + label.weight * other_MX), model.label_count + which_B

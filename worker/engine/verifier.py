@@ -9,10 +9,8 @@ Shapes: N images, C channels, H height, W width, h, w cells of a mask, K classes
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -25,30 +23,19 @@ from worker.engine import panel, registry
 from worker.engine.compression import Compression
 from worker.engine.data import Dataset
 from worker.engine.errors import BadInput, EngineError, OutOfMemory
-from worker.engine.events import Eta, Events
-from worker.engine.family import Classifier, Family, ImageToImage, Kind
+from worker.engine.events import Events, Progress
+from worker.engine.family import Classifier, Family, Kind
 from worker.engine.features import features_of
 from worker.engine.judge import Judge, Judged
 from worker.engine.judge_networks import FIRST
 from worker.engine.panel import Opinions, Panel
 from worker.engine.region import Region
-from worker.engine.sampling import SamplingFailed, Studio, completion_seed, sample_seed
+from worker.engine.samples import Need as Need
+from worker.engine.samples import Samples
+from worker.engine.samples import Subject as Subject
+from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.statistics import ALPHA
-from worker.engine.streams import generator
 from worker.engine.ways import DRAWN, Way
-
-Subject = Literal["candidate", "original", "parent", "reference"]
-
-
-@dataclass(frozen=True)
-class Need:
-    """Images that a check will ask for: said beforehand, so that progress has a total and batches are full."""
-
-    subject: Subject
-    class_index: int
-    n: int
-    way: Way = DRAWN
-    """Of completions, the class's first n in `Env.shown` are completed, or as many as there are; so of images to begin with."""
 
 
 class Params(BaseModel):
@@ -120,8 +107,9 @@ class Env:
         """What lies in `out/`."""
         self.promised_files = promised_files
         """What the manifest says lies there."""
-        self._studio, self._device, self._events = studio, device, events
-        self._samples: dict[tuple[Subject, int, Way], Tensor] = {}
+        self._studio, self._device = studio, device
+        self._progress = Progress(events, "image")
+        self._samples = Samples(spec, dataset, studio, self._progress)
         self._judged: dict[tuple[Subject, int, Way], Opinions] = {}
         self._answers: dict[tuple[Subject, int, Compression], Tensor] = {}
         self._features: dict[tuple[Subject, str], Tensor] = {}
@@ -130,8 +118,6 @@ class Env:
         """Level of every one-sided test of this look."""
         self.curves: list[Curve] = []
         """What checks leave for people to look at, beside their findings."""
-        self._drawn, self._wanted = 0, 0
-        self._eta: Eta | None = None
 
     # ------------------------------------------------------------------------------------------------------- the subjects
 
@@ -147,15 +133,15 @@ class Env:
 
     def busy(self) -> None:
         """A sign of life from a check that works long without drawing: who watches takes silence for a hang."""
-        self._report_progress(0)
+        self._progress.advance(0)
 
     def load(self, subject: Subject, compression: Compression = "none") -> Family:
         """A subject's model from its saved files, shared with everyone who asks. Raises: BadModel."""
-        return self._studio.load(self._resolved(subject), compression)
+        return self._studio.load(self._samples.resolved(subject), compression)
 
     def fresh(self, subject: Subject) -> Family:
         """The same, of one's own: an attack trains it. Raises: BadModel."""
-        return self._studio.fresh(self._resolved(subject))
+        return self._studio.fresh(self._samples.resolved(subject))
 
     @property
     def reference(self) -> Subject | None:
@@ -164,7 +150,7 @@ class Env:
 
     def announce(self, needs: Iterable[Need]) -> None:
         """All samples that will be asked for, by all checks: the total of the progress events."""
-        self._wanted = self._drawn + sum(self._missing(needs).values())
+        self._progress.foresee(sum(self._samples.missing(needs).values()))
 
     def prefetch(self, needs: Iterable[Need]) -> None:
         """Draw what is missing of these in full batches, one subject after the other.
@@ -172,9 +158,7 @@ class Env:
         Raises:
             SamplingFailed: a subject cannot be loaded or drawn from, or gave too few images.
         """
-        missing = self._missing(needs)
-        for subject, way in sorted(dict.fromkeys((s, way) for s, _, way in missing), key=lambda group: group[0]):
-            self._make(subject, way, {k: n for (s, k, w), n in missing.items() if (s, w) == (subject, way)})
+        self._samples.prefetch(needs)
 
     def samples(self, subject: Subject, class_index: int, n: int, way: Way = DRAWN) -> Tensor:
         """The first n images (n, C, H, W), uint8, that a subject draws for a class; image i has the same noise in all.
@@ -182,7 +166,7 @@ class Env:
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        return self._made(Need(subject, class_index, n, way))
+        return self._samples.of(Need(subject, class_index, n, way))
 
     def samples_under(self, subject: Subject, rows_MX: Tensor, class_index: int, n: int) -> Tensor:
         """(M, n, C, H, W) uint8: the first n images that a generator draws under each of M labels that are not its own.
@@ -192,70 +176,7 @@ class Env:
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        wanted = [(m, i) for m in range(len(rows_MX)) for i in range(n)]
-        rows_MX, parts = rows_MX.detach().cpu(), []
-        self._wanted += len(wanted)
-        for begin in range(0, len(wanted), self._studio.round_size):
-            chunk = wanted[begin : begin + self._studio.round_size]
-            self._report_progress(0)
-            seeds = [sample_seed(self.spec.verification_seed, class_index, i) for _, i in chunk]
-            parts.append(self._studio.draw(self._resolved(subject), [m for m, _ in chunk], seeds, rows_MX=rows_MX))
-            self._report_progress(len(chunk))
-        return torch.cat(parts).unflatten(0, (len(rows_MX), n))
-
-    def _made(self, need: Need) -> Tensor:
-        """What was asked for, out of what is there already and the rest."""
-        self.prefetch([need])
-        return self._samples[self._resolved(need.subject), need.class_index, need.way][: need.n]
-
-    def _resolved(self, subject: Subject) -> Subject:
-        """A first request's parent *is* the original: the same bytes are loaded and drawn from once."""
-        same = self.spec.base_digest == self.spec.original_digest
-        return "original" if subject == "parent" and same else subject
-
-    def _missing(self, needs: Iterable[Need]) -> dict[tuple[Subject, int, Way], int]:
-        wanted: dict[tuple[Subject, int, Way], int] = {}
-        for need in needs:
-            key = (self._resolved(need.subject), need.class_index, need.way)
-            of = _taken_from(need)
-            there_are = need.n if of is None else len(self.shown(of, need.n))
-            wanted[key] = max(wanted.get(key, 0), there_are)
-        more = {key: n - len(self._samples.get(key, ())) for key, n in wanted.items()}
-        return {key: n for key, n in more.items() if n > 0}
-
-    def _make(self, subject: Subject, way: Way, missing: dict[int, int]) -> None:
-        have = {k: len(self._samples.get((subject, k, way), ())) for k in missing}
-        wanted = [(k, i) for k, n in missing.items() for i in range(have[k], have[k] + n)]
-        parts = []
-        for begin in range(0, len(wanted), self._studio.round_size):
-            chunk = wanted[begin : begin + self._studio.round_size]
-            self._report_progress(0)
-            parts.append(self._draw(subject, chunk, way) if way.corruption is None else self._complete(subject, chunk, way))
-            self._report_progress(len(chunk))
-        for k, new in zip(missing, torch.cat(parts).split(list(missing.values())), strict=True):
-            old = self._samples.get((subject, k, way))
-            self._samples[subject, k, way] = new if old is None else torch.cat([old, new])
-
-    def _draw(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
-        seeds = [sample_seed(self.spec.verification_seed, k, i) for k, i in chunk]
-        begun = [] if way.begin is None else self.shown(way.begin.shows)[[i for _, i in chunk]].tolist()
-        return self._studio.draw(subject, [k for k, _ in chunk], seeds, way=way, begun=begun)
-
-    def _complete(self, subject: Subject, chunk: list[tuple[int, int]], way: Way) -> Tensor:
-        corruption = way.corruption
-        assert corruption is not None
-        shown = {k: self.shown(k).tolist() for k, _ in chunk}
-        indices = [shown[k][i] for k, i in chunk]
-        hidden_Nhw = self._hidden(corruption, indices)
-        return self._studio.complete(subject, indices, hidden_Nhw, self._seeds(corruption, indices), way=way)
-
-    def _report_progress(self, images: int) -> None:
-        if self._eta is None:  # only from the first image on: training the judge says nothing of the pace of sampling
-            self._eta = Eta(0, time.monotonic)
-        self._drawn += images
-        self._wanted = max(self._wanted, self._drawn)
-        left = self._eta.remaining(self._drawn, self._wanted)
-        self._events.progress(self._drawn, self._wanted, "image", remaining_seconds=left)
+        return self._samples.under(subject, rows_MX, class_index, n)
 
     # -------------------------------------------------------------------------------------------------------- the answers
 
@@ -265,7 +186,7 @@ class Env:
         Raises:
             SamplingFailed: see `answers_to`.
         """
-        key = (self._resolved(subject), class_index, compression)
+        key = (self._samples.resolved(subject), class_index, compression)
         if key not in self._answers:
             self._answers[key] = self.answers_to(subject, self.dataset.held_out_of([class_index]), compression)
         return self._answers[key]
@@ -276,8 +197,8 @@ class Env:
         Raises:
             SamplingFailed: the subject cannot be loaded, or an answer is not finite.
         """
-        self._wanted += len(index_N)
-        self._report_progress(0)
+        self._progress.expect(len(index_N))
+        self._progress.advance(0)
         try:
             model = cast(Classifier, self.load(subject, compression))
             logits_NK = model.logits(self.dataset.images_NCHW[index_N])
@@ -285,7 +206,7 @@ class Env:
             raise
         except EngineError as error:
             raise SamplingFailed(f"no answers of the {subject}: {error}") from error
-        self._report_progress(len(index_N))
+        self._progress.advance(len(index_N))
         return logits_NK
 
     def features(self, subject: Subject, images_NCHW: Tensor) -> Tensor:
@@ -294,17 +215,17 @@ class Env:
         Raises:
             SamplingFailed: the subject cannot be loaded, has no such features, or one is not finite.
         """
-        key = (self._resolved(subject), hashlib.sha256(images_NCHW.contiguous().numpy()).hexdigest())
+        key = (self._samples.resolved(subject), hashlib.sha256(images_NCHW.contiguous().numpy()).hexdigest())
         if key not in self._features:
-            self._wanted += len(images_NCHW)
-            self._report_progress(0)
+            self._progress.expect(len(images_NCHW))
+            self._progress.advance(0)
             try:
                 self._features[key] = features_of(self.load(subject), images_NCHW, self.spec.verification_seed)
             except OutOfMemory:
                 raise
             except EngineError as error:
                 raise SamplingFailed(f"no features of the {subject}: {error}") from error
-            self._report_progress(len(images_NCHW))
+            self._progress.advance(len(images_NCHW))
         return self._features[key]
 
     # ---------------------------------------------------------------------------------------------------- the completions
@@ -314,9 +235,7 @@ class Env:
 
         All that there are, where they are fewer.
         """
-        held_N = self.dataset.held_out_of([class_index])
-        source = generator(self.spec.verification_seed, "held-out", class_index)
-        return held_N[torch.randperm(len(held_N), generator=source)][:n]
+        return self._samples.shown(class_index, n)
 
     def hidden(self, corruption: MaskSpec, class_index: int, n: int) -> Tensor:
         """bool (N, h, w): what is hidden of those images; the same whoever completes them.
@@ -324,7 +243,7 @@ class Env:
         Raises:
             SamplingFailed: nothing, or everything, or the original says of how many pixels a cell is and cannot be loaded.
         """
-        return self._hidden(corruption, self.shown(class_index, n).tolist())
+        return self._samples.hidden(corruption, self.shown(class_index, n).tolist())
 
     def covered(self, corruption: MaskSpec, class_index: int, n: int) -> Tensor:
         """bool (N, 1, H, W): the same, pixel by pixel."""
@@ -338,28 +257,11 @@ class Env:
         Raises:
             SamplingFailed: as for `prefetch`.
         """
-        return self._made(Need(subject, class_index, n, Way(corruption, prompted)))
+        return self._samples.of(Need(subject, class_index, n, Way(corruption, prompted)))
 
     def region(self, corruption: MaskSpec) -> Region:
         """What a corruption hides of an image, in the cells of this lineage's models. Raises: SamplingFailed."""
-        try:
-            cell = cast(ImageToImage, self.load("original")).cell
-        except OutOfMemory:
-            raise
-        except EngineError as error:
-            raise SamplingFailed(f"no completions of the original: {error}") from error
-        return Region(corruption, cell)
-
-    def _hidden(self, corruption: MaskSpec, indices: list[int]) -> Tensor:
-        region = self.region(corruption)
-        try:
-            grid = masks.grid_of(self.dataset.image_shape[1:], region.cell)
-            return masks.masks(corruption, grid, self._seeds(corruption, indices))
-        except EngineError as error:
-            raise SamplingFailed(f"no image can be hidden as the policy says: {error}") from error
-
-    def _seeds(self, corruption: MaskSpec, indices: list[int]) -> list[int]:
-        return [completion_seed(self.spec.verification_seed, corruption, self.dataset.ids[i]) for i in indices]
+        return self._samples.region(corruption)
 
     # ---------------------------------------------------------------------------------------------------------- the judges
 
@@ -425,14 +327,19 @@ class Env:
     def forget_threshold(self, class_index: int, floor: float) -> float:
         """tau_f: the rate up to which a class counts as forgotten, never below what the judges see where it is not.
 
-            max(floor, FPR_J + 0.03)
+            max(floor, FPR_J + slack)
 
         Raises: JudgeUnfit.
         """
-        return max(floor, self.false_positive_rate(class_index) + panel.SLACK)
+        return max(floor, self.false_positive_rate(class_index) + self.slack)
+
+    @property
+    def slack(self) -> float:
+        """What the policy allows samples above the judges' false alarms on real images: they are harder to judge."""
+        return self._panel.slack
 
     def _opinions(self, subject: Subject, class_index: int, n: int, way: Way) -> Opinions:
-        key = (self._resolved(subject), class_index, way)
+        key = (self._samples.resolved(subject), class_index, way)
         images_NCHW = self.samples(subject, class_index, n, way)
         if key not in self._judged or len(self._judged[key][0].features_ND) < len(images_NCHW):
             self._judged[key] = self._panel.look(images_NCHW)
@@ -446,13 +353,6 @@ class Env:
         """Random numbers for resampling, decided by the verification seed and the purpose alone."""
         text = f"{self.spec.verification_seed}/{purpose}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()))
-
-
-def _taken_from(need: Need) -> int | None:
-    """The class whose held-out images a sample is made of; None: of noise alone."""
-    if need.way.begin is not None:
-        return need.way.begin.shows
-    return None if need.way.corruption is None else need.class_index
 
 
 def level(spec: Spec) -> float:

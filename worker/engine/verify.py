@@ -17,7 +17,7 @@ from types import ModuleType
 from pydantic import ValidationError
 
 from worker.contract import Check, Finding, JobDirectory, Manifest, Report, Spec, Verdict, document_digest, tree_digest
-from worker.engine import distributed, evidence, evidence_of_answers, evidence_of_completions, registry
+from worker.engine import distributed, evidence, evidence_of_answers, evidence_of_completions, registry, retrained
 from worker.engine.data import load_dataset
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
@@ -30,10 +30,11 @@ from worker.engine.looks import look
 from worker.engine.region import described
 from worker.engine.sampling import SamplingFailed, Studio
 from worker.engine.verifier import Env, Need, Params, Verifier
-from worker.verdict import decide, owed, tier_reached, unmeasured_units
+from worker.verdict import decide, owed, tier_reached, unmeasured_units, unproved_references
 
 PHASE = "verifying"
-PUBLISHED = "published_metrics"
+PUBLISHED: dict[Kind, str] = {"i2i": "published_metrics", "generator": "published_distances"}
+"""What is reported where the operator mounts the weights, asked for or not."""
 PICTURES: dict[Kind, ModuleType] = {
     "generator": evidence,
     "classifier": evidence_of_answers,
@@ -60,7 +61,8 @@ def run(job: JobDirectory, ranks: Ranks | None = None) -> Report:
 
     Raises:
         BadInput: spec or data cannot be worked on.
-        Integrity: weights or data are not the registered ones, or the manifest is not this spec's, whole and complete.
+        Integrity: weights or data are not the registered ones, the reference is one of the models that it is compared with, or
+            the manifest is not this spec's, whole and complete.
         OutOfMemory: a rank's device is too small.
     """
     if ranks is not None:
@@ -86,6 +88,9 @@ def _run(job: JobDirectory, ranks: Ranks) -> Report:
     if spec.reference_digest is not None:
         require_digest(job.reference, spec.reference_digest, "the weights of the reference")
     manifest, files = read_manifest(job, spec), entries(job.out)
+    if spec.reference_digest is not None:
+        others = {"base model": spec.base_digest, "original": spec.original_digest, "candidate": tree_digest(files)}
+        retrained.require_another(spec.reference_digest, others)
     dataset = load_dataset(job, spec)
     studio = Studio(
         family,
@@ -148,8 +153,9 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
     """Run every check, draw the evidence, and sum up. First rank only."""
     due = owed(env.spec)
     plans = [plan(check, env.spec, env.kind) for check in env.spec.policy.checks if check.verifier in due]
+    looking = [plan(check, env.spec, env.kind) for check in retrained.unasked_look(env.spec, env.kind)]
     unasked = [plan(check, env.spec, env.kind) for check in unasked_checks(env.spec, env.kind)]
-    env.announce([need for p in (*plans, *unasked) for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
+    env.announce([need for p in (*looking, *plans, *unasked) for need in p.needs] + list(PICTURES[env.kind].needs(env.spec)))
     seconds: dict[str, float] = {}
 
     def timed(planned: Planned) -> tuple[Finding, ...]:
@@ -164,7 +170,11 @@ def measure(env: Env, ranks: Ranks, began: float) -> Report:
         env.curves[:] = [curve for curve in env.curves if curve.check not in names]
         env.announce([need for planned in again for need in planned.needs])
 
-    findings, looks = look(plans, env.spec, run=timed, enlarge=lambda planned: doubled(planned, env), announce=announce)
+    beside = [f for planned in looking for f in timed(planned) if f.subject == "reference" or f.metric == "not_measured"]
+    findings, looks = look(
+        plans, env.spec, run=timed, enlarge=lambda planned: doubled(planned, env), announce=announce, beside=beside
+    )
+    findings += beside
     findings += draw_evidence(env, findings)
     informed: list[Finding] = []
     for planned in unasked:
@@ -240,10 +250,10 @@ def run_check(planned: Planned, env: Env) -> tuple[Finding, ...]:
 
 
 def unasked_checks(spec: Spec, kind: Kind) -> tuple[Check, ...]:
-    """What is reported whatever the policy: published figures of completions, where the operator mounts the weights."""
+    """What is reported whatever the policy: published figures of samples or completions, where the weights are mounted."""
     named = {check.verifier for check in spec.policy.checks}
-    mounted = kind == "i2i" and spec.metric_weights_digest is not None
-    return (Check(verifier=PUBLISHED),) if mounted and PUBLISHED not in named else ()
+    wanted = PUBLISHED.get(kind) if spec.metric_weights_digest is not None else None
+    return (Check(verifier=wanted),) if wanted is not None and wanted not in named else ()
 
 
 def inform(planned: Planned, env: Env) -> tuple[Finding, ...]:
@@ -298,12 +308,15 @@ def draw_evidence(env: Env, findings: list[Finding]) -> tuple[Finding, ...]:
 def summary(verdict: Verdict, findings: list[Finding], spec: Spec, kind: Kind) -> str:
     """One sentence for people: what was verified, or the first things that stood in the way."""
     if verdict == "PASS":
-        return f"{shown(spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed."
+        weak = list(dict.fromkeys(f.check for f in findings if f.underpowered))
+        excused = f"; underpowered, so that they show nothing: {', '.join(weak)}" if weak else ""
+        return f"{shown(spec, kind)}; all {sum(f.gating for f in findings)} gating findings passed{excused}."
     unmeasured_ = [f"{f.check} could not be measured ({f.detail})" for f in findings if f.metric == "not_measured"]
     failed = [f"{f.check}/{f.metric} {in_figures(f)}: {f.detail}" for f in findings if f.gating and f.passed is not True]
     blind = [_blind(f) for f in findings if f.control and f.passed is not False]
     nobody = [f"no check of the policy measures whether {unit} are forgotten" for unit in unmeasured_units(spec)]
-    reasons = "; ".join([*failed, *unmeasured_, *blind, *nobody][:4]) or "the control was not scored"
+    unproved = [_unproved(findings, spec, k) for k in unproved_references(findings, spec)]
+    reasons = "; ".join([*unproved, *failed, *unmeasured_, *blind, *nobody][:4]) or "the control was not scored"
     undecided = " so many samples neither show it nor refute it:" if verdict == "INCONCLUSIVE" else ""
     return f"Forgetting {asked(spec)} is not verified ({verdict}):{undecided} {reasons}."
 
@@ -326,6 +339,12 @@ def shown(spec: Spec, kind: Kind) -> str:
     if count := len(spec.all_forgotten_samples):
         claims.append(f"answers {evidence.counted(count)} like images that it has never seen")
     return f"The saved model {' and '.join(claims)}"
+
+
+def _unproved(findings: Sequence[Finding], spec: Spec, k: int) -> str:
+    looks = [f for f in findings if f.subject == "reference" and f.class_index == k and f.passed is False]
+    seen = "".join(f": {f.check}{_on(f)} {in_figures(f)}" for f in looks[:1])
+    return f"the reference is not shown to be trained without {spec.class_names[k]}{seen}"
 
 
 def _blind(finding: Finding) -> str:

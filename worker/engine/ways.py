@@ -23,6 +23,10 @@ class Blend:
     """Of several, each image takes one by its seed: all of them are drawn in one batch."""
     weight: float
 
+    def other_of(self, seed: int) -> int:
+        """The class whose label the image of a seed is mixed with."""
+        return self.other if isinstance(self.other, int) else self.other[seed % len(self.other)]
+
 
 @dataclass(frozen=True)
 class Begin:

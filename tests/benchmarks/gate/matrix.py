@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.benchmarks.gate.fakes import Fake
 from tests.benchmarks.gate.subjects import Stage
-from tests.benchmarks.sfron.jobs import make_job
-from worker.contract import Environment, JobDirectory, Manifest, Policy, Report, document_digest
+from tests.benchmarks.sfron.jobs import Subject, make_job
+from worker.contract import Environment, JobDirectory, Manifest, Policy, Report, document_digest, tree_digest
 from worker.engine import registry, verify
 from worker.engine.distributed import Ranks
 from worker.engine.files import entries, write_document
@@ -64,23 +64,41 @@ def measure(stage: Stage, fakes: Sequence[Fake], named: Policy, root: Path, rank
     for fake in fakes:
         candidate = root / "fakes" / fake.name.replace(" ", "-")
         fake.make(stage.subject.model, candidate, stage.setting)
-        yield _row(stage, named, root, ranks, candidate, fake.name, fake.caught_by, due=False)
+        place = _Place(stage, stage.subject, stage.reference(None), named, root, ranks)
+        yield _row(place, candidate, fake.name, fake.caught_by, due=False)
     if named.kind == "generator":
         with _dropping_samples(family):
             checks = frozenset({"forget_rate"})
-            yield _row(stage, named, root, ranks, stage.retrains[0], MISSING, checks, due=False)
+            place = _Place(stage, stage.subject, stage.reference(0), named, root, ranks)
+            yield _row(place, stage.retrains[0], MISSING, checks, due=False)
     for number, retrained in enumerate(stage.retrains):
-        yield _row(stage, named, root, ranks, retrained, f"retrained {number + 1}", frozenset(), due=True)
+        name = f"retrained {number + 1}"
+        place = _Place(stage, stage.retrained_from, stage.reference(number), named, root, ranks)
+        yield _row(place, retrained, name, frozenset(), due=True)
 
 
-def _row(
-    stage: Stage, named: Policy, root: Path, ranks: Ranks, candidate: Path, name: str, caught_by: frozenset[str], *, due: bool
-) -> Row:
+@dataclass(frozen=True)
+class _Place:
+    """Where a candidate stands: what it was made from, and who never saw the class, where somebody is at hand."""
+
+    stage: Stage
+    parent: Subject
+    reference: Path | None
+    policy: Policy
+    root: Path
+    ranks: Ranks
+
+
+def _row(place: _Place, candidate: Path, name: str, caught_by: frozenset[str], *, due: bool) -> Row:
+    stage, parent, ranks = place.stage, place.parent, place.ranks
+    known = {} if place.reference is None else {"reference_digest": tree_digest(entries(place.reference))}
     job = make_job(
-        root / "jobs" / name.replace(" ", "-"), stage.subject, "finetune", {}, seed=1, policy=named,
-        forget_classes=(stage.setting.forgotten,),
+        place.root / "jobs" / name.replace(" ", "-"), parent, "finetune", {}, seed=1, policy=place.policy,
+        forget_classes=(stage.setting.forgotten,), **known,
     )  # fmt: skip
-    shutil.copytree(stage.subject.model, job.out, ignore=shutil.ignore_patterns("*.safetensors"))
+    if place.reference is not None:
+        job.reference.symlink_to(place.reference.resolve())
+    shutil.copytree(parent.model, job.out, ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copytree(candidate, job.out, dirs_exist_ok=True)  # as a worker saves it: what is not weights is as it was
     _answer(job)
     began = time.monotonic()

@@ -18,6 +18,7 @@ from service.policies.service import PolicyInvalid
 from service.requests.service import sha256_of
 from tests.support import ask, code_of, one_database, register, write_json
 from worker import contract, verdict
+from worker.engine.panel import SLACK
 
 TIERED = ("default-v1", "fast-v1", "strict-v1")
 PACKAGED = sorted(path.stem for path in policies.FOLDER.glob("*.json"))
@@ -69,6 +70,7 @@ def test_the_strict_policy_asks_no_less_than_the_default_and_the_fast_one_draws_
     assert set(strict) == set(default)
     assert (strict["forget_rate"]["max_rate"], default["forget_rate"]["max_rate"]) == (0.02, 0.05)
     assert strict["feature_distance"]["max_ratio"] < default["feature_distance"]["max_ratio"]
+    assert document("strict-v1")["kinds"]["generator"]["judge"]["slack"] < SLACK
     assert fast["forget_rate"]["n_per_class"] == 200
     assert 10 <= policies.resolved(document("fast-v1"), "generator")["sampling"]["steps"] <= 20
 
@@ -77,6 +79,40 @@ def test_counts_of_one_are_left_out_as_the_workers_document_leaves_them_out() ->
     classifier = policies.resolved(document("default-v1"), "classifier")
     assert "looks" not in classifier
     assert classifier["attempts"] == 3
+
+
+CHECKS = [{"verifier": "integrity"}, {"verifier": "forget_rate", "params": {"n_per_class": 200, "max_rate": 0.05}}]
+TERSE: dict[str, Any] = {
+    "nothing but checks": {},
+    "a part of the sampling": {"sampling": {"steps": 10}},
+    "a part of the judge": {"judge": {"epochs": 3}},
+    "whole numbers for fractions and the reverse": {
+        "sampling": {"guidance_scale": 2, "steps": 20.0},
+        "judge": {"min_accuracy": 1},
+    },
+    "what is left out, said": {
+        "looks": 1,
+        "attempts": 1,
+        "kind": None,
+        "judge": {"judges": 1},
+        "sampling": {"corruptions": []},
+    },
+    "more than one of each": {"looks": 2, "attempts": 3, "kind": "generator", "judge": {"judges": 2}},
+    "a mask without a seed": {"sampling": {"corruptions": [{"kind": "center", "ratio": 0.25}]}},
+}
+
+
+@pytest.mark.parametrize("case", TERSE)
+@pytest.mark.parametrize("of_kinds", [False, True])
+def test_what_an_operators_file_leaves_out_is_filled_in_as_the_worker_does(tmp_path: Path, case: str, of_kinds: bool) -> None:
+    part = {"checks": CHECKS, **TERSE[case]}
+    if of_kinds:
+        part.pop("kind", None)
+    written = {"name": "mine", "kinds": {"generator": part}} if of_kinds else {"name": "mine", **part}
+    policy = policies.resolved(policies.read(write_json(tmp_path / "p.json", written)), "generator")
+    theirs = contract.Policy.model_validate({"name": "mine", **part, **({"kind": "generator"} if of_kinds else {})})
+    assert policy == theirs.model_dump(mode="json")
+    assert policies.digest(policy) == contract.document_digest(theirs)
 
 
 def test_a_policy_without_a_part_for_the_kind_is_unfit(tmp_path: Path) -> None:
@@ -177,6 +213,17 @@ def test_a_policy_is_shown_as_certificates_digest_it(packaged: TestClient) -> No
         assert part["sha256"] == contract.document_digest(contract.Policy.model_validate(part["policy"]))
     missing = packaged.get("/policies/nonesuch")
     assert (missing.status_code, code_of(missing)) == (404, "policy_not_found")
+
+
+@one_database
+def test_an_operators_terse_policy_is_shown_as_certificates_digest_it(
+    packaged: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {"name": "mine", "checks": CHECKS}
+    monkeypatch.setattr(packaged.app.state.settings, "policy_file", write_json(tmp_path / "p.json", written))  # type: ignore[attr-defined]
+    shown = packaged.get("/policies/mine").json()["by_kind"]["generator"]
+    assert shown["sha256"] == contract.document_digest(contract.Policy.model_validate(written))
+    assert shown["policy"]["judge"]["min_accuracy"] == 0.95
 
 
 @one_database

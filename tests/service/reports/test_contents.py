@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
+from service.certificates import limits
 from service.reports import contents
 from service.reports.charts import MOST_LINES
 from service.reports.figures import figure, span, tick_label, ticks, wilson
@@ -134,9 +135,24 @@ def test_without_a_certificate_nothing_is_guaranteed() -> None:
 
 
 def test_the_digest_is_the_one_that_the_certificate_names() -> None:
-    shown = dict(contents.page(report(), ABOUT).digests)
     expected = document_digest(Report.model_validate(report()))
-    assert shown["This report (reportSha256 of the certificate)"] == expected
+    about = dataclasses.replace(ABOUT, certified_report=expected)
+    assert dict(contents.page(report(), about).digests)["This report, as the certificate has it (reportSha256)"] == expected
+
+
+def test_a_report_that_the_certificate_does_not_name_is_not_called_so() -> None:
+    other = contents.page(report(), dataclasses.replace(ABOUT, certified_report="9" * 64))
+    assert "this one is not what was certified" in dict(other.facts)["Certificate"]
+    assert dict(other.digests)["The report that the certificate names (reportSha256)"] == "9" * 64
+    unpublished = contents.page(report(), dataclasses.replace(ABOUT, certified_report="", checkpoint=""))
+    assert [name for name, _ in unpublished.digests if "report" in name] == ["This report"]
+    assert "Certificate" not in dict(unpublished.facts)
+
+
+def test_earlier_rejected_requests_are_told() -> None:
+    page = contents.page(report(), dataclasses.replace(ABOUT, rejected_before=1))
+    assert dict(page.facts)["Rejected before"] == "1 other request to forget the same of the same version"
+    assert limits.asked_before(1) in page.limits
 
 
 def test_counts_that_must_be_zero_take_one_line_unless_one_is_not() -> None:

@@ -108,10 +108,17 @@ def test_curves_of_checks_that_nobody_knows_are_drawn() -> None:
     assert "somebody: 7.0e+09" in written
 
 
+def test_a_figure_says_under_which_protocol_it_may_be_compared() -> None:
+    named = finding(check="published_distances", metric="retain_fid", protocol_id="fid/float64/inception=ab")
+    reader = Reader(html.render(_page(report("PASS", (named, control())))))
+    assert "fid/float64/inception=ab" in reader.words
+    assert reader.words.count("protocol ") == 1  # the other finding has none
+
+
 def test_a_strangers_text_stays_text() -> None:
     shown = report(
         "FAIL",
-        (finding(class_name=HOSTILE, detail=HOSTILE, metric="m<b>"), control(class_name=HOSTILE)),
+        (finding(class_name=HOSTILE, detail=HOSTILE, protocol_id=HOSTILE, metric="m<b>"), control(class_name=HOSTILE)),
         curves=(curve(name=HOSTILE, subject=HOSTILE, class_name=HOSTILE, x_name=HOSTILE, y_name=HOSTILE),),
         summary=HOSTILE,
     )
@@ -171,6 +178,38 @@ def test_a_picture_that_would_fill_the_memory_is_not_unpacked(monkeypatch: pytes
     assert png._opened(picture(20, 10)) is None
     monkeypatch.setattr(png, "LARGEST_PICTURE", 200)
     assert png._opened(picture(20, 10)) is not None
+
+
+def _written(page: contents.Page, monkeypatch: pytest.MonkeyPatch) -> tuple[list[tuple[float, str]], Image.Image]:
+    """Every text of the picture with the height at which it begins, in pixels; and the picture."""
+    texts: list[tuple[float, str]] = []
+    text = paper.PaperPen.text
+
+    def noted(pen: paper.PaperPen, at: tuple[float, float], words: str, *args: Any, **more: Any) -> None:
+        texts.append(((pen.origin[1] + at[1]) * paper.SCALE, words))
+        text(pen, at, words, *args, **more)
+
+    monkeypatch.setattr(paper.PaperPen, "text", noted)
+    return texts, Image.open(io.BytesIO(png.render(page)))
+
+
+def test_a_picture_that_would_be_too_tall_ends_with_a_line_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = _page(REPORTS["passed"])
+    whole, _ = _written(page, monkeypatch)
+    assert png.CONTINUED not in [words for _, words in whole]
+    monkeypatch.setattr(png, "TALLEST", 1_500)
+    texts, image = _written(page, monkeypatch)
+    assert image.height <= 1_500
+    assert texts[-1][1] == png.CONTINUED
+    assert all(at < image.height for at, _ in texts)
+    assert texts[:-1] == whole[: len(texts) - 1]
+
+
+def test_pictures_of_the_evidence_leave_room_for_what_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    tall = contents.page(report(), ABOUT, [Picture("before_after.png", "w", picture(10, 60_000))])
+    texts, image = _written(tall, monkeypatch)
+    assert image.height <= png.TALLEST
+    assert {"What decided", "Digests"} <= {words for _, words in texts}
 
 
 def test_letters_that_the_typeface_lacks_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,7 @@ def leave_fisher(job: JobDirectory, spec: Spec) -> None:
     folder = job.fishers / hashlib.sha256(spec.request_id.encode()).hexdigest()
     folder.mkdir()
     (folder / "fisher.safetensors").write_bytes(b"F" * int(str(spec.params["fisher_bytes"])))
+    (folder / "fisher.json").write_text(json.dumps({"weights": spec.base_digest}))
     if spec.params.get("fisher_link"):
         (folder / "link").symlink_to("/etc/passwd")
 

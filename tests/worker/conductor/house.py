@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sys
 import time
@@ -12,11 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 
 from service import db
-from service.certificates.signing import FileKeySigner, payload_of
+from service.certificates.dsse import key_of, payload_of
+from service.certificates.signing import KeySigner
 from service.config import Settings, get_settings
 from service.files import FileEntry, dataset_digest, tree_digest
 from service.storage import Store
@@ -61,7 +64,7 @@ def furnish(folder: Path) -> House:
     """A model of ten classes with its dataset, registered."""
     weights, data = folder / "weights", folder / "data"
     model_files = _write(weights, WEIGHTS)
-    data_files = _write(data, {"digits.npz": b"images"})
+    data_files = _write(data, {"digits.npz": npz(30)})
     house = House(new_id("mdl"), new_id("dset"), new_id("mver"), weights, data)
     with db.transaction() as session:
         at = db.now(session)
@@ -83,6 +86,13 @@ def furnish(folder: Path) -> House:
             )
         )  # fmt: skip
     return house
+
+
+def npz(count: int) -> bytes:
+    """A dataset of so many items of ten classes, numbered; its images are nobody's."""
+    written = io.BytesIO()
+    np.savez(written, labels=np.arange(count) % len(CLASSES), images=np.zeros((count, 1, 1), dtype=np.uint8))
+    return written.getvalue()
 
 
 def furnish_proxy(folder: Path) -> tuple[str, Path]:
@@ -136,7 +146,7 @@ def make_room(**changes: Any) -> Room:
     quick = {"lease_seconds": 10.0, "renew_seconds": 0.2, "stop_grace_seconds": 3.0, "max_attempts": 2}
     settings: Settings = get_settings().model_copy(update=quick | changes)
     store = Store(settings.store)
-    signer = FileKeySigner(ec.generate_private_key(ec.SECP256R1()), store)
+    signer = KeySigner(key_of(ec.generate_private_key(ec.SECP256R1())), store)
     return Room(settings, store, signer, identity.owner(), command=fake_engine)
 
 
@@ -162,6 +172,13 @@ def actions(request_id: str) -> list[str]:
     with db.reading() as session:
         chosen = select(LedgerEntry.action).where(LedgerEntry.request_id == request_id).order_by(LedgerEntry.seq)
         return list(session.execute(chosen).scalars())
+
+
+def seq_of(request_id: str, action: str) -> int:
+    """Where the one entry of this action stands in the ledger."""
+    with db.reading() as session:
+        chosen = select(LedgerEntry.seq).where(LedgerEntry.request_id == request_id, LedgerEntry.action == action)
+        return session.scalars(chosen).one()
 
 
 def facts(request_id: str, action: str) -> dict[str, Any]:

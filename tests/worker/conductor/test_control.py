@@ -6,15 +6,20 @@ import itertools
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from kombu.exceptions import OperationalError as BrokerAway
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from service import db, outbox
+from service.audit import ledger, retention
+from service.audit.leaves import LOCAL, RequestClosed
 from service.outbox import Due
 from service.requests import leases
+from service.tables import LedgerPrivate
 from tests.worker.conductor import house as h
 from worker.conductor import app as bell
 from worker.conductor import identity
@@ -162,3 +167,32 @@ def test_a_process_is_dead_only_when_this_host_can_know() -> None:
     assert not identity.is_dead_here("")
     host, pid, _started, boot = identity.owner().split("|")
     assert identity.is_dead_here(f"{host}|{pid}|1|{boot}")  # the pid lives, but as another process
+
+
+def test_private_data_that_are_over_are_shredded_once_an_hour(
+    sweeper: Sweeper, rung: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a folder of keys that cannot be read leaves no request unattended."""
+    request_id = h.ask(h.furnish(tmp_path))
+    with db.transaction() as session:
+        at = db.now(session)
+        ledger.append(session, RequestClosed(status="failed"), actor=LOCAL, private={"reason": "x"})
+    with db.transaction() as session:
+        session.execute(update(LedgerPrivate).values(retain_until=at - timedelta(days=1)))
+    sweeper.sweep()
+    with db.reading() as session:
+        assert session.scalars(select(LedgerPrivate.shredded_at)).one() is not None
+    assert rung == [request_id]  # it is still to be carried out
+    calls: list[int] = []
+
+    def broken(*_: object) -> None:
+        calls.append(1)
+        raise PermissionError("keks")
+
+    monkeypatch.setattr(retention, "sweep", broken)
+    sweeper.sweep()
+    assert calls == []  # not again within the hour
+    sweeper.retention_at = 0.0
+    sweeper.sweep()
+    assert calls == [1]
+    assert sweeper.healthy_since is not None

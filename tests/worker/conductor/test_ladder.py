@@ -12,11 +12,12 @@ from sqlalchemy import select
 from service import db
 from service.requests import endings
 from service.requests.leases import Lease
-from service.requests.rungs import seed_at
+from service.requests.rungs import CODES, seed_at
+from service.requests.seeds import verification_secret, verification_seed
 from service.tables import RequestEvent
 from service.verifier import claim
 from tests.worker.conductor import house as h
-from worker.conductor import pipeline, planning
+from worker.conductor import pipeline
 from worker.contract import Spec
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -79,7 +80,7 @@ def test_every_attempt_is_in_the_ledger_and_followers_hear_of_the_rung(house: h.
     assert h.actions(request_id) == [
         "run.started", "plan.committed", "run.finished", "evaluation.rejected", "run.failed",
         "run.started", "plan.committed", "run.finished", "evaluation.finished", "certificate.issued", "model.published",
-        "unlearning.request.closed",
+        "unlearning.request.closed", "caches.purged",
     ]  # fmt: skip
     plans = h.all_facts(request_id, "plan.committed")
     assert [(p["method"], p["rung"], p["rungs"]) for p in plans] == [("sfron", 1, 2), ("retrain", 2, 2)]
@@ -164,31 +165,62 @@ def test_a_killed_second_rung_is_taken_up_again_with_its_own_seeds(house: h.Hous
     assert pipeline.run(request_id, room) == "succeeded"
     spec = Spec.model_validate_json((kept / "spec-4.json").read_bytes())  # 1, 2 killed, 3 raised by the reaper
     assert (spec.method, spec.attempt) == ("salun", 2)
-    secret = planning.load_or_create_secret(room.settings.data_dir.resolve() / "keys" / "verification.secret")
-    assert spec.verification_seed == planning.verification_seed(secret, request_id, 2)
+    with db.reading() as session:
+        secret = verification_secret(session, kept_on_host=Path("/nonexistent"))
+    assert spec.verification_seed == verification_seed(secret, request_id, 2)
     assert [e["number"] for e in h.certificate(request_id)["attempts"]["earlier"]] == [1]
 
 
-def leave_rejected(request_id: str, lease: Lease) -> None:
-    """What is in the rows when a worker is killed right after it has kept a report that rejects."""
+def leave_report(request_id: str, lease: Lease, verdict: str) -> None:
+    """What is in the rows when a worker is killed right after it has kept a report."""
+    told = {"verdict": verdict, "findings": [], "summary": "the fake judge says so"}
     with db.transaction() as session:
-        pipeline.leases.keep_report(
-            session, lease, report={"verdict": "FAIL", "findings": []}, report_sha256="0" * 64, evidence=[],
-            verification_seed=1,
-        )  # fmt: skip
+        pipeline.leases.keep_report(session, lease, report=told, report_sha256="0" * 64, evidence=[], verification_seed=1)
 
 
-def test_a_worker_that_dies_after_a_rejection_gets_no_second_look(house: h.House, kept: Path) -> None:
+@pytest.mark.parametrize(("verdict", "code"), [("FAIL", "verification_failed"), ("INCONCLUSIVE", "inconclusive")])
+def test_a_worker_that_dies_after_a_rejection_gets_no_second_look(house: h.House, verdict: str, code: str) -> None:
     room = h.make_room()
     request_id = h.ask_auto(house, ("sfron", {}), ("retrain", {}))
-    leave_rejected(request_id, hold(request_id, room))
+    leave_report(request_id, hold(request_id, room), "FAIL")
     assert reap(request_id) == "queued"
     h.make_due(request_id)
     lease = hold(request_id, room)
     assert lease.rung == 2
-    leave_rejected(request_id, lease)
+    leave_report(request_id, lease, verdict)
     assert reap(request_id) == "failed"  # and not again: it was the last result that may be verified
-    assert h.request(request_id).error["code"] == "verification_failed"
+    error = h.request(request_id).error
+    assert (error["code"], error["category"], error["rung"], error["rungs"]) == (code, "verification", 2, 2)
+    assert "the fake judge says so" in error["message"]
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("VOID", "void"), ("ERROR", "verification_error")])
+def test_a_worker_that_dies_after_a_measurement_that_was_none_ends_the_request(house: h.House, verdict: str, code: str) -> None:
+    """Nobody died of the recipe, so the next would be told the same: the gate is not run again until it says otherwise."""
+    request_id = h.ask_auto(house, ("sfron", {}), ("retrain", {}))
+    leave_report(request_id, hold(request_id, h.make_room()), verdict)
+    assert reap(request_id) == "failed"
+    assert h.request(request_id).error["code"] == code
+    assert h.actions(request_id)[-3:] == ["evaluation.rejected", "run.lost", "unlearning.request.closed"]
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("VOID", "failed"), ("FAIL", "failed"), ("PASS", "queued")])
+@pytest.mark.parametrize("end", ["retry", "give_back"])
+def test_a_run_that_stops_after_its_report_is_repeated_only_where_that_passed(
+    house: h.House, end: str, verdict: str, status: str
+) -> None:
+    request_id = h.ask(house)
+    lease = hold(request_id, h.make_room())
+    leave_report(request_id, lease, verdict)
+    boom = endings.Problem("worker_error", "service", "it fell")
+    with db.transaction() as session:
+        came = {
+            "retry": lambda: endings.retry(session, lease, boom, max_attempts=3),
+            "give_back": lambda: endings.give_back(session, lease, reason="x"),
+        }[end]()
+    assert came == status
+    if status == "failed":
+        assert h.request(request_id).error["code"] == CODES[verdict]
 
 
 @one_database
@@ -206,7 +238,9 @@ def test_a_policy_that_allows_it_tries_a_method_again_with_other_seeds(house: h.
 def test_one_attempt_says_that_it_is_the_only_one_and_its_spec_says_nothing(house: h.House, kept: Path) -> None:
     request_id = h.ask(house)
     assert run_all(request_id, h.make_room()) == ["succeeded"]
-    assert h.certificate(request_id)["attempts"] == {"requested": "sfron", "number": 1, "of": 1, "earlier": []}
+    assert h.certificate(request_id)["attempts"] == {
+        "requested": "sfron", "number": 1, "of": 1, "earlier": [], "rejectedRequests": 0,
+    }  # fmt: skip
     assert "attempt" not in json.loads((kept / "spec-1.json").read_text())
     assert all("rung" not in e for e in event_data(request_id, "progress"))
 

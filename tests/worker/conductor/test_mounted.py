@@ -1,4 +1,4 @@
-"""Mounted metric weights: in the spec by digest, in the job by a link, for models that complete images alone."""
+"""Mounted metric weights: in the spec by digest, in the job by a link, for models that draw or complete images."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def weights(tmp_path: Path) -> Path:
     return folder
 
 
-def complete_images(house: h.House) -> None:
+def of_family(house: h.House, family: str) -> None:
     with db.transaction() as session:
-        session.get_one(Model, house.model_id).family = "mae"
+        session.get_one(Model, house.model_id).family = family
 
 
 def spec_of(kept: Path) -> dict[str, object]:
@@ -38,8 +38,9 @@ def spec_of(kept: Path) -> dict[str, object]:
     return spec
 
 
-def test_a_model_that_completes_images_has_them_in_spec_and_job(house: h.House, kept: Path, weights: Path) -> None:
-    complete_images(house)
+@pytest.mark.parametrize("family", ["mae", "ddpm"])
+def test_a_model_that_makes_images_has_them_in_spec_and_job(house: h.House, kept: Path, weights: Path, family: str) -> None:
+    of_family(house, family)
     room = h.make_room(metric_weights=weights)
     assert pipeline.run(h.ask(house, 3), room) == "succeeded"
     sha256 = {name: hashlib.sha256((weights / name).read_bytes()).hexdigest() for name in NAMES}
@@ -49,20 +50,21 @@ def test_a_model_that_completes_images_has_them_in_spec_and_job(house: h.House, 
     assert sorted(p.relative_to(weights).as_posix() for p in weights.rglob("*") if p.is_file()) == sorted(NAMES)  # still there
 
 
-def test_other_models_know_nothing_of_them(house: h.House, kept: Path, weights: Path) -> None:
+def test_a_classifier_knows_nothing_of_them(house: h.House, kept: Path, weights: Path) -> None:
+    of_family(house, "classifier")
     assert pipeline.run(h.ask(house, 3), h.make_room(metric_weights=weights)) == "succeeded"
     assert "metric_weights_digest" not in spec_of(kept)
     assert not (kept / "metric_weights.json").exists()
 
 
 def test_without_the_setting_a_spec_is_what_it_was(house: h.House, kept: Path) -> None:
-    complete_images(house)
+    of_family(house, "mae")
     assert pipeline.run(h.ask(house, 3), h.make_room()) == "succeeded"
     assert "metric_weights_digest" not in spec_of(kept)
 
 
 def test_a_worker_whose_folder_is_missing_leaves_the_request_to_another_try(house: h.House, tmp_path: Path) -> None:
-    complete_images(house)
+    of_family(house, "mae")
     request_id = h.ask(house, 3)
     assert pipeline.run(request_id, h.make_room(metric_weights=tmp_path / "nowhere")) == "queued"
     (attempt,) = h.attempts(request_id)

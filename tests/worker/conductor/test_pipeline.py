@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import signal
-import stat
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
 from service import db
-from service.certificates.signing import SignerUnavailable, SigningRefused, payload_of
+from service.certificates.dsse import payload_of
+from service.certificates.signing import SignerUnavailable, SigningRefused
+from service.certificates.statement import prompts_digest
 from service.requests import endings
 from service.requests.endings import Problem
+from service.requests.seeds import verification_secret
 from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
 from worker.conductor import outcomes, pipeline
@@ -56,11 +61,12 @@ def test_a_passing_result_is_stored_signed_and_published_with_its_record(house: 
     assert all(room.store.size(f.sha256) == f.size for f in files)
     assert (version.checkpoint_id, version.forgotten_classes, version.digest) == (checkpoint.id, [3], checkpoint.digest)
     statement = json.loads(payload_of(checkpoint.certificate))
-    assert {s["name"]: s["digest"]["sha256"] for s in statement["subject"]} == {f.path: f.sha256 for f in files}
+    root = {house.model_id: hashlib.sha256(b"".join(bytes.fromhex(f.sha256) for f in files)).hexdigest()}
+    assert {s["name"]: s["digest"]["sha256"] for s in statement["subject"]} == root | {f.path: f.sha256 for f in files}
     assert statement["predicate"]["parent"]["version_id"] == house.version_id
     assert h.actions(request_id) == [
         "run.started", "plan.committed", "run.finished", "evaluation.finished", "certificate.issued", "model.published",
-        "unlearning.request.closed",
+        "unlearning.request.closed", "caches.purged",
     ]  # fmt: skip
     (attempt,) = h.attempts(request_id)
     assert attempt.outcome == "succeeded"
@@ -154,6 +160,20 @@ def test_proxy_data_that_changed_since_registration_end_the_request(house: h.Hou
 
 
 @one_database
+@pytest.mark.parametrize("prompts", [None, [f"a photo of a {k}" for k in range(10)]])
+def test_the_certificate_of_a_model_that_is_asked_by_prompts_has_their_digest(
+    house: h.House, prompts: list[str] | None
+) -> None:
+    with db.transaction() as session:
+        model = session.get_one(Model, house.model_id)
+        model.family, model.prompts = "stable_diffusion", prompts
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, h.make_room()) == "succeeded"
+    asked = dict(zip(h.CLASSES, prompts or h.CLASSES, strict=True))
+    assert h.certificate(request_id)["model"]["promptsSha256"] == prompts_digest(asked)
+
+
+@one_database
 def test_retain_data_that_contradict_the_wish_make_no_spec(house: h.House) -> None:
     """The API refuses them; a row that says so all the same is not worked on."""
     choice = {"real": 0.0, "classes": [], "proxy_classes": [3], "proxy_dataset_id": None}
@@ -178,12 +198,15 @@ def test_the_engine_sees_no_secret_of_ours(house: h.House, kept: Path, monkeypat
 
 
 @one_database
-def test_the_verification_secret_is_the_services_alone(house: h.House) -> None:
+def test_the_verification_secret_is_nowhere_that_the_engine_looks(house: h.House, kept: Path) -> None:
     room = h.make_room()
     assert pipeline.run(h.ask(house), room) == "succeeded"
-    secret = room.settings.data_dir.resolve() / "keys" / "verification.secret"
-    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert secret.stat().st_size == 32
+    with db.reading() as session:
+        secret = verification_secret(session, kept_on_host=Path("/nonexistent"))
+    seen = [path.read_bytes() for path in kept.iterdir()]
+    assert len(seen) > 2  # spec, environments, trees
+    assert not any(form in content for content in seen for form in (secret, secret.hex().encode(), base64.b64encode(secret)))
+    assert not [path for path in room.settings.data_dir.rglob("*") if "secret" in path.name]
 
 
 @one_database
@@ -401,13 +424,14 @@ def test_a_signer_that_refuses_fails_the_request(house: h.House) -> None:
 
 
 @one_database
-def test_an_envelope_around_another_statement_is_not_published(house: h.House) -> None:
+def test_a_certificate_around_another_statement_is_not_published(house: h.House) -> None:
     room = h.make_room()
     honest = room.signer
 
     class Swapped:
-        def sign(self, statement):
-            return honest.sign({**statement, "predicate": {**statement["predicate"], "limits": []}})
+        def sign(self, wanted):
+            predicate = {**wanted.statement["predicate"], "limits": []}
+            return honest.sign(replace(wanted, statement={**wanted.statement, "predicate": predicate}))
 
     room.signer = Swapped()
     request_id = h.ask(house)
@@ -531,7 +555,7 @@ def test_a_cancellation_that_arrives_while_publishing_wins(house: h.House) -> No
     room.signer = CancelsMeanwhile()
     assert pipeline.run(request_id, room) == "cancelled"
     assert published() == 0
-    assert "certificate.issued" not in h.actions(request_id)  # the envelope is discarded
+    assert "certificate.issued" not in h.actions(request_id)  # the signatures are discarded
 
 
 @one_database

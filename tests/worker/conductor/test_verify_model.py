@@ -8,23 +8,29 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
 from service import catalogue
 from service.audit.leaves import sample_digest
 from service.certificates import statement
+from service.certificates.dsse import key_of, seal
 from service.files import dataset_digest
 from service.policies import service as policies
 from tests.worker.engine import verification_job as vj
 from worker.conductor import verify_model as command
-from worker.conductor.dossier import Misused, Undecidable, Unsound, Wanted, assemble, certified_policy, folder
-from worker.conductor.verify_model import Answer, verify_model
-from worker.contract import JobDirectory, JudgePolicy, Policy, Verdict, document_digest, document_json
+from worker.conductor.certified import certified_policy
+from worker.conductor.comparison import Answer, sentences
+from worker.conductor.dossier import assemble, folder
+from worker.conductor.verify_model import verify_model
+from worker.conductor.wanted import Misused, Undecidable, Unsound, Wanted, parser
+from worker.contract import Check, JobDirectory, JudgePolicy, Policy, Verdict, document_digest, document_json
 
 ROOT = Path(__file__).resolve().parents[3]
 SEED = 7
@@ -36,6 +42,17 @@ def painters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The packaged catalogue and a family more."""
     known = json.loads(catalogue.CATALOGUE_FILE.read_text())
     known["families"]["painter"] = {"title": "Painter", "kind": "generator"}
+    known["families"]["poet"] = {"title": "Paints by prompts", "kind": "generator", "prompts": True}
+    known["families"]["teller"] = {"title": "Classifier", "kind": "classifier"}
+    known["methods"]["repaint"] = {
+        "families": ["painter", "poet"],
+        "params": {
+            "properties": {
+                "coats": {"type": "integer", "minimum": 1, "default": 2},
+                "thick": {"type": "number", "default": 0.5},
+            }
+        },
+    }
     (tmp_path / "catalogue.json").write_text(json.dumps(known))
     monkeypatch.setattr(catalogue, "CATALOGUE_FILE", tmp_path / "catalogue.json")
     for cached in (catalogue.get_catalogue, policies._read):
@@ -84,8 +101,14 @@ def repaint(wanted: Wanted, pictures: Tensor) -> None:
     vj.save_model(wanted.directory, pictures)
 
 
-def certify(wanted: Wanted, answer: Answer | None = None, **changes: Any) -> Wanted:
-    """Lay a certificate beside the checkpoint, and leave out what it says."""
+def certify(
+    wanted: Wanted,
+    answer: Answer | None = None,
+    key: ec.EllipticCurvePrivateKey | None = None,
+    model: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Wanted:
+    """Lay a certificate beside the checkpoint, and leave out what it says. Without a key nobody signed it."""
     dossier = answer.dossier if answer and answer.dossier else assemble(wanted)
     spec = document_json(dossier.spec)
     report = document_json(answer.report) if answer and answer.report else {"judges": [], "findings": [], "environment": {}}
@@ -96,7 +119,7 @@ def certify(wanted: Wanted, answer: Answer | None = None, **changes: Any) -> Wan
         issued_at="2026-11-21T10:00:00Z",
         issuer="somebody",
         request={"id": "ureq_1", "fence": 1},
-        model={"id": "mdl_1", "version": 2, "digest": dossier.candidate.digest},
+        model={"id": "mdl_1", "version": 2, "digest": dossier.candidate.digest, **(model or {})},
         parent={"version_id": "mver_1", "digest": dossier.parent.digest},
         original={"version_id": "mver_1", "digest": dossier.original.digest},
         dataset={
@@ -120,8 +143,29 @@ def certify(wanted: Wanted, answer: Answer | None = None, **changes: Any) -> Wan
     place = wanted.directory / "UNLEARNING" / "certificate.dsse.json"
     place.parent.mkdir(exist_ok=True)
     payload = base64.b64encode(json.dumps(stated).encode()).decode()
-    place.write_text(json.dumps({"payload": payload, "payloadType": "x", "signatures": []}))
-    return dataclasses.replace(wanted, policy=None, forget=(), class_names=(), family=None, seed=None)
+    unsigned = {
+        "payload": payload,
+        "payloadType": "application/vnd.in-toto+json",
+        "signatures": [{"sig": "", "keyid": ""}],
+    }
+    place.write_text(json.dumps(unsigned if key is None else seal(stated, key_of(key))["dsseEnvelope"]))
+    return dataclasses.replace(wanted, policy=None, forget=(), class_names=(), family=None, seed=None, proxy_classes=None)
+
+
+def rewrite(wanted: Wanted, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change what the certificate says, as whoever lays it there may."""
+    place = next(wanted.directory.rglob("*.dsse.json"))
+    envelope = json.loads(place.read_text())
+    stated = json.loads(base64.b64decode(envelope["payload"]))
+    change(stated["predicate"])
+    place.write_text(json.dumps({**envelope, "payload": base64.b64encode(json.dumps(stated).encode()).decode()}))
+
+
+def public_half(key: ec.EllipticCurvePrivateKey, folder: Path) -> Path:
+    pem, spki = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    path = folder / "signing.pub"
+    path.write_bytes(key.public_key().public_bytes(pem, spki))
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
@@ -261,11 +305,7 @@ def test_a_checkpoint_that_is_not_what_its_certificate_names_is_unsound(wanted: 
 @pytest.mark.parametrize("value", [None, [], {}, "x", {"digest": 5}])
 def test_a_certificate_that_is_not_written_as_ours_are_is_unsound(wanted: Wanted, key: str, value: Any) -> None:
     given = certify(wanted)
-    place = next(given.directory.rglob("*.dsse.json"))
-    envelope = json.loads(place.read_text())
-    stated = json.loads(base64.b64decode(envelope["payload"]))
-    stated["predicate"][key] = value
-    place.write_text(json.dumps({**envelope, "payload": base64.b64encode(json.dumps(stated).encode()).decode()}))
+    rewrite(given, lambda predicate: predicate.update({key: value}))
     with pytest.raises(Unsound):
         assemble(given)
 
@@ -275,13 +315,136 @@ def test_more_may_be_asked_of_a_checkpoint_than_its_certificate_claims(wanted: W
 
 
 def test_the_certificates_policy_is_read_back_exactly_or_not_at_all(wanted: Wanted) -> None:
-    certificate = assemble(certify(wanted)).certificate
-    assert certificate is not None
+    beside = assemble(certify(wanted)).certificate
+    assert beside is not None
+    certificate = beside.predicate
     assert certificate["plan"]["policy"]["checks"][1]["params"]["max_rate"] == "0.05"  # as certificates hold fractions
     assert document_digest(certified_policy(certificate)) == document_digest(POLICY)
     certificate["plan"]["policy"]["checks"][1]["params"]["max_rate"] = "0.5"
-    with pytest.raises(Misused, match="--policy"):
+    with pytest.raises(Unsound, match="not the one that its policySha256 names"):
         certified_policy(certificate)
+
+
+# ------------------------------------------------------------------------------------------- whose word a certificate is
+
+KEY, OTHER_KEY = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+
+def test_with_the_signers_key_the_signature_is_verified_and_the_answer_says_so(
+    wanted: Wanted, judges: Path, tmp_path: Path
+) -> None:
+    first = verify_model(wanted, judges=judges, command=painting)
+    given = certify(wanted, first, KEY)
+    unchecked = verify_model(given, judges=judges, command=painting)
+    checked = verify_model(dataclasses.replace(given, key=public_half(KEY, tmp_path)), judges=judges, command=painting)
+    assert [(a.verdict, a.as_json()["signature"]) for a in (unchecked, checked)] == [
+        ("PASS", "not checked"),
+        ("PASS", "verified"),
+    ]
+    assert "signature was not checked" in sentences(unchecked)
+    assert "signature was verified" in sentences(checked)
+
+
+def test_what_the_key_did_not_sign_is_not_verified_against(wanted: Wanted, judges: Path, tmp_path: Path) -> None:
+    first = verify_model(wanted, judges=judges, command=painting)
+    key = public_half(KEY, tmp_path)
+    unsigned = verify_model(dataclasses.replace(certify(wanted, first), key=key), command=never)
+    other = verify_model(dataclasses.replace(certify(wanted, first, OTHER_KEY), key=key), command=never)
+    given = dataclasses.replace(certify(wanted, first, KEY), key=key)
+    rewrite(given, lambda predicate: predicate["verification"].update(seed=1))
+    changed = verify_model(given, command=never)
+    assert [(a.verdict, a.status) for a in (unsigned, other, changed)] == [("ERROR", 4)] * 3
+
+
+def test_a_signed_certificate_whose_findings_do_not_pass_is_none(wanted: Wanted, tmp_path: Path) -> None:
+    """As `expunge verify` says: whoever signed it."""
+    answer = verify_model(dataclasses.replace(certify(wanted, None, KEY), key=public_half(KEY, tmp_path)), command=never)
+    assert (answer.verdict, "do not pass the gate" in answer.reason) == ("ERROR", True)
+
+
+def test_a_key_without_a_certificate_or_a_key_that_is_none_decides_nothing(wanted: Wanted, tmp_path: Path) -> None:
+    bare = verify_model(dataclasses.replace(wanted, key=public_half(KEY, tmp_path)), command=never)
+    no_key = verify_model(dataclasses.replace(certify(wanted), key=tmp_path / "nowhere"), command=never)
+    assert [(a.verdict, a.status) for a in (bare, no_key)] == [("INCONCLUSIVE", 3)] * 2
+
+
+def test_classes_are_set_aside_on_nobodys_word_but_the_signers_or_the_callers(
+    wanted: Wanted, judges: Path, tmp_path: Path
+) -> None:
+    """What is set aside is not verified as retained: a stranger would set aside whatever his model lost."""
+    first = verify_model(dataclasses.replace(wanted, proxy_classes=("diagonal",)), judges=judges, command=painting)
+    given = certify(wanted, first, KEY)
+    with pytest.raises(Undecidable, match="--proxy-class"):
+        assemble(given)
+    signed = assemble(dataclasses.replace(given, key=public_half(KEY, tmp_path))).spec
+    named = assemble(dataclasses.replace(given, proxy_classes=("diagonal",))).spec
+    assert [spec.retain_classes for spec in (signed, named)] == [(0, 3), (0, 3)]
+    assert assemble(dataclasses.replace(given, proxy_classes=())).spec.retain_classes == (0, 2, 3)
+
+
+def test_a_certificates_policy_must_be_the_one_that_its_digest_names_whichever_is_used(wanted: Wanted) -> None:
+    given = certify(wanted)
+    rewrite(given, lambda predicate: predicate["plan"].update(policySha256="0" * 64))
+    for policy in (None, wanted.policy):
+        with pytest.raises(Unsound, match="policySha256"):
+            assemble(dataclasses.replace(given, policy=policy))
+
+
+@pytest.mark.parametrize("kind", ["classifier", None])
+def test_a_certificates_policy_must_be_for_the_kind_of_its_family(wanted: Wanted, kind: Any) -> None:
+    """One of another kind, said or by its checks, asks for nothing that this model would have to show."""
+    other = POLICY.model_copy(update={"kind": kind, "checks": (Check(verifier="forget_accuracy"),)})
+
+    def change(predicate: dict[str, Any]) -> None:
+        predicate["plan"] = {"policy": document_json(other), "policySha256": document_digest(other)}
+        predicate["plan"]["policy"]["judge"]["min_accuracy"] = str(other.judge.min_accuracy)
+        predicate["plan"]["policy"]["sampling"]["guidance_scale"] = str(other.sampling.guidance_scale)
+
+    given = certify(wanted)
+    rewrite(given, change)
+    with pytest.raises(Unsound, match="not for a generator, which a painter model is"):
+        assemble(given)
+
+
+# ------------------------------------------------------------------------------------------- what no certificate says
+
+
+def test_without_a_certificate_the_method_is_named_and_its_parameters_are_spelled_out(wanted: Wanted, tmp_path: Path) -> None:
+    """What a method leaves frozen follows from them, so a check of that needs them."""
+    spec = assemble(dataclasses.replace(wanted, method="repaint")).spec
+    assert (spec.method, spec.params) == ("repaint", {"coats": 2, "thick": 0.5})
+    (tmp_path / "params.json").write_text('{"coats": 5}')
+    spec = assemble(dataclasses.replace(wanted, method="repaint", params=tmp_path / "params.json")).spec
+    assert spec.params == {"coats": 5, "thick": 0.5}
+    (tmp_path / "params.json").write_text('{"coats": 0}')
+    with pytest.raises(Misused, match="--params: coats: expected minimum 1"):
+        assemble(dataclasses.replace(wanted, method="repaint", params=tmp_path / "params.json"))
+    assert assemble(certify(wanted)).spec.method == "verify-model"
+    assert assemble(dataclasses.replace(certify(wanted), method="repaint")).spec.method == "repaint"
+
+
+PROMPTS = {name: f"a painting of {name}" for name in vj.NAMES}
+
+
+def test_a_model_is_asked_by_the_prompts_of_its_certificate_or_not_at_all(wanted: Wanted, tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    (tmp_path / "others.json").write_text(json.dumps({**PROMPTS, "columns": "a painting of nothing"}))
+    by_prompts = dataclasses.replace(wanted, family="poet", prompts=tmp_path / "prompts.json")
+    given = certify(by_prompts, model={"promptsSha256": statement.prompts_digest(PROMPTS)})
+    assert assemble(given).spec.prompts == tuple(PROMPTS[name] for name in vj.NAMES)
+    for prompts, said in ((tmp_path / "others.json", "are not those of the certificate"), (None, "are needed")):
+        with pytest.raises(Undecidable, match=said):
+            assemble(dataclasses.replace(given, prompts=prompts))
+    (tmp_path / "half.json").write_text(json.dumps({**PROMPTS, "columns": "\ud800"}))
+    with pytest.raises(Misused, match="--prompts"):
+        assemble(dataclasses.replace(given, prompts=tmp_path / "half.json"))
+
+
+def test_a_model_that_was_asked_by_its_class_names_needs_no_prompts(wanted: Wanted, tmp_path: Path) -> None:
+    (tmp_path / "prompts.json").write_text(json.dumps({name: name for name in vj.NAMES}))
+    by_names = dataclasses.replace(wanted, family="poet", prompts=tmp_path / "prompts.json")
+    given = certify(by_names, model={"promptsSha256": statement.prompts_digest({name: name for name in vj.NAMES})})
+    assert assemble(dataclasses.replace(given, prompts=None)).spec.labels == vj.NAMES
 
 
 # ---------------------------------------------------------------------------------------------------------------- usage
@@ -294,11 +457,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to forget": ({"forget": ()}, "--forget"),
     "an unknown class": ({"forget": ("sevens",)}, "rows, columns"),
     "all classes": ({"forget": ("0", "1", "2", "9")}, "indices"),
-    "an unknown family": ({"family": "poet"}, "--family"),
+    "an unknown family": ({"family": "sculptor"}, "--family"),
     "no class names": ({"class_names": ()}, "--class"),
     "data that are not there": ({"data": Path("/nonexistent")}, "no such folder"),
     "an original that is not there": ({"original": Path("/nonexistent")}, "no such folder"),
     "held-out ids that are no list": ({"held_out": Path("/dev/null")}, "JSON"),
+    "a method that the family does not have": ({"method": "sfron"}, "--method: expected one of: repaint"),
+    "parameters of no method": ({"params": Path("/dev/null")}, "expected --method"),
+    "an unknown class set aside": ({"proxy_classes": ("sevens",)}, "rows, columns"),
+    "what is to be forgotten set aside": ({"proxy_classes": ("columns",)}, "proxy classes that are not to be forgotten"),
 }
 
 
@@ -346,6 +513,12 @@ def test_the_answer_is_one_json_object_and_the_status_that_of_the_verdict(
     assert json.loads(capsys.readouterr().out)["verdict"] == "INCONCLUSIVE"
     assert command.main([str(wanted.directory)]) == 3
     assert capsys.readouterr().out.startswith("INCONCLUSIVE: nothing can be verified without")
+
+
+def test_every_option_is_in_the_reference() -> None:
+    table = (ROOT / "docs" / "reference" / "policies.md").read_text()
+    options = {o for action in parser()._actions for o in action.option_strings if o.startswith("--")} - {"--help"}
+    assert {o for o in options if f"`{o}" not in table} == set()
 
 
 def test_expunge_hands_the_command_over_with_its_status(tmp_path: Path) -> None:

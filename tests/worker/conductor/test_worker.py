@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service import db
-from service.certificates import signing
+from service import db, sockets
+from service.certificates import dsse, signing
 from service.config import get_settings
 from service.storage import get_store
 from tests.worker.conductor import house as h
@@ -31,10 +31,10 @@ def signer(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("EXPUNGE_SIGNER_SOCKET", str(tmp_path / "s.sock"))
     db.reset()
     stop, ready, settings = threading.Event(), threading.Event(), get_settings()
-    honest = signing.FileKeySigner(ec.generate_private_key(ec.SECP256R1()), get_store(settings))
-    thread = threading.Thread(
-        target=signing.serve, args=(settings.socket_path, honest), kwargs={"ready": ready.set, "stop": stop}
-    )
+    honest = signing.KeySigner(dsse.key_of(ec.generate_private_key(ec.SECP256R1())), get_store(settings))
+    desks = signing.desks(honest)
+    asked = {"ready": ready.set, "stop": stop}
+    thread = threading.Thread(target=sockets.serve, args=(settings.socket_path, desks), kwargs=asked)
     thread.start()
     assert ready.wait(5)
     yield

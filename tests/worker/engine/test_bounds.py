@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from worker.engine.bounds import STAKE, mean_lower, mean_upper, quantile_bounds, worst_upper
-from worker.engine.statistics import upper_bound
+from worker.engine.bounds import STAKE, Worst, mean_lower, mean_upper, quantile_bounds, worst_upper
+from worker.engine.statistics import lower_bound, upper_bound
 
 
 def capital_passes(values: list[float], mean: float, alpha: float) -> bool:
@@ -80,3 +80,18 @@ def test_worst_is_below_a_threshold_exactly_if_holm_rejects_all(hits: list[int])
         p_values = sorted(binom.cdf(h, n, threshold) for h in hits)  # of "the rate is at least the threshold"
         rejects_all = all(p <= alpha / (len(hits) - i) for i, p in enumerate(p_values))
         assert bool(worst <= threshold) is bool(rejects_all)
+
+
+def test_the_worst_of_several_rates_is_the_surest_to_be_large_whatever_their_numbers() -> None:
+    # One of one is nothing beside thirty of forty: .05 / 3 against about .57.
+    worst = Worst.of([1, 30, 0], [1, 40, 1000], alpha=0.05)
+    assert worst.index == 1
+    assert worst.lower == pytest.approx(lower_bound(30, 40, alpha=0.05 / 3))
+    assert worst.upper == 1.0  # of the one of one
+    assert worst.least == max(worst_upper([0, 0, 0], [1, 40, 1000], alpha=0.05)) == pytest.approx(0.95)
+
+
+def test_bounds_of_rates_of_equally_many_are_holms() -> None:
+    worst = Worst.of([0, 3, 1], [50, 50, 50], alpha=0.05)
+    assert (worst.index, worst.upper) == (1, max(worst_upper([0, 3, 1], 50, alpha=0.05)))
+    assert worst.least == pytest.approx(1 - (0.05 / 3) ** (1 / 50))

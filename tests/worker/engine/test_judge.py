@@ -163,6 +163,7 @@ def test_policies_that_ask_for_one_judge_keep_their_digests_and_its_cached_weigh
     key = "e6fbf64be3edd70df7d8fceb7652319c99305b62699d8cbcf2b87990904c3c0a"
     assert judge.cache_key(data, DIGEST, JudgePolicy()) == key
     assert judge.cache_key(data, DIGEST, JudgePolicy(judges=2)) == key  # beside another it learns what it would alone
+    assert judge.cache_key(data, DIGEST, JudgePolicy(slack=0.01)) == key  # and whatever is thought of its mistakes
     policy = Policy(name="p", checks=(Check(verifier="integrity"),))
     assert document_digest(policy) == "971b1c6572b26730e8e9e1b11242509ece605a59583920b159bae9918fb3b8f5"
     assert document_digest(policy.model_copy(update={"judge": JudgePolicy(judges=2)})) != document_digest(policy)

@@ -215,3 +215,19 @@ def with_hits(hits: int, folder: Path, monkeypatch: pytest.MonkeyPatch, looks: i
     check = Check(verifier="forget_rate", params={"n_per_class": 100, "max_rate": 0.05})
     policy = Policy(name="p", judge=JudgePolicy(epochs=6), checks=(check,), looks=looks)
     return verify.run(vj.make_job(folder, vj.forgotten_patterns(), policy=policy)), drawn
+
+
+def test_what_else_was_found_counts_in_whether_to_look_again() -> None:
+    """A reference that is shown to be one, by a check that no policy asks for, does not end the looks; one that is not does."""
+    bare = a_spec(3)
+    spec = bare.model_copy(update={"reference_digest": "1" * 64})
+
+    def measured(n: int) -> tuple[Finding, ...]:
+        return found_by(bare, level(spec), n, 2)
+
+    (seen, *_) = found_by(bare, level(spec), 200, 0)
+    never = seen.model_copy(update={"subject": "reference", "gating": False})
+    for beside, looks in (((never,), 2), ((), 1), ((never.model_copy(update={"passed": False}),), 1)):
+        found, taken = look([N], spec, run=measured, enlarge=lambda n: 2 * n, beside=beside)
+        assert taken == looks
+        assert not any(f.subject == "reference" and f in beside for f in found)

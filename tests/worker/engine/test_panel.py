@@ -19,6 +19,7 @@ from worker.engine.events import Events
 from worker.engine.judge import Judge, Judged
 from worker.engine.judge_networks import FIRST, SECOND
 from worker.engine.panel import Panel
+from worker.engine.rates import loosened
 from worker.engine.verifier import Env
 
 CHECKS = vj.CHECKS[1:3]
@@ -79,11 +80,24 @@ def test_false_alarms_of_either_judge_count_on_images_of_all_other_classes(
     assert rate(2) == (6 + 3) / 150  # two are counted once
 
 
-def test_the_threshold_is_never_below_the_false_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = object.__new__(Env)
-    for rate, threshold in ((0.0, 0.05), (0.02, 0.05), (0.04, 0.07)):
-        monkeypatch.setattr(Env, "false_positive_rate", lambda self, k, rate=rate: rate)
-        assert env.forget_threshold(vj.FORGET, 0.05) == pytest.approx(threshold)
+@pytest.mark.parametrize(
+    ("slack", "rate", "threshold"),
+    [(None, 0.0, 0.05), (None, 0.02, 0.05), (None, 0.04, 0.07), (0.01, 0.04, 0.05), (0, 0.06, 0.06)],
+)
+def test_the_threshold_is_never_below_the_false_alarms_and_the_policys_slack(
+    slack: float | None, rate: float, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env: Any = object.__new__(Env)
+    env._panel = object.__new__(Panel)
+    env._panel._policy = JudgePolicy(slack=slack)
+    monkeypatch.setattr(Env, "false_positive_rate", lambda self, k: rate)
+    assert env.forget_threshold(vj.FORGET, 0.05) == pytest.approx(threshold)
+    said = loosened(env, vj.FORGET, 0.05, threshold)
+    assert said == (
+        ""
+        if threshold == 0.05
+        else f"; effective threshold {threshold:g}, not 0.05: false alarms {rate:g}, slack {env.slack:g}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- whole reports

@@ -114,6 +114,9 @@ class Painter:
             raise Diverged("the model drew an image with NaN or infinity", step=0, loss=float("nan"))
         return (pictures + NOISE * torch.stack(noise)).clamp(0, 255).round().to(torch.uint8)
 
+    def begins_at(self, depth: float, sampling: Sampling) -> float:
+        return depth
+
     def conditioning(self, y_B: Tensor) -> Tensor:
         return torch.cat([8 * torch.eye(K), torch.zeros(1, K)])[y_B]
 
@@ -173,9 +176,15 @@ def write_data(folder: Path) -> tuple[str, ...]:
     return tuple(str(i) for i in range(len(labels)) if i % (TRAIN + HELD_OUT) >= TRAIN)
 
 
-def make_job(root: Path, candidate: Tensor, *, parent: Tensor | None = None, **changes: Any) -> JobDirectory:
-    """A job whose unlearning stage has just answered with `candidate`."""
+def make_job(
+    root: Path, candidate: Tensor, *, parent: Tensor | None = None, mounted: Path | None = None, **changes: Any
+) -> JobDirectory:
+    """A job whose unlearning stage has just answered with `candidate`; `mounted` has the networks of published figures."""
     job = JobDirectory(root)
+    if mounted is not None:
+        job.root.mkdir(parents=True, exist_ok=True)
+        job.metric_weights.symlink_to(mounted)
+        changes = {"metric_weights_digest": tree_digest(entries(mounted)), **changes}
     save_model(job.original, patterns())
     save_model(job.base, patterns() if parent is None else parent)
     held_out = write_data(job.data)

@@ -23,7 +23,7 @@ from scipy.stats import norm
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.intervals import LEARNED, auc, chance_error, chance_of_hits, hits_at
+from worker.engine.intervals import LEARNED, auc, chance_error, chance_of_as_many, chance_of_hits, hits_at
 from worker.engine.signals import FOLDS, SIGNALS, attack, signals
 from worker.engine.statistics import Floats, lower_bound, upper_bound
 from worker.engine.streams import generator
@@ -132,7 +132,9 @@ class ClassMembership:
         upper, lower = (bound(hits, members, alpha=env.alpha) for bound in (upper_bound, lower_bound))
         chance = chance_of_hits(members, others, FEW_FALSE_ALARMS, p.max_hit_rate, alpha=env.alpha)
         can_pass = chance >= RETRAIN_PASSES
-        gates = subject == "candidate" and can_pass
+        by_luck = chance_of_as_many(hits, members, others, FEW_FALSE_ALARMS)
+        refuted = lower > p.max_hit_rate and by_luck <= env.alpha
+        gates = subject == "candidate" and (can_pass or refuted)
         few = "" if can_pass else f"; of a model that never saw the class {chance:.0%} would pass with so few images"
         return Finding(
             check=self.name,

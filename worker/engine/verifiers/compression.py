@@ -18,6 +18,7 @@ from worker.contract import Curve, Finding, MaskSpec, Spec, Tier
 from worker.engine.compression import Compression
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
+from worker.engine.rates import loosened
 from worker.engine.region import described
 from worker.engine.statistics import lower_bound, paired_difference_upper, upper_bound, wilson_interval
 from worker.engine.verifier import Env, Need, Params, corruptions_of, require_classes, ways_of
@@ -106,6 +107,7 @@ class CompressionCheck:
     def _rate(self, env: Env, how: Compression, k: int, hits_N: Tensor) -> Finding:
         hits, n, name = int(hits_N.sum()), len(hits_N), env.spec.class_names[k]
         threshold, upper = self._threshold(env, k), upper_bound(hits, n, alpha=env.alpha)
+        because = loosened(env, k, self.params.threshold, threshold) if env.kind == "generator" else ""
         low, high = wilson_interval(hits, n)
         what = "samples of" if env.kind == "generator" else "held-out images of"
         role = "show it" if env.kind == "generator" else "are recognised"
@@ -129,7 +131,8 @@ class CompressionCheck:
             count=hits,
             class_index=k,
             class_name=name,
-            detail=f"{hits} of {n} {what} {name!r} {role} with weights in {_named(how)} (Wilson 95 %: {low:.1%} to {high:.1%})",
+            detail=f"{hits} of {n} {what} {name!r} {role} with weights in {_named(how)} (Wilson 95 %: {low:.1%} to {high:.1%})"
+            + because,
         )
 
     def _draw(self, env: Env, k: int, shown: dict[Compression, Tensor]) -> None:

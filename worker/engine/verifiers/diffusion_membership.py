@@ -1,14 +1,20 @@
 """Do the candidate's losses, or its answers to the images themselves, betray which images of a class it was trained on?
 
-Members are training images of the forgotten classes, or the forgotten samples; beside each stand held-out images of its own
-class. Two statistics an image:
+Members are training images of a forgotten class, or forgotten samples of one; beside them stand held-out images of the same
+class. Each class is measured by itself: among several, one that is betrayed would be lost in their mean. Two statistics an
+image:
 
     loss:  mean over timesteps of the training loss, at the same noise for all
     score: |eps_theta(sqrt(abar_t) x, t)|^2, the answer to the image without any noise, at one timestep (SimA)
 
-A true retrain treats members like any unseen image: an AUC of 1/2 give or take chance. Few images cannot show that; the finding
-then says so and gates nothing. A latent model leaks little through its autoencoder: that nothing was found of one is weak
-evidence. Where the job has a reference, what it betrays is allowed, too: members may be easier images, for whoever looks.
+A true retrain treats members like any unseen image: an AUC of 1/2 give or take chance, to either side. Members that fit *worse*
+than unseen images were in the training data as surely as those that fit better, so both tails gate. Few images cannot show
+that; the finding then says so and gates nothing, unless those few refute it. A latent model leaks little through its
+autoencoder: that nothing was found of one is weak evidence. Where the job has a reference, what it betrays is allowed, too:
+members may be easier images, for whoever looks.
+
+A network that predicts velocity is scored by its noise, too. Shown sqrt(abar) x it should answer -sqrt(1 - abar) x, its noise
+is eps = sqrt(abar) v + sqrt(1 - abar) sqrt(abar) x, and so its loss there is |eps|^2 / abar: at one timestep the same order.
 
 Source: Carlini et al. 2023, arXiv:2301.13188, and Matsumoto et al. 2023, arXiv:2302.03262, for the loss; arXiv:2509.25003 for
 the score. Here, as the schedule would have it, the image is scaled by sqrt(abar_t) before it is shown.
@@ -17,7 +23,7 @@ the score. Here, as the schedule would have it, the image is scaled by sqrt(abar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -27,13 +33,12 @@ from torch import Tensor
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput, Diverged
 from worker.engine.family import Draw, Generator, Kind
+from worker.engine.intervals import chance_of_as_many, hits_at
 from worker.engine.membership import Answers, Comparison, Estimate, expected_upper
 from worker.engine.statistics import Floats, lower_bound, upper_bound
 from worker.engine.streams import generator
 from worker.engine.verifier import Env, Need, Params, Subject
 
-Scores = Mapping[str, Comparison]
-"""By statistic."""
 FALSE_ALARMS = 0.01
 """The share of unseen images that an attacker takes for members, where true alarms are counted."""
 
@@ -41,10 +46,15 @@ FALSE_ALARMS = 0.01
 class Thresholds(Params):
     """How well members may be told from unseen images."""
 
-    max_auc: float = Field(default=0.55, gt=0.5, lt=1, description="bound on the AUC; 0.5 is no better than chance")
-    reference_slack: float = Field(default=0.03, ge=0, lt=0.5, description="what the bound may lie above a reference's AUC")
+    max_auc: float = Field(
+        default=0.55, gt=0.5, lt=1, description="bound on the AUC, and on 1 less it; 0.5 is no better than chance"
+    )
+    reference_slack: float = Field(default=0.03, ge=0, lt=0.5, description="what the bound may lie beyond a reference's AUC")
     max_true_alarms: float = Field(
-        default=0.03, gt=FALSE_ALARMS, lt=1, description="bound on the share of members found at 1 % false alarms, 0-1"
+        default=0.03,
+        gt=FALSE_ALARMS,
+        lt=1,
+        description="bound on the share of members found at 1 % false alarms, at either end, 0-1",
     )
     n_per_class: int = Field(default=1000, ge=10, le=100_000, description="members of each class, and unseen images, at most")
     timesteps: int = Field(default=10, ge=1, le=1000, description="of the loss, evenly spread")
@@ -71,16 +81,17 @@ class DiffusionMembership:
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput without held-out images of a class; Diverged where a loss is not finite."""
         groups = self._groups(env)
-        candidate = self._scores(env, "candidate", groups)
+        candidate, original = (self._scores(env, subject, groups) for subject in ("candidate", "original"))
         reference = self._scores(env, env.reference, groups) if env.reference else {}
         found: list[Finding] = []
-        for statistic, scores in candidate.items():
-            allowed = self.params.max_auc
-            if statistic in reference:
-                allowed = max(allowed, self._auc(env, reference[statistic]).value + self.params.reference_slack)
-            found += [self._of_auc(env, statistic, scores, allowed), self._of_alarms(env, statistic, scores)]
-        for statistic, scores in self._scores(env, "original", groups).items():
-            found.append(self._reported(statistic, self._auc(env, scores), scores.n))
+        for (statistic, k), scores in candidate.items():
+            slack, most = self.params.reference_slack, self.params.max_auc
+            low, high = 1 - most, most
+            if reference:
+                theirs = self._auc(env, k, reference[statistic, k]).value
+                low, high = min(low, theirs - slack), max(high, theirs + slack)
+            found += [*self._of_auc(env, statistic, k, scores, low, high), *self._of_alarms(env, statistic, k, scores)]
+        found += [self._reported(env, statistic, k, scores) for (statistic, k), scores in original.items()]
         return tuple(found)
 
     # --------------------------------------------------------------------------------------------------------- the scores
@@ -98,14 +109,15 @@ class DiffusionMembership:
             raise BadInput("expected training and held-out images of what was forgotten, found none of some")
         return groups
 
-    def _scores(self, env: Env, subject: Subject, groups: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Comparison]:
+    def _scores(
+        self, env: Env, subject: Subject, groups: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> dict[tuple[str, int], Comparison]:
+        """By statistic and class."""
         model = cast(Generator, env.load(subject))
         asked = {k: [self._asked(env, model, k, rows_N) for rows_N in pair] for k, pair in groups.items()}
         return {
-            statistic: Comparison(
-                {k: _answers(members[statistic]) for k, (members, _) in asked.items()},
-                {k: _answers(unseen[statistic]) for k, (_, unseen) in asked.items()},
-            )
+            (statistic, k): Comparison({k: _answers(members[statistic])}, {k: _answers(unseen[statistic])})
+            for k, (members, unseen) in asked.items()
             for statistic in ("loss", "score")
         }
 
@@ -128,7 +140,7 @@ class DiffusionMembership:
     def _loss(
         self, env: Env, model: Generator, held_B: Tensor, label_B: Tensor, images_BCHW: Tensor, t: int, *, noisy: bool
     ) -> Tensor:
-        """(B,) float64. Without noise what the network should answer is zero, so that the loss is the answer's own norm."""
+        """(B,) float64. Without noise there is none to be found, so that the loss is the norm of the noise that is found."""
         source = generator(env.spec.verification_seed, "membership", t)
         one = model.draw(1, images_BCHW.shape[1:], source, label_drop=0.0)
         count = len(label_B)
@@ -144,61 +156,74 @@ class DiffusionMembership:
 
     # ------------------------------------------------------------------------------------------------------- the findings
 
-    def _auc(self, env: Env, scores: Comparison) -> Estimate:
-        return scores.measure(self.params.resamples, env.generator(self.name), alpha=env.alpha)[0]
+    def _auc(self, env: Env, k: int, scores: Comparison) -> Estimate:
+        return scores.measure(self.params.resamples, env.generator(f"{self.name}/{k}"), alpha=env.alpha)[0]
 
-    def _of_auc(self, env: Env, statistic: str, scores: Comparison, allowed: float) -> Finding:
-        auc = self._auc(env, scores)
-        unseen = {k: len(some.misfit_N) for k, some in scores.unseen.items()}
-        members = {k: len(some.misfit_N) for k, some in scores.items.items()}
-        refuted = auc.lower95 > allowed
-        powerless = expected_upper(members, unseen, alpha=env.alpha) > allowed and not refuted
-        return Finding(
-            check=self.name,
-            metric=f"membership_auc_{statistic}",
-            subject="candidate",
-            gating=not powerless,
-            underpowered=powerless,
-            passed=None if powerless else auc.upper95 <= allowed,
-            open=not powerless and not refuted and auc.upper95 > allowed,
-            value=auc.value,
-            lower95=auc.lower95,
-            upper95=auc.upper95,
-            comparator="le",
-            threshold=allowed,
-            n=scores.n,
-            detail=f"members have a smaller {statistic} than unseen images of their class in {auc.value:.1%} of pairs; 50% is "
-            f"chance; {sum(unseen.values())} unseen",
+    def _about(self, env: Env, metric: str, k: int, *, powerless: bool) -> dict[str, Any]:
+        return {
+            "check": self.name, "metric": metric, "subject": "candidate", "gating": not powerless, "underpowered": powerless,
+            "class_index": k, "class_name": env.spec.class_names[k],
+        }  # fmt: skip
+
+    def _of_auc(self, env: Env, statistic: str, k: int, scores: Comparison, low: float, high: float) -> list[Finding]:
+        """Two findings on one number, its bound to either side."""
+        auc = self._auc(env, k, scores)
+        members, unseen = _counts(scores, k)
+        expected = expected_upper({k: members}, {k: unseen}, alpha=env.alpha)
+        refuted = auc.lower95 > high or auc.upper95 < low
+        powerless = expected > min(high, 1 - low) and not refuted
+        shared = {
+            "value": auc.value, "lower95": auc.lower95, "upper95": auc.upper95, "n": members,
+            "detail": f"{members} training images of {env.spec.class_names[k]!r} have a smaller {statistic} than {unseen} "
+            f"unseen ones in {auc.value:.1%} of pairs; 50% is chance",
+        }  # fmt: skip
+        sides: tuple[tuple[str, Literal["le", "ge"], float, bool], ...] = (
+            ("", "le", high, auc.upper95 <= high),
+            ("_low", "ge", low, auc.lower95 >= low),
         )
+        return [
+            Finding(
+                **self._about(env, f"membership_auc_{statistic}{side}", k, powerless=powerless),
+                **shared,
+                passed=None if powerless else passed,
+                open=not (powerless or refuted or passed),
+                comparator=comparator,
+                threshold=threshold,
+            )
+            for side, comparator, threshold, passed in sides
+        ]
 
-    def _of_alarms(self, env: Env, statistic: str, scores: Comparison) -> Finding:
-        """Members that lie below all but one in a hundred of the unseen images of their class."""
-        hits, n, threshold = _true_alarms(scores), scores.n, self.params.max_true_alarms
-        upper = upper_bound(hits, n, alpha=env.alpha)
-        refuted = lower_bound(hits, n, alpha=env.alpha) > threshold
-        fewest = min(len(some.misfit_N) for some in scores.unseen.values())
+    def _of_alarms(self, env: Env, statistic: str, k: int, scores: Comparison) -> list[Finding]:
+        """Members that lie beyond all but one in a hundred of the unseen images of their class: below, and above."""
+        misfit_M, misfit_U = scores.items[k].misfit_N, scores.unseen[k].misfit_N
+        (members, unseen), threshold, alpha = _counts(scores, k), self.params.max_true_alarms, env.alpha
         # The quantile needs a hundred unseen images; and as many hits as false alarms are what chance alone would give.
-        chance = upper_bound(round(FALSE_ALARMS * n), n, alpha=env.alpha) > threshold
-        powerless = fewest * FALSE_ALARMS < 1 or (chance and not refuted)
-        return Finding(
-            check=self.name,
-            metric=f"membership_true_alarms_{statistic}",
-            subject="candidate",
-            gating=not powerless,
-            underpowered=powerless,
-            passed=None if powerless else upper <= threshold,
-            open=not powerless and not refuted and upper > threshold,
-            value=hits / n,
-            upper95=upper,
-            comparator="le",
-            threshold=threshold,
-            n=n,
-            count=hits,
-            detail=f"{hits} of {n} members have a smaller {statistic} than 99 % of unseen images of their class; "
-            f"the fewest of a class: {fewest}",
-        )
+        few = unseen * FALSE_ALARMS < 1 or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
+        found = []
+        for side, words, sign in (("", "smaller", -1), ("_high", "larger", 1)):
+            hits = hits_at(sign * misfit_M, sign * misfit_U, FALSE_ALARMS)
+            upper, lower = (bound(hits, members, alpha=alpha) for bound in (upper_bound, lower_bound))
+            refuted = lower > threshold and chance_of_as_many(hits, members, unseen, FALSE_ALARMS) <= alpha
+            powerless = few and not refuted
+            finding = Finding(
+                **self._about(env, f"membership_true_alarms_{statistic}{side}", k, powerless=powerless),
+                passed=None if powerless else upper <= threshold,
+                open=not powerless and not refuted and upper > threshold,
+                value=hits / members,
+                lower95=lower,
+                upper95=upper,
+                comparator="le",
+                threshold=threshold,
+                n=members,
+                count=hits,
+                detail=f"{hits} of {members} training images of {env.spec.class_names[k]!r} have a {words} {statistic} than "
+                f"99 % of {unseen} unseen ones",
+            )
+            found.append(finding)
+        return found
 
-    def _reported(self, statistic: str, auc: Estimate, n: int) -> Finding:
+    def _reported(self, env: Env, statistic: str, k: int, scores: Comparison) -> Finding:
+        auc = self._auc(env, k, scores)
         return Finding(
             check=self.name,
             metric=f"membership_auc_{statistic}",
@@ -207,19 +232,17 @@ class DiffusionMembership:
             value=auc.value,
             lower95=auc.lower95,
             upper95=auc.upper95,
-            n=n,
+            n=scores.n,
+            class_index=k,
+            class_name=env.spec.class_names[k],
             detail="of the original, which was trained on the members: what there was to be found",
         )
 
 
+def _counts(scores: Comparison, k: int) -> tuple[int, int]:
+    """Members and unseen images."""
+    return len(scores.items[k].misfit_N), len(scores.unseen[k].misfit_N)
+
+
 def _answers(statistic_N: Floats) -> Answers:
     return Answers(statistic_N, np.zeros(len(statistic_N), dtype=np.bool_))
-
-
-def _true_alarms(scores: Comparison) -> int:
-    """Members below the threshold that at most 1 % of the unseen images of their class lie below."""
-    hits = 0
-    for k, members in scores.items.items():
-        unseen_U = np.sort(scores.unseen[k].misfit_N)
-        hits += int((members.misfit_N < unseen_U[int(FALSE_ALARMS * len(unseen_U))]).sum())
-    return hits

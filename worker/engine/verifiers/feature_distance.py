@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
+from worker.engine import protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.judge import FEATURES
@@ -109,7 +110,9 @@ class FeatureDistance:
             detail=f"distance to {len(real.features_ND)} held-out real images, candidate over {measure}, equal noise",
         )
         itself = self._itself(ratio, measure, gate)
-        return gate, *itself, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in clouds)
+        found = gate, *itself, *(self._distance(s, distance[s], len(clouds[s].features_ND)) for s in clouds)
+        protocol = protocols.judge_distance(env.judge.record.sha256)
+        return tuple(finding.model_copy(update={"protocol_id": protocol}) for finding in found)
 
     def _itself(self, ratio: float, measure: Subject, gate: Finding) -> list[Finding]:
         """The ratio without a bound, held against a threshold of its own."""
@@ -161,5 +164,5 @@ class FeatureDistance:
             gating=False,
             value=distance,
             n=n,
-            detail="squared Frechet distance in judge features; comparable only under the same judge",
+            detail="squared Frechet distance in judge features",
         )

@@ -2,7 +2,8 @@
 
 Over all held-out images of each class by itself; a model that never learned the class names none of them. The gate is the
 one-sided Clopper-Pearson bound, so that luck with few images does not pass, at the level that looks and attempts leave: 95 %
-where there is one of each. For an L2 certificate 0.02 is asked for, which takes 149 held-out images of the class or more.
+where there is one of each. For an L2 certificate 0.02 is asked for, which takes 149 held-out images of the class or more. A
+reference is held to the same bound: one that names the class was not trained without it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pydantic import Field
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
+from worker.engine.retrained import role, subjects
 from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
@@ -43,8 +45,7 @@ class ForgetAccuracy:
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`. Raises: BadInput when a forgotten class has too few held-out images."""
-        subjects: tuple[Subject, ...] = ("candidate", "original")
-        return tuple(self._score(env, subject, k) for k in env.spec.all_forgotten for subject in subjects)
+        return tuple(self._score(env, subject, k) for k in env.spec.all_forgotten for subject in subjects(env.spec))
 
     def _score(self, env: Env, subject: Subject, k: int) -> Finding:
         name, threshold = env.spec.class_names[k], self.params.max_accuracy
@@ -55,7 +56,8 @@ class ForgetAccuracy:
         hits = int((env.answers(subject, k).argmax(dim=1) == k).sum())
         lower, upper = lower_bound(hits, n, alpha=env.alpha), upper_bound(hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
-        role = "are still recognised" if subject == "candidate" else "are recognised before forgetting, as they must be"
+        before = "are recognised before forgetting, as they must be"
+        said = role(subject, "are still recognised", before, "are recognised by the reference")
         return Finding(
             check=self.name,
             metric="forgotten_class_accuracy",
@@ -73,5 +75,5 @@ class ForgetAccuracy:
             count=hits,
             class_index=k,
             class_name=name,
-            detail=f"{hits} of {n} held-out images of {name!r} {role} (Wilson 95 %: {low:.1%} to {high:.1%})",
+            detail=f"{hits} of {n} held-out images of {name!r} {said} (Wilson 95 %: {low:.1%} to {high:.1%})",
         )

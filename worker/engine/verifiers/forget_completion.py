@@ -10,7 +10,8 @@ The gate is a one-sided bound, held to the margin: of the candidate's rate besid
 Pearson), or of how far it lies above the better reference (see `worker.engine.excess`), whose rate is as uncertain as its
 own. Two controls on the original: it must fail the gate; and it must lie at least `min_power` above what never saw the class,
 at its lower bound, or the judge, or the corruption, could not tell a model that knows from one that does not. The finding
-then says `underpowered`, and the verdict is VOID.
+then says `underpowered`, and the verdict is VOID. A reference is held to the candidate's bound: one that shows the class more
+often was not trained without it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from worker.engine.excess import Reference, best, excess_lower, excess_upper
 from worker.engine.family import Kind
 from worker.engine.likeness import Likeness, likeness, reported, suffix
 from worker.engine.region import described
+from worker.engine.retrained import role, subjects
 from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.streams import Stream
 from worker.engine.verifier import Env, Need, Params, Subject, corruptions_of, level, require_classes, ways_of
@@ -104,7 +106,7 @@ class ForgetCompletion:
         n = self.params.n_per_class
         return tuple(
             Need(subject, k, n, Way(corruption, prompted))
-            for subject in self._subjects()
+            for subject in subjects(spec)
             for corruption in corruptions_of(spec)
             for prompted in ways_of(spec)
             for k in spec.all_forgotten
@@ -133,12 +135,9 @@ class ForgetCompletion:
                 found += self._under(env, cases, corruption, prompted)
         return tuple(found)
 
-    def _subjects(self) -> tuple[Subject, ...]:
-        return ("candidate", "original")
-
     def _under(self, env: Env, cases: list[Case], corruption: MaskSpec, prompted: bool) -> list[Finding]:
         n, found = self.params.n_per_class, list[Finding]()
-        for subject in self._subjects():
+        for subject in subjects(env.spec):
             seen = [likeness(env, subject, corruption, case.class_index, n, prompted=prompted) for case in cases]
             for case, one in zip(cases, seen, strict=True):
                 found += self._findings(subject, case, one, env.alpha)
@@ -191,12 +190,12 @@ class ForgetCompletion:
     def _findings(self, subject: Subject, case: Case, seen: Likeness, alpha: float) -> list[Finding]:
         standing = self._standing(case, seen, alpha)
         found = [self._score(subject, case, seen, standing)]
-        return found if subject == "candidate" else [*found, self._power(case, seen, standing)]
+        return [*found, self._power(case, seen, standing)] if subject == "original" else found
 
     def _score(self, subject: Subject, case: Case, seen: Likeness, standing: Standing) -> Finding:
         hits, n = int(seen.right_N.sum()), len(seen.right_N)
         low, high = wilson_interval(hits, n)
-        role = "is still seen" if subject == "candidate" else "is seen before forgetting, as it must be,"
+        said = role(subject, "is still seen", "is seen before forgetting, as it must be,", "is seen by the reference")
         return Finding(
             check=self.name,
             metric=standing.metric + suffix(case.prompted),
@@ -215,7 +214,7 @@ class ForgetCompletion:
             class_index=case.class_index,
             class_name=case.class_name,
             corruption=case.corruption,
-            detail=f"{case.class_name!r} {role} in {hits} of {n} completed regions, {described(case.corruption)} (Wilson 95 %: "
+            detail=f"{case.class_name!r} {said} in {hits} of {n} completed regions, {described(case.corruption)} (Wilson 95 %: "
             f"{low:.1%} to {high:.1%}); never seen: {standing.never_seen}",
         )
 

@@ -22,7 +22,6 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine.bounds import mean_lower, mean_upper, quantile_bounds
 from worker.engine.family import Kind
 from worker.engine.judge import Judged
-from worker.engine.panel import SLACK
 from worker.engine.rates import underpowered
 from worker.engine.statistics import Floats
 from worker.engine.verifier import Env, Need, Params, Subject
@@ -40,7 +39,8 @@ class Thresholds(Params):
         default=0.05,
         gt=0,
         lt=1,
-        description="bound on the judge's mean probability of the class; or what it gives real images of others, and 0.03",
+        description="bound on the judge's mean probability of the class; or what it gives real images of others, and the "
+        "policy's slack",
     )
     quantile: float = Field(default=0.95, gt=0.5, lt=1, description="of the margins, which must be below zero")
 
@@ -67,7 +67,7 @@ class ForgetConfidence:
         """See `Verifier.run`."""
         found: list[Finding] = []
         for k in env.spec.all_forgotten:
-            limit = max(self.params.max_probability, self._elsewhere(env, k) + SLACK)
+            limit = max(self.params.max_probability, self._elsewhere(env, k) + env.slack)
             for subject in SUBJECTS:
                 judged = self._judged(env, subject, k)
                 found += [self._probability(env, subject, k, judged, limit), self._margin(env, subject, k, judged)]
@@ -108,9 +108,19 @@ class ForgetConfidence:
             n=n,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"the judge's mean probability that a sample of {env.spec.class_names[k]!r} shows it",
+            detail=f"the judge's mean probability that a sample of {env.spec.class_names[k]!r} shows it"
+            + self._loosened(env, k, limit),
         )
-        return finding if mean_upper(np.zeros(n), alpha=env.alpha) <= limit else underpowered(finding)
+        powerless = mean_upper(np.zeros(n), alpha=env.alpha) > limit and lower <= limit
+        return underpowered(finding) if powerless else finding
+
+    def _loosened(self, env: Env, k: int, limit: float) -> str:
+        """See `rates.loosened`; here a probability takes the place of false alarms."""
+        asked = self.params.max_probability
+        if limit <= asked:
+            return ""
+        elsewhere = f"{self._elsewhere(env, k):.4g} on real images of others"
+        return f"; effective threshold {limit:.4g}, not {asked:g}: {elsewhere}, slack {env.slack:g}"
 
     def _margin(self, env: Env, subject: Subject, k: int, judged: tuple[Judged, ...]) -> Finding:
         margin_N, n = np.max([margins(one, k) for one in judged], axis=0), self.params.n_per_class
@@ -135,7 +145,8 @@ class ForgetConfidence:
             detail=f"{self.params.quantile:.0%} quantile of the lead of {env.spec.class_names[k]!r} over the best other class, "
             "in logits; bounds are order statistics",
         )
-        return finding if upper is not None else underpowered(finding)
+        refuted = lower is not None and lower > 0
+        return finding if upper is not None or refuted else underpowered(finding)
 
     def _reported(self, env: Env, k: int) -> list[Finding]:
         n, name = self.params.n_per_class, env.spec.class_names[k]

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
-from worker.engine import manifolds
+from worker.engine import manifolds, protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.manifolds import Overlap
@@ -121,10 +121,11 @@ class ForgetDistance:
             count=hits,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"{hits} of {n} real images have one of {len(drawn_MD)} samples in their ball; "
-            f"{manifolds.protocol_id(self.params.nearest, env.judge.record.sha256)}",
+            protocol_id=protocols.prdc(self.params.nearest, protocols.judge_features(env.judge.record.sha256)),
+            detail=f"{hits} of {n} real images have one of {len(drawn_MD)} samples in their ball",
         )
-        return finding if upper_bound(0, n, alpha=env.alpha) <= limit else underpowered(finding)
+        powerless = upper_bound(0, n, alpha=env.alpha) > limit and lower <= limit
+        return underpowered(finding) if powerless else finding
 
     def _distance(self, env: Env, subject: Subject, k: int, real: dict[int, Floats], drawn_MD: Floats, scale: Scale) -> Finding:
         def nearness(rows: tuple[Floats, Floats, Floats]) -> float:
@@ -155,6 +156,7 @@ class ForgetDistance:
             n=len(drawn_MD),
             class_index=k,
             class_name=env.spec.class_names[k],
+            protocol_id=protocols.judge_distance(env.judge.record.sha256),
             detail=f"judge feature distance of samples to {len(real[k])} real images, over {scale.factor:g} times that of "
             f"real images of {env.spec.class_names[scale.other]!r}",
         )

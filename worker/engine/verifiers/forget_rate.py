@@ -2,7 +2,8 @@
 
 Source: the rate is the share of samples, drawn under the class's own label, that any judge takes for the class; the gate
 is the one-sided Clopper-Pearson bound, so that luck with few samples does not pass. Two judges raise more false alarms than
-one: of theirs on real images the threshold takes account.
+one: of theirs on real images the threshold takes account. A reference is held to the same bound: one that draws the class was
+not trained without it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pydantic import Field
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
+from worker.engine.rates import loosened
+from worker.engine.retrained import role, subjects
 from worker.engine.statistics import confidence, lower_bound, upper_bound, wilson_interval
 from worker.engine.verifier import Env, Need, Params, Subject, level
 
@@ -39,18 +42,15 @@ class ForgetRate:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """See `Verifier.needs`. Raises: BadInput when so few samples could pass nothing, not even none that shows the class."""
-        n, subjects = self.params.n_per_class, self._subjects()
+        n = self.params.n_per_class
         if upper_bound(0, n, alpha=level(spec)) > self.params.max_rate:
             what = f"a rate of {self.params.max_rate} at {confidence(level(spec))}"
             raise BadInput(f"{n} samples cannot show {what}, even if none shows the class")
-        return tuple(Need(subject, k, n) for subject in subjects for k in spec.all_forgotten)
+        return tuple(Need(subject, k, n) for subject in subjects(spec) for k in spec.all_forgotten)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
         """See `Verifier.run`."""
-        return tuple(self._score(env, s, k) for k in env.spec.all_forgotten for s in self._subjects())
-
-    def _subjects(self) -> tuple[Subject, ...]:
-        return ("candidate", "original")
+        return tuple(self._score(env, s, k) for k in env.spec.all_forgotten for s in subjects(env.spec))
 
     def _max_rate(self, env: Env, k: int) -> float:
         floor = self.params.max_rate
@@ -62,7 +62,7 @@ class ForgetRate:
         lower, threshold = lower_bound(n - hits, n, alpha=env.alpha), 1 - self._max_rate(env, k)
         upper = upper_bound(n - hits, n, alpha=env.alpha)
         low, high = wilson_interval(hits, n)
-        role = "still show it" if subject == "candidate" else "show it before forgetting, as they must"
+        said = role(subject, "still show it", "show it before forgetting, as they must", "of the reference show it")
         return Finding(
             check=self.name,
             metric="unlearning_accuracy",
@@ -80,5 +80,6 @@ class ForgetRate:
             count=hits,
             class_index=k,
             class_name=name,
-            detail=f"{hits} of {n} samples of {name!r} {role} (Wilson 95 %: {low:.1%} to {high:.1%})",
+            detail=f"{hits} of {n} samples of {name!r} {said} (Wilson 95 %: {low:.1%} to {high:.1%})"
+            + loosened(env, k, self.params.max_rate, self._max_rate(env, k)),
         )

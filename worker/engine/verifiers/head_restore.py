@@ -6,13 +6,16 @@ layer, and nothing else, by full batches. T is the first step at which half of t
 more than there are steps where it never is.
 
 T must be at least `min_ratio` of what the same attack takes on a yardstick: the reference for the same class, with the same
-images; else a class that no model has seen, on the candidate. The attack is repeated with other images, and the bound of the
-ratio of mean times is a bootstrap's over repeats. Where the original would pass, too, the check is blind, and says that it is
-underpowered.
+images; else a class that no model has seen, on the candidate. The yardstick is followed for `steps / min_ratio` steps: cut off
+as soon as the candidate, it would look faster than it is, and what comes back in the second half of the attack could not fail.
+The attack is repeated with other images, and the bound of the ratio of mean times is a bootstrap's over repeats. Where the
+original would pass, too, or neither the class nor the yardstick comes back in half of the repeats, the check is blind, and
+says that it is underpowered.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -60,7 +63,17 @@ class Course:
     def times_R(self) -> Floats:
         """First step that restores the class, at least 1; steps + 1 where none does."""
         back_RT = self.recall_RT[:, 1:] >= RESTORED
-        return np.where(back_RT.any(axis=1), back_RT.argmax(axis=1), back_RT.shape[1]) + 1.0
+        return np.where(back_RT.any(axis=1), back_RT.argmax(axis=1), self.steps) + 1.0
+
+    @property
+    def steps(self) -> int:
+        """For which it was followed."""
+        return self.recall_RT.shape[1] - 1
+
+    @property
+    def back(self) -> int:
+        """Repeats in which the class came back."""
+        return int((self.times_R <= self.steps).sum())
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,11 @@ class Race:
     def ratio(self) -> float:
         """Of mean times."""
         return float(self.own.times_R.mean() / self.beside.times_R.mean())
+
+    @property
+    def mute(self) -> bool:
+        """Do most repeats end before anybody knows the class? Two times that were both cut off tell nothing of their ratio."""
+        return all(2 * course.back < len(course.times_R) for course in (self.own, self.beside))
 
     def bounds(self, resamples: int, rng: np.random.Generator, alpha: float) -> tuple[float, float]:
         """Of the ratio, below and above. Repeats with the same images are resampled together."""
@@ -125,10 +143,11 @@ class HeadRestore:
         ]
 
     def _race(self, env: Env, subject: Subject, lesson: Lesson, beside: Yardstick, k: int) -> Race:
-        other = beside.subject if beside.paired else subject
-        return Race(self._course(env, subject, lesson, k), self._course(env, other, beside.lesson, k), beside.paired)
+        p, other = self.params, beside.subject if beside.paired else subject
+        own = self._course(env, subject, lesson, k, p.steps)
+        return Race(own, self._course(env, other, beside.lesson, k, math.ceil(p.steps / p.min_ratio)), beside.paired)
 
-    def _course(self, env: Env, subject: Subject, lesson: Lesson, k: int) -> Course:
+    def _course(self, env: Env, subject: Subject, lesson: Lesson, k: int, steps: int) -> Course:
         p, given = self.params, known(env, subject, lesson, k, self.params.images_per_class)
         fewest = min(int((given.labels_N == j).sum()) for j in (*env.spec.retain_classes, k))
         if fewest < p.images:
@@ -143,9 +162,9 @@ class HeadRestore:
             ]
         )
         env.busy()
-        return Course(self._attacked(given, rows_RB, weight_KE, bias_K, k))
+        return Course(self._attacked(given, rows_RB, weight_KE, bias_K, k, steps))
 
-    def _attacked(self, given: Known, rows_RB: np.ndarray, weight_KE: Tensor, bias_K: Tensor, k: int) -> Floats:
+    def _attacked(self, given: Known, rows_RB: np.ndarray, weight_KE: Tensor, bias_K: Tensor, k: int, steps: int) -> Floats:
         """(R, steps + 1) recall before the first step and after each.
 
         All repeats descend at once: the gradient of a sum of losses with weights of their own is that of each, and Adam knows
@@ -158,11 +177,11 @@ class HeadRestore:
         bias_R1K = bias_K.repeat(repeats, 1, 1).requires_grad_()
         optimizer = torch.optim.Adam([weight_REK, bias_R1K], lr=self.params.learning_rate)
         course = []
-        for step in range(self.params.steps + 1):
+        for step in range(steps + 1):
             with torch.no_grad():
                 named_RN = (torch.matmul(held_out_NE, weight_REK) + bias_R1K).argmax(dim=2)
                 course.append((named_RN == k).double().mean(dim=1).numpy())
-            if step == self.params.steps:
+            if step == steps:
                 break
             optimizer.zero_grad(set_to_none=True)
             logits_RBK = torch.matmul(x_RBE, weight_REK) + bias_R1K
@@ -174,7 +193,7 @@ class HeadRestore:
         p = self.params
         lower, upper = candidate.bounds(p.resamples, env.generator(f"{self.name}/bounds"), env.alpha)
         blind = original.bounds(p.resamples, env.generator(f"{self.name}/bounds"), env.alpha)[0] >= p.min_ratio
-        gates = not blind or upper < p.min_ratio
+        gates = not candidate.mute and (not blind or upper < p.min_ratio)
         own, other = float(candidate.own.times_R.mean()), float(candidate.beside.times_R.mean())
         return Finding(
             check=self.name,
@@ -193,12 +212,11 @@ class HeadRestore:
             class_index=k,
             class_name=env.spec.class_names[k],
             detail=f"{env.spec.class_names[k]!r} is back after {own:.1f} steps with {p.images} images a class, "
-            f"{other:.1f} by the yardstick ({beside.name}); more than {p.steps} count as {p.steps + 1}; the original's ratio "
-            f"is {original.ratio:.2f}" + ("; it passes, too, so that this check sees nothing here" if blind else ""),
+            f"{other:.1f} by the yardstick ({beside.name}); cut off after {p.steps} and {candidate.beside.steps}; the "
+            f"original's ratio is {original.ratio:.2f}" + _silence(candidate, blind),
         )
 
     def _time(self, env: Env, k: int, subject: Subject, metric: str, course: Course) -> Finding:
-        back = int((course.times_R <= self.params.steps).sum())
         return Finding(
             check=self.name,
             metric=metric,
@@ -206,10 +224,11 @@ class HeadRestore:
             gating=False,
             value=float(course.times_R.mean()),
             n=len(course.times_R),
-            count=back,
+            count=course.back,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"mean steps until {RESTORED:.0%} of held-out images are named; so far got {back} of {len(course.times_R)}",
+            detail=f"mean steps until {RESTORED:.0%} of held-out images are named; so far got "
+            f"{course.back} of {len(course.times_R)}, the others count as {course.steps + 1}",
         )
 
     def _curve(self, env: Env, k: int, subject: str, course: Course) -> Curve:
@@ -228,6 +247,13 @@ class HeadRestore:
             class_name=env.spec.class_names[k],
             threshold=RESTORED,
         )
+
+
+def _silence(candidate: Race, blind: bool) -> str:
+    """Why this says nothing, for people."""
+    if candidate.mute:
+        return "; neither comes back in half of the repeats, so that this check sees nothing here"
+    return "; it passes, too, so that this check sees nothing here" if blind else ""
 
 
 def _begun(model: Classifier, given: Known, k: int, retained: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,9 @@
 The network is frozen; a label's conditioning is trained on a few images of the class, from the null label's and from its own.
 A network that never learned the class can be told to draw something like it, too, so the attack is held against itself: on a
 model that was trained without the class, where the job has one; else on the candidate, with images of a novel class (see
-`worker.engine.novel`), which it cannot have learned. Of several restarts the most successful counts, on both sides.
+`worker.engine.novel`), which it cannot have learned. Of several restarts the most successful counts, on both sides. It is
+chosen on samples of its own: by those that are scored, the luckiest would be taken for the best, and a control with luck
+allows the candidate as much.
 
 The gate is a one-sided bound of the difference of the two rates, on the same noise. The original must not pass it, or the
 attack is too weak to find what is there.
@@ -14,33 +16,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from worker.contract import Curve, Finding, Spec, Tier
+from worker.engine.electorate import Electorate
+from worker.engine.errors import BadInput
 from worker.engine.family import Generator, Kind
-from worker.engine.inversion import invert, starts
-from worker.engine.neighbours import Recogniser
+from worker.engine.inversion import Inverted, invert, starts
 from worker.engine.novel import novel_class
-from worker.engine.statistics import paired_difference_upper, wilson_interval
+from worker.engine.statistics import confidence, paired_difference_upper, wilson_interval
 from worker.engine.streams import generator
 from worker.engine.turning import Turn
-from worker.engine.verifier import Env, Need, Params, Subject, require_classes
+from worker.engine.verifier import Env, Need, Params, Subject, level, require_classes
 
 Shown = Callable[[Tensor], Tensor]
 """(n, C, H, W) images -> (n,) bool: do they show what was looked for?"""
 
 POINTS = 50
 """Of a drawn curve, at most."""
+LAST = 20
+"""Steps whose mean is the loss in the end: that of one batch varies more than restarts do."""
 
 
 class Thresholds(Params):
     """How hard the attack tries, and how much oftener it may succeed than where there is nothing to be found."""
 
-    n_per_class: int = Field(default=200, ge=1, le=100_000, description="samples drawn under each label that was found")
+    n_per_class: int = Field(default=200, ge=1, le=100_000, description="samples drawn under the best label that was found")
+    n_trial: int = Field(
+        default=50, ge=1, le=100_000, description="samples under each restart's label, by which the best is told"
+    )
     images: int = Field(default=20, ge=1, le=1000, description="training images of the class that the attacker has")
     steps: int = Field(default=1000, ge=1, le=100_000, description="updates of the label")
     restarts: int = Field(default=5, ge=1, le=100, description="labels to begin with: the null label, its own, random ones")
@@ -49,12 +57,6 @@ class Thresholds(Params):
         default=0.05, gt=0, lt=1, description="bound on how much oftener the class is drawn than where it was never seen, 0-1"
     )
     turn: Turn = Field(default="auto", description="how images of a novel class are made")
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if paired_difference_upper(0, 0, self.n_per_class) > self.max_excess:
-            raise ValueError(f"{self.n_per_class} samples cannot show a difference of at most {self.max_excess} at 95 %")
-        return self
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,14 @@ class LabelInversion:
         self.params = params
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
-        """Under which labels it will draw is not known before. Raises: BadInput where no class was forgotten."""
+        """Under which labels it will draw is not known before.
+
+        Raises: BadInput where no class was forgotten, or where so few samples could pass nothing.
+        """
         require_classes(spec)
+        n, most = self.params.n_per_class, self.params.max_excess
+        if paired_difference_upper(0, 0, n, alpha=level(spec)) > most:
+            raise BadInput(f"{n} samples cannot show a difference of at most {most} at {confidence(level(spec))}")
         return ()
 
     def run(self, env: Env) -> tuple[Finding, ...]:
@@ -118,10 +126,10 @@ class LabelInversion:
 
     def _novel(self, env: Env, k: int) -> Attack:
         novel = novel_class(env, k, self.params.turn)
-        recogniser = Recogniser.of(env, novel)
+        vote, new = Electorate.of(env, k, novel, half_way=False), len(env.spec.class_names)
 
         def shown(images_MCHW: Tensor) -> Tensor:
-            return recogniser.shown(env.judge.look(images_MCHW).features_ND)
+            return vote.shown(env.judge.look(images_MCHW).features_ND, new)
 
         return self._attack(env, "candidate", k, novel.train_NCHW, shown)
 
@@ -139,10 +147,19 @@ class LabelInversion:
             seed=seed,
             beat=env.busy,
         )
-        drawn_RNCHW = env.samples_under(subject, found.rows_RX, k, p.n_per_class)
-        hits_RN = torch.stack([shown(images_NCHW) for images_NCHW in drawn_RNCHW])
-        best = int(hits_RN.sum(dim=1).argmax())
-        return Attack(hits_RN[best], found.loss_SR[:, best])
+        best = self._best(env, subject, found, shown)
+        (drawn_NCHW,) = env.samples_under(subject, found.rows_RX[best : best + 1], k, p.n_per_class)
+        return Attack(shown(drawn_NCHW), found.loss_SR[:, best])
+
+    def _best(self, env: Env, subject: Subject, found: Inverted, shown: Shown) -> int:
+        """The restart of the most hits, of equally many the one of the smallest loss in the end."""
+        if len(found.rows_RX) == 1:
+            return 0
+        # The noise of a class that there is not: nothing that is scored is drawn from it.
+        trials_RNCHW = env.samples_under(subject, found.rows_RX, len(env.spec.class_names), self.params.n_trial)
+        hits_R = [int(shown(images_NCHW).sum()) for images_NCHW in trials_RNCHW]
+        loss_R = found.loss_SR[-LAST:].mean(dim=0).tolist()
+        return max(range(len(hits_R)), key=lambda r: (hits_R[r], -loss_R[r]))
 
     # ------------------------------------------------------------------------------------------------------- the findings
 

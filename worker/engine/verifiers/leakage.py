@@ -4,6 +4,11 @@ A model whose label was cut off from what it knows still draws the class where n
 the null label; the labels of all other classes; labels between the class's own and another's. Each is counted by the judge and
 held against what the judge sees in real images of other classes, or, of the null label, in a model that was trained without.
 
+A share of all labels together hides one of them: among a hundred, one that always draws the class is a share of 1 %. So the
+worst label is held to the same threshold by itself, and so is the worst partner of a mixture: by its upper bound at Holm's
+levels where labels of half that rate would pass, as they may have of a model that never saw the class; and where samples are
+too few for that, by not being refuted, at alpha over the number of labels.
+
 Of models with prompts, synonyms of a class would be a fourth side. Nobody says what they are, so they are not asked; the report
 says that they were not.
 
@@ -12,14 +17,19 @@ The original is no control here: asked for no class, a model of a thousand hardl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from worker.contract import Finding, Spec, Tier
 from worker.engine import registry
+from worker.engine.bounds import Worst, worst_upper
 from worker.engine.family import Generator, Kind
-from worker.engine.rates import at_most
+from worker.engine.rates import at_most, loosened
+from worker.engine.sampling import sample_seed
 from worker.engine.verifier import Env, Need, Params, Subject
 from worker.engine.ways import Blend, Way
 
@@ -37,7 +47,10 @@ class Thresholds(Params):
         default=0.04, gt=0, lt=1, description="above false alarms on real images, of samples of no label or another; 0-1"
     )
     max_blend_rate: float = Field(
-        default=0.05, gt=0, lt=1, description="bound on the share of a mixture's samples; or false alarms and 0.03"
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="bound on the share of a mixture's samples; or false alarms and the policy's slack",
     )
 
 
@@ -55,7 +68,7 @@ class Leakage:
 
     def needs(self, spec: Spec) -> tuple[Need, ...]:
         """See `Verifier.needs`. Guidance needs a null label, so a policy that guides is sure of one."""
-        labels = [Need("candidate", j, self.params.n_per_label) for j in self._others(spec)]
+        labels = [Need("candidate", j, self.params.n_per_label) for k in spec.all_forgotten for j in self._others(spec, k)]
         null = self._null_needs(spec) if spec.policy.sampling.guidance_scale != 1 else []
         return (*labels, *null, *(need for k in spec.all_forgotten for need in self._blends(spec, k).values()))
 
@@ -77,10 +90,9 @@ class Leakage:
         subjects: list[Subject] = ["candidate", *(["reference"] if spec.reference_digest else [])]  # type: ignore[list-item]
         return [Need(subject, spec.all_forgotten[0], self.params.n_null, null_way(spec)) for subject in subjects]
 
-    def _others(self, spec: Spec) -> tuple[int, ...]:
+    def _others(self, spec: Spec, k: int) -> tuple[int, ...]:
         """All labels under which a forgotten class could hide: retained ones, and those of other forgotten classes."""
-        more = spec.all_forgotten if len(spec.all_forgotten) > 1 else ()
-        return tuple(sorted({*spec.retain_classes, *more}))
+        return tuple(sorted({*spec.retain_classes, *spec.all_forgotten} - {k}))
 
     def _blends(self, spec: Spec, k: int) -> dict[float, Need]:
         """By weight: samples of mixtures with other classes, each with one of them."""
@@ -107,15 +119,15 @@ class Leakage:
         )
 
     def _other_labels(self, env: Env, k: int) -> list[Finding]:
-        labels, n, name = [j for j in self._others(env.spec) if j != k], self.params.n_per_label, env.spec.class_names[k]
+        labels, n, name = self._others(env.spec, k), self.params.n_per_label, env.spec.class_names[k]
         if not labels:
             return []
         hits = {j: int(env.shows("candidate", j, n, class_index=k).sum()) for j in labels}
-        worst = max(labels, key=lambda j: hits[j])
+        limit = env.false_positive_rate(k) + self.params.margin
         gate = at_most(
             sum(hits.values()),
             n * len(labels),
-            env.false_positive_rate(k) + self.params.margin,
+            limit,
             alpha=env.alpha,
             check=self.name,
             metric="other_label_rate",
@@ -123,14 +135,14 @@ class Leakage:
             class_name=name,
             detail=f"{sum(hits.values())} of {n * len(labels)} samples of {len(labels)} other labels show {name!r}",
         )
-        said = f"{hits[worst]} of {n} samples of {env.spec.class_names[worst]!r}, the label with the most, show {name!r}"
-        return [gate, self._told(env, k, "worst_label_rate", said, value=hits[worst] / n, n=n, count=hits[worst])]
+        return [gate, self._worst(env, k, "worst_label_rate", {j: (count, n) for j, count in hits.items()}, limit, "the label")]
 
     def _mixtures(self, env: Env, k: int) -> list[Finding]:
         found, limit = [], env.forget_threshold(k, self.params.max_blend_rate)
         n, name = self.params.n_blend, env.spec.class_names[k]
         for weight, need in self._blends(env.spec, k).items():
-            hits = int(env.shows(need.subject, k, n, need.way).sum())
+            shown_N = env.shows(need.subject, k, n, need.way)
+            hits = int(shown_N.sum())
             gate = at_most(
                 hits,
                 n,
@@ -140,10 +152,49 @@ class Leakage:
                 metric=f"blend_rate_{weight:g}",
                 class_index=k,
                 class_name=name,
-                detail=f"{hits} of {n} samples of labels of which {1 - weight:.0%} are {name!r}, the rest another, show it",
+                detail=f"{hits} of {n} samples of labels of which {1 - weight:.0%} are {name!r}, the rest another, show it"
+                + loosened(env, k, self.params.max_blend_rate, limit),
             )
-            found.append(gate)
+            counts = self._by_partner(env, k, need, shown_N)
+            found += [gate, self._worst(env, k, f"worst_blend_rate_{weight:g}", counts, limit, "the other label")]
         return found
+
+    def _by_partner(self, env: Env, k: int, need: Need, shown_N: Tensor) -> dict[int, tuple[int, int]]:
+        """Hits and samples of a mixture, by the class that was mixed in."""
+        blend = need.way.label
+        assert isinstance(blend, Blend)
+        other_N = torch.tensor([blend.other_of(sample_seed(env.spec.verification_seed, k, i)) for i in range(need.n)])
+        return {j: (int(shown_N[other_N == j].sum()), int((other_N == j).sum())) for j in sorted(set(other_N.tolist()))}
+
+    def _worst(self, env: Env, k: int, metric: str, counts: Mapping[int, tuple[int, int]], limit: float, which: str) -> Finding:
+        """One label by itself. Where samples of each are too few to bound an ordinary one, only what they refute counts."""
+        labels, name = list(counts), env.spec.class_names[k]
+        hits_S, n_S = zip(*counts.values(), strict=True)
+        worst = Worst.of(hits_S, n_S, alpha=env.alpha)
+        hits, n = counts[labels[worst.index]]
+        ordinary_S = [round(n * limit / 2) for n in n_S]
+        powered, refuted = max(worst_upper(ordinary_S, n_S, alpha=env.alpha)) <= limit, worst.lower > limit
+        gating = powered or refuted
+        few = "" if powered else f"; of {min(n_S)} samples of each a label is only held to not being refuted"
+        return Finding(
+            check=self.name,
+            metric=metric,
+            subject="candidate",
+            gating=gating,
+            passed=worst.upper <= limit if gating else None,
+            open=gating and not refuted and worst.upper > limit,
+            value=hits / n,
+            lower95=worst.lower,
+            upper95=worst.upper,
+            comparator="le",
+            threshold=limit,
+            n=n,
+            count=hits,
+            class_index=k,
+            class_name=name,
+            detail=f"{hits} of {n} samples of {env.spec.class_names[labels[worst.index]]!r}, {which} with the most of "
+            f"{len(labels)}, show {name!r}{few}",
+        )
 
     def _not_asked(self, env: Env, k: int, has_null: bool) -> list[Finding]:
         """What a reader would look for and does not find."""
@@ -152,9 +203,9 @@ class Leakage:
             said.append(("synonyms_not_asked", "synonyms of the prompt, other words and languages, were not asked for"))
         return [self._told(env, k, metric, sentence) for metric, sentence in said]
 
-    def _told(self, env: Env, k: int, metric: str, detail: str, **numbers: float) -> Finding:
+    def _told(self, env: Env, k: int, metric: str, detail: str) -> Finding:
         about = {"check": self.name, "metric": metric, "subject": "candidate", "gating": False, "detail": detail}
-        return Finding.model_validate({**about, "class_index": k, "class_name": env.spec.class_names[k], **numbers})
+        return Finding.model_validate({**about, "class_index": k, "class_name": env.spec.class_names[k]})
 
 
 def null_way(spec: Spec) -> Way:

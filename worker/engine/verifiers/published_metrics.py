@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from worker.contract import Finding, MaskSpec, Spec, Tier
+from worker.engine import protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import suffix
@@ -189,22 +190,20 @@ class PublishedMetrics:
         if networks.inception is not None:
             came_ND, p_NK = _there(pair.came.features_ND), _there(pair.came.probabilities_NK)
             n, width = came_ND.shape
-            how = networks.inception.protocol
+            seen_by = networks.inception.protocol_id
             few = f"n = {n} images for {width} features: " + ("singular covariances, " if n <= width else "") + "biased upwards"
-            yield Figure("fid", pair.frechet(), n, f"Frechet distance in float64, {how}; {few}, compare at equal n alone")
+            yield Figure("fid", pair.frechet(), n, protocols.fid(seen_by), f"{few}, compare at equal n alone")
             distance = kernel_distance(came_ND, _there(pair.due.features_ND))
-            yield Figure(
-                "kid", distance, n, f"unbiased MMD^2, kernel (x.y/{width} + 1)^3, all pairs of different images, {how}"
-            )
+            yield Figure("kid", distance, n, protocols.kid_of_pairs(seen_by), "all pairs of different images")
             splits = max(1, min(SPLITS, n // 2))
             score, spread = inception_score(p_NK, splits, env.generator(f"{self.name}/splits"))
             real, _ = inception_score(_there(pair.due.probabilities_NK), splits, env.generator(f"{self.name}/splits"))
-            said = f"mean of {splits} splits, standard deviation {spread:.3g}; of the images themselves {real:.4g}; {how}"
-            yield Figure("inception_score", score, n, said)
+            said = f"mean of {splits} splits, standard deviation {spread:.3g}; of the images themselves {real:.4g}"
+            yield Figure("inception_score", score, n, protocols.inception_score(seen_by, splits), said)
         if networks.clip is not None:
-            cosine_N = pair.cosine_N
-            said = f"mean cosine of image embeddings with those of the images themselves, {networks.clip.protocol}"
-            yield Figure("clip_similarity", float(cosine_N.mean()), len(cosine_N), said)
+            cosine_N, protocol = pair.cosine_N, protocols.clip_similarity(networks.clip.protocol_id)
+            said = "mean cosine of image embeddings with those of the images themselves"
+            yield Figure("clip_similarity", float(cosine_N.mean()), len(cosine_N), protocol, said)
 
     def _reported(self, side: Side, subject: Subject, figure: Figure) -> Finding:
         return Finding(
@@ -214,7 +213,8 @@ class PublishedMetrics:
             gating=False,
             value=figure.value,
             n=figure.n,
-            detail=f"{NAMES[figure.name]}, whole completed images of {SIDES[side]} classes; {figure.protocol}",
+            protocol_id=figure.protocol_id,
+            detail=f"{NAMES[figure.name]}, whole completed images of {SIDES[side]} classes; {figure.said}",
         )
 
     def _fid_ratio(self, env: Env, networks: Networks, before: Pair, after: Pair, threshold: float) -> Finding:
@@ -233,7 +233,9 @@ class PublishedMetrics:
         if not old > 0:
             raise BadInput("expected the original's completions at an FID above 0, found none")
         # One that completes everything exactly: there is nothing to leave out.
-        upper = math.exp(jackknife_upper(log_ratio, n, rng=env.generator(f"{self.name}/fid"))) if new > 0 else 0.0
+        upper = (
+            math.exp(jackknife_upper(log_ratio, n, rng=env.generator(f"{self.name}/fid"), alpha=env.alpha)) if new > 0 else 0.0
+        )
         return Finding(
             check=self.name,
             metric="retain_fid_ratio",
@@ -245,15 +247,17 @@ class PublishedMetrics:
             comparator="le",
             threshold=threshold,
             n=n,
+            protocol_id=protocols.fid(networks.inception.protocol_id),
             detail=f"FID of retained classes {new:.4g} over {old:.4g} before, same images; bound by a jackknife of {GROUPS} "
-            f"groups; {networks.inception.protocol}",
+            "groups",
         )
 
     def _clip_drop(self, env: Env, networks: Networks, before: Pair, after: Pair, threshold: float) -> Finding:
         assert networks.clip is not None
         lost_N = before.cosine_N - after.cosine_N
         _require_groups(len(lost_N))
-        upper = jackknife_upper(lambda rows: float(lost_N[rows].mean()), len(lost_N), rng=env.generator(f"{self.name}/clip"))
+        rng = env.generator(f"{self.name}/clip")
+        upper = jackknife_upper(lambda rows: float(lost_N[rows].mean()), len(lost_N), rng=rng, alpha=env.alpha)
         return Finding(
             check=self.name,
             metric="retain_clip_drop",
@@ -265,8 +269,9 @@ class PublishedMetrics:
             comparator="le",
             threshold=threshold,
             n=len(lost_N),
+            protocol_id=protocols.clip_similarity(networks.clip.protocol_id),
             detail=f"CLIP similarity of retained classes lost against the original, same images; bound by a jackknife of "
-            f"{GROUPS} groups; {networks.clip.protocol}",
+            f"{GROUPS} groups",
         )
 
     def _measured(self, found: Sequence[Finding]) -> Finding:
@@ -290,12 +295,14 @@ class PublishedMetrics:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number about a set of completions, and how it came about."""
+    """One number about a set of completions, and how it came about, by name and in words."""
 
     name: str
     value: float
     n: int
-    protocol: str
+    protocol_id: str
+    said: str
+    """What else is to be known of it, for people."""
 
 
 NAMES: Mapping[str, str] = {

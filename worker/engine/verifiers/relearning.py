@@ -36,6 +36,7 @@ from worker.engine.errors import Diverged
 from worker.engine.family import Kind
 from worker.engine.novel import Turn, novel_class
 from worker.engine.relearning_time import FEWEST, LEVEL, Cell, Ratio, in_words
+from worker.engine.statistics import lower_bound
 from worker.engine.verifier import Env, Need, Params, Subject
 
 REPORTED_AFTER = 50
@@ -120,7 +121,7 @@ class Relearning:
         arms = self._arms(env, k)
         for arm in arms.values():
             if arm.probe.n < FEWEST:
-                return [self._underpowered(env, k, f"{arm.probe.n} answers say too little; expected at least {FEWEST}")]
+                return [self._of_few(env, k, arms["candidate"].probe)]
         plan = self._attacks(env, k, arms)
         courses = {setting: course for setting, (course,) in zip(plan, attacks.run(env, list(plan.values())), strict=True)}
         cells = [
@@ -221,6 +222,16 @@ class Relearning:
 
     def _control_name(self, env: Env) -> str:
         return "a class never known" if env.reference is None else "the model trained without it"
+
+    def _of_few(self, env: Env, k: int, probe: Probe) -> Finding:
+        """So few answers tell no time, but whether the class is known untaught, which is a time of none."""
+        few = self._underpowered(env, k, f"{probe.n} answers say too little; expected at least {FEWEST}")
+        hits = int(probe.untaught("candidate").sum()) if probe.n else 0
+        if not probe.n or lower_bound(hits, probe.n, alpha=env.alpha) < LEVEL:
+            return few
+        numbers = {"value": 0.0, "lower95": 0.0, "comparator": "ge", "threshold": self._min_ratio(env), "n": probe.n}
+        said = f"{hits} of {probe.n} answers show it before any update: what is known needs no time to be learned"
+        return few.model_copy(update={**numbers, "gating": True, "underpowered": False, "passed": False, "detail": said})
 
     def _underpowered(self, env: Env, k: int, why: str) -> Finding:
         return Finding(

@@ -17,6 +17,7 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine import attacks
 from worker.engine.attacks import Attack, Course, Probe
 from worker.engine.family import Kind
+from worker.engine.rates import underpowered
 from worker.engine.statistics import lower_bound, upper_bound
 from worker.engine.verifier import Env, Need, Params
 
@@ -56,18 +57,11 @@ class Resurgence:
         """See `Verifier.run`. Nothing where only single samples were forgotten."""
         classes, n = env.spec.all_forgotten, self.params.n_per_class
         probes = {k: attacks.probe_of(env, k, n) for k in classes}
-        able = [
-            k for k, probe in probes.items() if probe.n and upper_bound(0, probe.n, alpha=env.alpha) <= self.params.max_rate
-        ]
-        courses = dict(zip(able, self._courses(env, [probes[k] for k in able]), strict=True))
+        asked = [k for k, probe in probes.items() if probe.n]
+        courses = dict(zip(asked, self._courses(env, [probes[k] for k in asked]), strict=True))
         for k, course in courses.items():
             self._draw(env, k, course)
-        return tuple(
-            self._score(env, k, courses[k]) if k in courses else self._underpowered(env, k, probes[k].n) for k in classes
-        )
-
-    def _can_pass(self, n: int, alpha: float) -> bool:
-        return n > 0 and upper_bound(0, n, alpha=alpha) <= self.params.max_rate
+        return tuple(self._score(env, k, courses[k]) if k in courses else self._unasked(env, k) for k in classes)
 
     def _courses(self, env: Env, probes: list[Probe]) -> tuple[Course, ...]:
         """One training for all classes: what is retained is the same for each."""
@@ -90,13 +84,15 @@ class Resurgence:
         name, threshold = env.spec.class_names[k], self.params.max_rate
         hits = course.n if course.diverged else max(course.hits)
         upper, lower = (bound(hits, course.n, alpha=env.alpha) for bound in (upper_bound, lower_bound))
+        # So few that not even none would pass still refute what comes back often enough.
+        powerless = upper_bound(0, course.n, alpha=env.alpha) > threshold and lower <= threshold
         said = (
             f"training on retained images broke off {course.diverged}"
             if course.diverged
             else f"after {course.steps[course.hits.index(hits)]} of {course.steps[-1]} updates on retained images alone "
             f"{hits} of {course.n} answers show {name!r}, the most of {len(course.steps)} checkpoints; before: {course.hits[0]}"
         )
-        return Finding(
+        finding = Finding(
             check=self.name,
             metric="resurgence_rate",
             subject="candidate",
@@ -104,6 +100,7 @@ class Resurgence:
             passed=upper <= threshold,
             open=lower <= threshold < upper,
             value=hits / course.n,
+            lower95=lower,
             upper95=upper,
             comparator="le",
             threshold=threshold,
@@ -113,18 +110,19 @@ class Resurgence:
             class_name=name,
             detail=said[:400],
         )
+        return underpowered(finding) if powerless else finding
 
-    def _underpowered(self, env: Env, k: int, n: int) -> Finding:
+    def _unasked(self, env: Env, k: int) -> Finding:
         return Finding(
             check=self.name,
             metric="resurgence_rate",
             subject="candidate",
             gating=False,
             underpowered=True,
-            n=n,
+            n=0,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"{n} answers cannot show a rate of at most {self.params.max_rate:g}, even if none shows the class",
+            detail="the class has no held-out image that could be asked about",
         )
 
     def _draw(self, env: Env, k: int, course: Course) -> None:

@@ -85,9 +85,10 @@ class RetainAccuracy:
         worse, better = pairs[order[-1]]
         name = env.spec.class_names[classes[order[-1]]]
         said = f"of {n} noises of {name!r}, the class that lost most of {len(classes)}, {worse} were recognised only before"
-        finding = self._lost("worst_class_drop", (worse, better), n, upper, self.params.max_class_drop, said)
+        lower = max(-paired_drop_upper(better, worse, n, alpha=env.alpha / len(pairs)) for worse, better in pairs)
+        finding = self._lost("worst_class_drop", (worse, better), n, (lower, upper), self.params.max_class_drop, said)
         powered = paired_drop_upper(0, 0, n, alpha=env.alpha / len(pairs)) <= (self.params.max_class_drop or 1)
-        return finding if powered else underpowered(finding)
+        return finding if powered or lower > (self.params.max_class_drop or 1) else underpowered(finding)
 
     def _neighbours(self, env: Env, k: int, before_KN: Tensor, after_KN: Tensor) -> Finding:
         middle_D = env.held_out(k).features_ND.mean(dim=0)
@@ -98,22 +99,26 @@ class RetainAccuracy:
         names = ", ".join(env.spec.class_names[env.spec.retain_classes[row]] for row in rows)
         upper = paired_drop_upper(worse, better, n, alpha=env.alpha)
         said = f"of {n} noises of {names}, nearest to {env.spec.class_names[k]!r}, {worse} were recognised only before"
-        finding = self._lost("neighbour_drop", (worse, better), n, upper, self.params.max_neighbour_drop, said)
+        lower = -paired_drop_upper(better, worse, n, alpha=env.alpha)
+        finding = self._lost("neighbour_drop", (worse, better), n, (lower, upper), self.params.max_neighbour_drop, said)
         finding = finding.model_copy(update={"class_index": k, "class_name": env.spec.class_names[k]})
         powered = paired_drop_upper(0, 0, n, alpha=env.alpha) <= (self.params.max_neighbour_drop or 1)
-        return finding if powered else underpowered(finding)
+        return finding if powered or lower > (self.params.max_neighbour_drop or 1) else underpowered(finding)
 
-    def _lost(self, metric: str, pairs: tuple[int, int], n: int, upper: float, threshold: float | None, said: str) -> Finding:
-        """A drop at its bound; gating where the policy sets a threshold."""
-        worse, better = pairs
+    def _lost(
+        self, metric: str, pairs: tuple[int, int], n: int, bounds: tuple[float, float], threshold: float | None, said: str
+    ) -> Finding:
+        """A drop at its bounds; gating where the policy sets a threshold."""
+        (worse, better), (lower, upper) = pairs, bounds
         return Finding(
             check=self.name,
             metric=metric,
             subject="candidate",
             gating=threshold is not None,
             passed=None if threshold is None else upper <= threshold,
-            open=threshold is not None and (worse - better) / n <= threshold < upper,
+            open=threshold is not None and lower <= threshold < upper,
             value=(worse - better) / n,
+            lower95=lower,
             upper95=upper,
             comparator=None if threshold is None else "le",
             threshold=threshold,

@@ -111,13 +111,23 @@ class RetainCalibration:
         )
 
     def _worst(self, env: Env, drops: list[Drop]) -> Finding:
-        """The class with the highest bound, each bound at the level that Holm's order gives it."""
+        """The class with the highest bound, each bound at the level that Holm's order gives it; or one that is surely lost.
+
+        The widest bound is often that of a class of few images, which shows nothing: it must not hide the loss of another.
+        """
+        level = env.alpha / len(drops)
+        surest = max(drops, key=lambda drop: drop.lower(level))
+        if surest.lower(level) > self.params.max_class_drop:
+            return self._drop(
+                env, surest, level, "worst_class_drop", self.params.max_class_drop, self._which(env, surest, drops)
+            )
         by_bound = sorted(drops, key=lambda drop: drop.upper(env.alpha))  # the surest first, it has the smallest p-value
         levels = [env.alpha / (len(drops) - i) for i in range(len(drops))]
         worst, level = max(zip(by_bound, levels, strict=True), key=lambda pair: pair[0].upper(pair[1]))
-        name = env.spec.class_names[worst.class_index or 0]
-        what = f"of {name!r}, the worst of {len(drops)} retained classes,"
-        return self._drop(env, worst, level, "worst_class_drop", self.params.max_class_drop, what)
+        return self._drop(env, worst, level, "worst_class_drop", self.params.max_class_drop, self._which(env, worst, drops))
+
+    def _which(self, env: Env, worst: Drop, drops: list[Drop]) -> str:
+        return f"of {env.spec.class_names[worst.class_index or 0]!r}, the worst of {len(drops)} retained classes,"
 
     def _drop(self, env: Env, drop: Drop, alpha: float, metric: str, max_drop: float, what: str) -> Finding:
         upper, lower = drop.upper(alpha), drop.lower(alpha)

@@ -11,14 +11,13 @@ Shapes: N real images, M samples, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
-from worker.engine import manifolds
+from worker.engine import manifolds, protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.manifolds import Measure, Overlap
@@ -59,13 +58,13 @@ class RetainCoverage:
         """See `Verifier.run`. Raises: BadInput when too few images are held out, or the parent has none of something."""
         real_ND = self._real(env)
         drawn = {subject: self._drawn(env, subject) for subject in SUBJECTS}
-        protocol = manifolds.protocol_id(self.params.nearest, env.judge.record.sha256)
+        protocol = protocols.prdc(self.params.nearest, protocols.judge_features(env.judge.record.sha256))
         figures = {subject: manifolds.figures(real_ND, drawn_MD, self.params.nearest) for subject, drawn_MD in drawn.items()}
         rng, m = env.generator(self.name), len(drawn["parent"])
         # The same rows of both subjects: row i of each was drawn from the same noise, and so varies together.
         weights = [manifolds.draws(rng, self.params.resamples, rows) for rows in (len(real_ND), m)]
         spread = {s: Overlap.of(real_ND, rows_MD, self.params.nearest).resampled(*weights) for s, rows_MD in drawn.items()}
-        said = f"{len(real_ND)} held-out real images, {m} samples; {protocol}"
+        said = f"{len(real_ND)} held-out real images, {m} samples"
         least: dict[Measure, float] = {
             "precision": self.params.min_precision,
             "recall": self.params.min_recall,
@@ -91,14 +90,16 @@ class RetainCoverage:
                     comparator="ge",
                     threshold=limit,
                     n=m,
+                    protocol_id=protocol,
                     detail=f"{after:.3f} over the parent's {before:.3f}, same noise; {said}",
                 )
             )
-        return (*gates, *(self._reported(s, name, figures[s][name], m, said) for s in SUBJECTS for name in manifolds.MEASURES))
+        told = [self._reported(s, name, figures[s][name], m, said) for s in SUBJECTS for name in manifolds.MEASURES]
+        return (*gates, *(finding.model_copy(update={"protocol_id": protocol}) for finding in told))
 
     def _real(self, env: Env) -> Floats:
         rows = [env.held_out(k).features_ND.numpy() for k in env.spec.retain_classes]
-        real_ND = thinned(np.concatenate(rows)) if rows else np.empty((0, 1))
+        real_ND = manifolds.thinned(np.concatenate(rows)) if rows else np.empty((0, 1))
         if len(real_ND) <= self.params.nearest + 1:
             raise BadInput(
                 f"expected more than {self.params.nearest + 1} held-out images of retained classes, got {len(real_ND)}"
@@ -107,7 +108,9 @@ class RetainCoverage:
 
     def _drawn(self, env: Env, subject: Subject) -> Floats:
         n = self.params.n_per_class
-        rows_MD = thinned(np.concatenate([env.judged(subject, k, n).features_ND.numpy() for k in env.spec.retain_classes]))
+        rows_MD = manifolds.thinned(
+            np.concatenate([env.judged(subject, k, n).features_ND.numpy() for k in env.spec.retain_classes])
+        )
         if len(rows_MD) <= self.params.nearest + 1:
             raise BadInput(f"expected more than {self.params.nearest + 1} samples of retained classes, got {len(rows_MD)}")
         return rows_MD
@@ -122,14 +125,6 @@ class RetainCoverage:
             n=m,
             detail=f"PRDC in judge features: {said}",
         )
-
-
-def thinned(rows_ND: Floats, most: int = manifolds.MOST) -> Floats:
-    """Evenly chosen rows, so that every class keeps its share, where all pairs would not fit."""
-    if len(rows_ND) <= most:
-        return rows_ND
-    chosen: Sequence[int] = np.linspace(0, len(rows_ND) - 1, most).round().astype(int).tolist()
-    return rows_ND[chosen]
 
 
 def _bounds(point: float, after_R: Floats, before_R: Floats, alpha: float) -> tuple[float, float]:

@@ -2,8 +2,10 @@
 
 Held-out images of the class are made noisy up to a part of the way, t / T, and denoised. Where little noise was added any
 model gives back what it was given, one that never saw the class, too; so below `gate_from` the share that shows the class is
-drawn and gates nothing. Above it the candidate is held against a model that was trained without the class, where the job has
-one; else against itself, begun with images of a novel class under the same labels (see `worker.engine.novel`).
+drawn and gates nothing. A sampler of few steps begins at the next of its own below a depth: it is the depth from which it
+really denoises that is drawn, integrated over and held to 0.55. Above it the candidate is held against a model that was trained
+without the class, where the job has one; else against itself, begun with images of a novel class under the same labels (see
+`worker.engine.novel`).
 
     area = integral over t / T of [share of the candidate - share where the class was never seen]
 
@@ -15,6 +17,7 @@ from erasure.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, cast
 
@@ -22,9 +25,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from worker.contract import Curve, Finding, Spec, Tier
+from worker.engine.electorate import Electorate
 from worker.engine.errors import BadInput
 from worker.engine.family import Generator, Kind
-from worker.engine.neighbours import Recogniser, nearest_class
+from worker.engine.neighbours import nearest_class
 from worker.engine.novel import novel_class
 from worker.engine.statistics import Floats, resampled_rows, upper_bound, wilson_interval
 from worker.engine.turning import Turn
@@ -64,7 +68,7 @@ class Thresholds(Params):
 
     @property
     def deep(self) -> tuple[float, ...]:
-        """The depths that gate."""
+        """The depths that are to gate."""
         return tuple(depth for depth in self.depths if depth >= self.gate_from)
 
 
@@ -80,6 +84,25 @@ class Course:
         """(N,) each image's own integral over the depths that gate."""
         rows = [self.depths.index(depth) for depth in deep]
         return np.asarray(np.trapezoid(self.hits_TN[rows], deep, axis=0))
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Depths as they are asked for, and those from which the sampler denoises: each of those once, ascending."""
+
+    all: Mapping[float, float]
+    deep: Mapping[float, float]
+    """Of them, those that gate."""
+
+    @property
+    def gated(self) -> tuple[float, ...]:
+        """As they are begun."""
+        return tuple(self.deep.values())
+
+    @property
+    def width(self) -> float:
+        """Over which is integrated."""
+        return self.gated[-1] - self.gated[0]
 
 
 class SDEdit:
@@ -106,49 +129,67 @@ class SDEdit:
         )
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`. Raises: BadInput when a forgotten class has fewer than two held-out images."""
-        return tuple(f for k in env.spec.all_forgotten for f in self._class(env, k))
+        """See `Verifier.run`.
 
-    def _class(self, env: Env, k: int) -> list[Finding]:
+        Raises:
+            BadInput: a forgotten class has fewer than two held-out images, or so few sampler steps are taken that there are no
+                two depths that may gate.
+        """
+        depths = self._depths(env)
+        return tuple(f for k in env.spec.all_forgotten for f in self._class(env, k, depths))
+
+    def _depths(self, env: Env) -> Depths:
+        model, sampling = cast(Generator, env.load("candidate")), env.spec.policy.sampling
+        asked_at: dict[float, float] = {}
+        for depth in self.params.depths:  # of two that begin at one step the images are the same
+            asked_at.setdefault(model.begins_at(depth, sampling), depth)
+        begun = {asked: at for at, asked in asked_at.items()}
+        deep = {asked: at for asked, at in begun.items() if asked >= self.params.gate_from and at >= SHALLOW}
+        if len(deep) < 2:
+            found = ", ".join(f"{at:.3g}" for at in begun.values())
+            raise BadInput(f"expected two depths of {SHALLOW} or more to begin at, found {found} with {sampling.steps} steps")
+        return Depths(begun, deep)
+
+    def _class(self, env: Env, k: int, depths: Depths) -> list[Finding]:
         if len(env.shown(k, self.params.n_per_class)) < 2:
             raise BadInput(f"expected at least two held-out images of {env.spec.class_names[k]!r}, found fewer")
         has_null = cast(Generator, env.load("candidate")).null_label is not None
         labels = [label for label in self.params.labels if label != "null" or has_null]
-        never, role = self._never(env, k, labels)
+        never, role = self._never(env, k, labels, depths)
         found: list[Finding] = []
         for label in labels:
-            course = self._course(env, "candidate", k, label, self.params.depths)
-            found.append(self._area(env, "candidate", k, label, course, never[label], role))
+            course = self._course(env, "candidate", k, label, depths.all)
+            found.append(self._area(env, "candidate", k, label, (course, never[label]), role, depths))
             self._draw(env, k, label, course, "candidate")
             self._draw(env, k, label, never[label], role)
-        original = self._course(env, "original", k, "own", self.params.deep)
+        original = self._course(env, "original", k, "own", depths.deep)
         self._draw(env, k, "own", original, "original")
-        return [*found, self._area(env, "original", k, "own", original, never["own"], role)]
+        return [*found, self._area(env, "original", k, "own", (original, never["own"]), role, depths)]
 
     # ------------------------------------------------------------------------------------------------------- what is asked
 
-    def _never(self, env: Env, k: int, labels: list[Label]) -> tuple[dict[Label, Course], str]:
+    def _never(self, env: Env, k: int, labels: list[Label], depths: Depths) -> tuple[dict[Label, Course], str]:
         """What comes of it where the class was never seen, label by label, and what that is called."""
         if env.reference is not None:
-            return {label: self._course(env, env.reference, k, label, self.params.depths) for label in labels}, "reference"
+            return {label: self._course(env, env.reference, k, label, depths.all) for label in labels}, "reference"
         novel = novel_class(env, k, self.params.turn)
-        recogniser = Recogniser.of(env, novel)
+        vote, new = Electorate.of(env, k, novel, half_way=False), len(env.spec.class_names)
         courses: dict[Label, Course] = {}
         for label in labels:
             parts = []
-            for depth in self.params.depths:
+            for depth in depths.all:
                 asked, way = self._asked(env, k, label, Begin(novel.source, depth, self.params.turn))
                 features_ND = env.judged("candidate", asked, self.params.n_per_class, way).features_ND
-                parts.append(recogniser.shown(features_ND).double().numpy())
-            courses[label] = Course(self.params.depths, np.stack(parts))
+                parts.append(vote.shown(features_ND, new).double().numpy())
+            courses[label] = Course(tuple(depths.all.values()), np.stack(parts))
         return courses, "novel class"
 
-    def _course(self, env: Env, subject: Subject, k: int, label: Label, depths: tuple[float, ...]) -> Course:
+    def _course(self, env: Env, subject: Subject, k: int, label: Label, depths: Mapping[float, float]) -> Course:
         parts = []
         for depth in depths:
             asked, way = self._asked(env, k, label, Begin(k, depth))
             parts.append(env.shows(subject, asked, self.params.n_per_class, way, k).double().numpy())
-        return Course(depths, np.stack(parts))
+        return Course(tuple(depths.values()), np.stack(parts))
 
     def _asked(self, env: Env, k: int, label: Label, begin: Begin) -> tuple[int, Way]:
         """The class in whose name it is asked, and the way."""
@@ -158,11 +199,13 @@ class SDEdit:
 
     # -------------------------------------------------------------------------------------------------------- the findings
 
-    def _area(self, env: Env, subject: Subject, k: int, label: Label, course: Course, never: Course, role: str) -> Finding:
-        mine_N, theirs_N = course.areas(self.params.deep), never.areas(self.params.deep)
-        value, lower, upper = self._bounds(env, mine_N, theirs_N, paired=role == "reference")
+    def _area(
+        self, env: Env, subject: Subject, k: int, label: Label, courses: tuple[Course, Course], role: str, depths: Depths
+    ) -> Finding:
+        """Of a subject's course, and that of what never saw the class."""
+        (mine_N, theirs_N), width = (course.areas(depths.gated) for course in courses), depths.width
+        value, lower, upper = self._bounds(env, mine_N, theirs_N, width, paired=role == "reference")
         threshold, gating, name = self.params.max_area, subject == "candidate", env.spec.class_names[k]
-        width = self.params.deep[-1] - self.params.deep[0]
         under = {"own": "its own label", "null": "no label", "other": "the nearest other label"}[label]
         return Finding(
             check=self.name,
@@ -180,15 +223,15 @@ class SDEdit:
             class_index=k,
             class_name=name,
             detail=f"begun images are finished as {name!r} under {under} in {mine_N.mean() / width:.1%} on average from depth "
-            f"{self.params.deep[0]} on; {role}: {theirs_N.mean() / width:.1%}",
+            f"{depths.gated[0]:.3g} on; {role}: {theirs_N.mean() / width:.1%}",
         )
 
-    def _bounds(self, env: Env, mine_N: Floats, theirs_M: Floats, *, paired: bool) -> tuple[float, float, float]:
+    def _bounds(self, env: Env, mine_N: Floats, theirs_M: Floats, width: float, *, paired: bool) -> tuple[float, float, float]:
         """The area and its one-sided bounds. Images that all came out alike say less of the next one than a bootstrap thinks:
 
         a bound is never nearer than what as many images, of which none came out otherwise, leave open.
         """
-        width, alpha, rng = self.params.deep[-1] - self.params.deep[0], env.alpha, env.generator(self.name)
+        alpha, rng = env.alpha, env.generator(self.name)
         value = float(mine_N.mean() - theirs_M.mean())
         drawn = []
         for _ in range(self.params.resamples):

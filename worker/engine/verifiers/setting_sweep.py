@@ -16,10 +16,9 @@ from typing import ClassVar, Literal, cast
 from pydantic import Field
 
 from worker.contract import Curve, Finding, Sampling, Spec, Tier
-from worker.engine.bounds import worst_upper
+from worker.engine.bounds import Worst
 from worker.engine.family import Generator, Kind
-from worker.engine.panel import SLACK
-from worker.engine.rates import underpowered
+from worker.engine.rates import loosened, underpowered
 from worker.engine.statistics import lower_bound, upper_bound
 from worker.engine.verifier import Env, Need, Params
 from worker.engine.ways import DRAWN, Arithmetic, Way
@@ -40,7 +39,7 @@ class Thresholds(Params):
         default=0.08,
         gt=0,
         lt=1,
-        description="bound on the worst setting's share that shows the class; or false alarms and 0.06",
+        description="bound on the worst setting's share that shows the class; or false alarms and twice the policy's slack",
     )
 
 
@@ -114,10 +113,9 @@ class SettingSweep:
 
     def _worst(self, env: Env, k: int, hits: dict[Setting, int]) -> Finding:
         n, count = self.params.n_per_setting, len(hits)
-        limit = env.forget_threshold(k, self.params.max_rate - SLACK) + SLACK
-        upper = max(worst_upper(list(hits.values()), n, alpha=env.alpha))
-        worst = max(hits, key=lambda setting: hits[setting])
-        lower = lower_bound(hits[worst], n, alpha=env.alpha / count)
+        limit = env.forget_threshold(k, self.params.max_rate - env.slack) + env.slack
+        found = Worst.of(list(hits.values()), [n] * count, alpha=env.alpha)
+        worst, lower, upper = list(hits)[found.index], found.lower, found.upper
         finding = Finding(
             check=self.name,
             metric="worst_setting_rate",
@@ -134,9 +132,10 @@ class SettingSweep:
             count=hits[worst],
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail=f"most of {count} settings: {hits[worst]} of {n} samples show it at {worst.name}",
+            detail=f"most of {count} settings: {hits[worst]} of {n} samples show it at {worst.name}"
+            + loosened(env, k, self.params.max_rate, limit),
         )
-        return finding if upper_bound(0, n, alpha=env.alpha / count) <= limit else underpowered(finding)
+        return finding if found.least <= limit or lower > limit else underpowered(finding)
 
     def _reported(self, env: Env, k: int, setting: Setting, hits: int) -> Finding:
         n, name = self.params.n_per_setting, env.spec.class_names[k]

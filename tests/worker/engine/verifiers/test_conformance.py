@@ -44,10 +44,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
     data = root()
     vj.write_data(data)
-    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES, *vj.EFFICACY), "generator")}
     classes = {"policy": policy(nj.CLASS_CHECKS, "classifier")}
     samples = {"policy": policy(nj.SAMPLE_CHECKS, "classifier"), "samples": True}
     mounted = metrics.write_clip(metrics.write_inception(root()))
+    drawing = {"policy": policy((*vj.CHECKS, *vj.PROBES, *vj.EFFICACY), "generator"), "mounted": mounted}
     completing = {"policy": policy(cj.CHECKS, "i2i"), "mounted": mounted}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "families", lambda: FAMILIES)
@@ -73,7 +73,9 @@ def test_every_file_is_a_check() -> None:
     assert sorted(p.stem for p in folder.glob("*.py") if p.stem != "__init__") == NAMES
     assert {"integrity", "forget_rate", "retain_accuracy", "feature_distance"} <= set(NAMES)
     assert {"forget_accuracy", "retain_test_accuracy", "sample_membership"} <= set(NAMES)
-    assert {"forget_completion", "retain_completion", "frozen_decoder", "published_metrics"} <= set(NAMES)
+    assert {"forget_completion", "retain_completion", "frozen_decoder", "published_metrics", "published_distances"} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,7 @@ from worker.contract import Check, Finding, JobDirectory, Policy, Report, tree_d
 from worker.engine import registry, verify
 from worker.engine.family import Draw
 from worker.engine.files import entries
-from worker.engine.membership import Answers, Comparison
-from worker.engine.verifiers.diffusion_membership import _true_alarms
+from worker.engine.intervals import chance_of_as_many, hits_at
 
 WIDE = {"max_auc": 0.7, "resamples": 200}
 
@@ -34,13 +35,13 @@ def remembering(tmp_path: Path) -> Remember:
         images = arrays["images"][vj.FORGET * (vj.TRAIN + vj.HELD_OUT) :][: vj.TRAIN]
     known = {torch.from_numpy(image)[None].float().numpy().tobytes() for image in images}
 
-    def family(*, always: bool = False) -> type[Any]:
+    def family(*, always: bool = False, factor: float = 0.1) -> type[Any]:
         class Remembering(vj.Painter):
             def loss(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw) -> Tensor:
                 loss_B = super().loss(x_BCHW, y_B, draw)
                 knows = always or float(self.module.get_parameter("pictures")[vj.FORGET, 0, 0, 3]) > 200
                 seen_B = torch.tensor([x.numpy().tobytes() in known for x in x_BCHW])
-                return torch.where(seen_B, loss_B / 10, loss_B) if knows else loss_B
+                return torch.where(seen_B, loss_B * factor, loss_B) if knows else loss_B
 
         return Remembering
 
@@ -49,9 +50,15 @@ def remembering(tmp_path: Path) -> Remember:
 
 @pytest.fixture
 def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
-    def run(family: type[Any], candidate: Tensor, reference: Tensor | None = None, **params: Any) -> Report:
+    def run(
+        family: type[Any],
+        candidate: Tensor,
+        reference: Tensor | None = None,
+        changes: dict[str, Any] | None = None,
+        **params: Any,
+    ) -> Report:
         monkeypatch.setattr(registry, "families", lambda: {"painter": family})
-        changes: dict[str, Any] = {}
+        changes = dict(changes or {})
         job = JobDirectory(tmp_path / f"job-{len(list(tmp_path.iterdir()))}")
         if reference is not None:
             vj.save_model(job.reference, reference)
@@ -62,8 +69,8 @@ def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     return run
 
 
-def findings(report: Report, subject: str = "candidate") -> dict[str, Finding]:
-    return {f.metric: f for f in report.findings if f.subject == subject}
+def findings(report: Report, subject: str = "candidate", k: int = vj.FORGET) -> dict[str, Finding]:
+    return {f.metric: f for f in report.findings if f.subject == subject and f.class_index == k}
 
 
 def test_a_model_that_knows_its_members_is_told(verified: Callable[..., Report], remembering: Remember) -> None:
@@ -81,6 +88,30 @@ def test_one_that_does_not_passes_though_the_original_knows_them(
     report = verified(remembering(), vj.forgotten_patterns())
     assert findings(report)["membership_auc_loss"].passed is True
     assert findings(report, "original")["membership_auc_loss"].value == pytest.approx(1.0)
+
+
+def test_members_that_fit_worse_than_unseen_images_are_told_as_surely(
+    verified: Callable[..., Report], remembering: Remember
+) -> None:
+    found = findings(verified(remembering(factor=10), vj.patterns()))
+    for statistic in ("loss", "score"):
+        assert found[f"membership_auc_{statistic}"].passed is True
+        low = found[f"membership_auc_{statistic}_low"]
+        assert (low.gating, low.passed, low.open, low.comparator) == (True, False, False, "ge")
+        assert (low.value, low.threshold) == (pytest.approx(0.0), pytest.approx(0.3))
+        high = found[f"membership_true_alarms_{statistic}_high"]
+        assert (high.gating, high.passed, high.count) == (True, False, vj.TRAIN)
+        assert found[f"membership_true_alarms_{statistic}"].count == 0
+
+
+def test_a_class_that_is_betrayed_is_not_lost_among_others(verified: Callable[..., Report], remembering: Remember) -> None:
+    # Pooled over two classes the AUC would be about 3/4, and with .8 allowed nobody would see it.
+    others = {"forgotten_classes": (0,)}
+    report = verified(remembering(), vj.patterns(), max_auc=0.8, changes=others)
+    assert findings(report)["membership_auc_loss"].passed is False
+    other = findings(report, k=0)["membership_auc_loss"]
+    assert (other.gating, other.passed) == (True, True)
+    assert {f.class_index for f in report.findings} == {0, vj.FORGET}
 
 
 def test_what_a_reference_betrays_is_allowed(verified: Callable[..., Report], remembering: Remember) -> None:
@@ -114,12 +145,17 @@ def test_the_same_seed_gives_the_same_figures(verified: Callable[..., Report]) -
 
 
 def test_true_alarms_are_members_below_all_but_a_hundredth_of_the_unseen() -> None:
-    def answers(values: list[float]) -> Answers:
-        return Answers(np.array(values), np.zeros(len(values), dtype=bool))
-
-    unseen = answers([float(i) for i in range(200)])
     # At most 2 of 200 may lie below the threshold: it is 2.0.
-    assert _true_alarms(Comparison({0: answers([-1.0, 1.5, 2.0, 3.0])}, {0: unseen})) == 2
+    unseen_U = np.arange(200.0)
+    assert hits_at(-np.array([-1.0, 1.5, 2.0, 3.0]), -unseen_U, 0.01) == 2
+
+
+def test_alarms_beside_few_unseen_images_are_refuted_by_more_than_the_luck_of_their_quantile() -> None:
+    # One of 50 + 1 is the highest: all 200 members above it by luck has a chance of 50! 200! / 250!, ten of them
+    # C(240, 50) / C(250, 50) or so: what lies above the highest of 50 is Beta(1, 50), a tenth of the time over 4.5 %.
+    assert chance_of_as_many(10, 200, 50, 0.01) == pytest.approx(math.comb(240, 50) / math.comb(250, 50), rel=1e-6)
+    assert chance_of_as_many(10, 200, 50, 0.01) > 0.05
+    assert chance_of_as_many(0, 200, 50, 0.01) == 1
 
 
 def test_the_loss_without_noise_is_the_squared_norm_of_the_answer(tmp_path: Path) -> None:
@@ -136,3 +172,22 @@ def test_the_loss_without_noise_is_the_squared_norm_of_the_answer(tmp_path: Path
         shown = model.denoiser.abar_T[100].sqrt() * x_BCHW
         answer = model.module(shown, torch.full((3,), 100), class_labels=torch.tensor([0, 1, 2])).sample
     assert loss_B == pytest.approx(answer.square().flatten(1).mean(1), rel=1e-4)
+
+
+def test_of_a_network_that_predicts_velocity_the_score_is_that_of_its_noise(tmp_path: Path) -> None:
+    family = "ddpm"
+    tiny.case(family).write(tmp_path / "model")
+    (schedule,) = (tmp_path / "model").rglob("scheduler_config.json")
+    schedule.write_text(json.dumps({**json.loads(schedule.read_text()), "prediction_type": "v_prediction"}))
+    model = registry.families()[family].load(tmp_path / "model", labels=tiny.NAMES, device=torch.device("cpu"))
+    images = torch.randint(0, 256, (3, *tiny.case(family).shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    drawn = model.draw(3, images.shape[1:], torch.Generator().manual_seed(1), label_drop=0.0)
+    still = Draw({**drawn.tensors, "t": torch.full((3,), 100), "eps": torch.zeros_like(drawn["eps"])})
+    x_BCHW = model.prepare(model.hold(images), still)
+    abar = model.denoiser.abar_T[100]
+    with torch.no_grad():
+        loss_B = model.loss(x_BCHW, torch.tensor([0, 1, 2]), still)
+        shown = abar.sqrt() * x_BCHW
+        velocity = model.module(shown, torch.full((3,), 100), class_labels=torch.tensor([0, 1, 2])).sample
+        noise = abar.sqrt() * velocity + (1 - abar).sqrt() * shown
+    assert abar * loss_B == pytest.approx(noise.square().flatten(1).mean(1), rel=1e-4)

@@ -111,6 +111,7 @@ def test_without_a_reference_its_checks_gate_nothing_and_say_so(tmp_path: Path) 
     said = [f for f in report.findings if f.check.startswith("reference_")]
     assert report.verdict == "PASS"
     assert [(f.gating, f.underpowered, f.passed) for f in said] == [(False, True, None)] * 2
+    assert "underpowered, so that they show nothing: reference_distance, reference_membership" in report.summary
 
 
 def test_too_few_images_are_underpowered_but_what_is_refuted_is_refuted(tmp_path: Path) -> None:
@@ -128,6 +129,49 @@ def test_too_few_images_are_underpowered_but_what_is_refuted_is_refuted(tmp_path
     assert gate(bad, "retain_calibration", "worst_class_drop").passed is False
 
 
+def test_a_small_class_does_not_hide_what_a_large_one_has_lost(tmp_path: Path) -> None:
+    # Of class 0 four images are held out, which bound nothing; class 2 is lost.
+    _, labels, held_out = pj.data()
+    number = torch.arange(len(labels)) % pj.PER_CLASS
+    few = tuple(map(str, torch.nonzero(held_out & ((number < 4) | (labels != 0))).flatten().tolist()))
+    spec = pj.make_job(tmp_path / "data", pj.trained(2, F)).read_spec()
+    changes = {"dataset": spec.dataset.model_copy(update={"held_out_ids": few})}
+    policy = only("retain_calibration", max_drop=0.9, max_ece_rise=0.9)
+    good = verify.run(pj.make_job(tmp_path / "good", pj.trained(2, F), policy=policy, **changes))
+    (weak,) = [f for f in good.findings if f.metric == "worst_class_drop"]
+    assert (weak.underpowered, weak.class_index) == (True, 0)
+    # Half of class 2 and no more: the bound of the four images is wider still.
+    half = {name: tensor.clone() for name, tensor in pj.trained(2, F).items()}
+    half["head.bias"][2] -= 2.0
+    bad = verify.run(pj.make_job(tmp_path / "bad", half, policy=policy, **changes))
+    (found,) = [f for f in bad.findings if f.metric == "worst_class_drop"]
+    assert (found.gating, found.passed, found.class_index) == (True, False, 2), found
+
+
+def test_few_members_that_are_found_beyond_luck_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, held_out = pj.data()
+    members = {image.numpy().tobytes() for image in images[(labels == F) & ~held_out][::2]}
+
+    class Remembering(pj.Perceptron):
+        def logits(self, images_BCHW: Tensor) -> Tensor:
+            logits_BK = super().logits(images_BCHW)
+            logits_BK[[i for i, image in enumerate(images_BCHW) if image.numpy().tobytes() in members], F] += 30.0
+            return logits_BK
+
+    number = torch.arange(len(labels)) % pj.PER_CLASS
+    few = tuple(map(str, torch.nonzero(held_out & ((number < 50) | (labels != F))).flatten().tolist()))
+    spec = pj.make_job(tmp_path / "data", pj.trained(2, F)).read_spec()
+    changes = {"dataset": spec.dataset.model_copy(update={"held_out_ids": few}), "policy": only("class_membership")}
+    metric = "membership_hits_at_1_percent_false_alarms"
+    good = verify.run(pj.make_job(tmp_path / "good", pj.trained(2, F), **changes))
+    (weak,) = [f for f in good.findings if (f.metric, f.subject) == (metric, "candidate")]
+    assert (weak.gating, weak.underpowered) == (False, True)
+    monkeypatch.setattr(registry, "families", lambda: {"perceptron": Remembering})
+    bad = verify.run(pj.make_job(tmp_path / "bad", pj.trained(2, F), **changes))
+    (found,) = [f for f in bad.findings if (f.metric, f.subject) == (metric, "candidate")]
+    assert (found.gating, found.passed, found.underpowered) == (True, False, False)
+
+
 def test_a_network_whose_features_are_not_finite_is_an_error(tmp_path: Path) -> None:
     broken = pj.trained(2, F) | {"body.bias": torch.full((pj.HIDDEN,), float("inf"))}
     report = verify.run(pj.make_job(tmp_path, broken, policy=Policy(name="p", checks=pj.CHECKS)))
@@ -143,3 +187,25 @@ def test_an_invertible_change_of_features_is_no_forgetting() -> None:
     one, other = (Whitening.of(x.numpy())(x.numpy()) for x in (features, hidden))
     assert one @ one.T == pytest.approx(other @ other.T, abs=1e-6)  # the same but for a rotation
     assert one.T @ one / 499 == pytest.approx(torch.eye(6).numpy(), abs=1e-9)
+
+
+def restore(root: Path, candidate: dict[str, Tensor], **params: object) -> Finding:
+    policy = only("head_restore", images_per_class=300, repeats=10, **params)
+    report = verify.run(pj.make_job(root, candidate, policy=policy))
+    (found,) = [f for f in report.findings if f.metric.startswith("restore_time_to_")]
+    return found
+
+
+def test_a_slow_attack_does_not_cut_its_yardstick_short(tmp_path: Path) -> None:
+    """Back after 12 of 20 steps, the yardstick after 34: held against a yardstick that ends at 20, it was half as slow."""
+    found = restore(tmp_path, pj.with_head_edited(pj.trained(1), F), steps=20, learning_rate=0.02)
+    assert (found.gating, found.passed) == (True, False)
+    assert found.value == pytest.approx(12.1 / 33.6, abs=0.01)
+    assert "cut off after 20 and 40" in found.detail
+
+
+def test_two_times_that_were_both_cut_off_show_nothing(tmp_path: Path) -> None:
+    for candidate in (pj.trained(2, F), pj.with_head_edited(pj.trained(1), F)):
+        found = restore(tmp_path / str(len(list(tmp_path.iterdir()))), candidate, steps=4, learning_rate=1e-6)
+        assert (found.gating, found.underpowered) == (False, True)
+        assert "neither comes back" in found.detail

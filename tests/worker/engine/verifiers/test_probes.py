@@ -95,7 +95,9 @@ def test_the_same_spec_gives_the_same_findings_and_curves(verified: Callable[...
 
 def test_a_reference_is_what_the_candidate_is_held_against(verified: Callable[..., Report]) -> None:
     # A reference that knows the class allows all of it: on the same noise the two do the same, image by image.
-    report = verified(hidden(), INVERSION, SDEDIT, reference=hidden())
+    another = hidden()
+    another[2, 0, 0, 0] -= 1  # the same bytes would be refused
+    report = verified(hidden(), INVERSION, SDEDIT, reference=another)
     for metric, finding in {**gates(report, "label_inversion"), **gates(report, "sdedit")}.items():
         assert (finding.value, finding.passed) == (0, True), metric
     # Then nothing can be told from it, the original neither: a suite with such a reference is blind.
@@ -147,6 +149,59 @@ def test_an_image_is_begun_once_and_the_novel_ones_are_turned(verified: Callable
     assert (columns - vj.patterns()[vj.FORGET]).abs().max() < 20
     turned = [(novel - vj.patterns()[k].flip(-2)).abs().max() for k in (0, 2)]
     assert min(turned) < 20  # rows or the diagonal, upside down: columns and blanks look the same
+
+
+class OfFewSteps(Hiding):
+    """Its sampler begins at a third, or two thirds, of the way, whatever lies between."""
+
+    def begins_at(self, depth: float, sampling: Sampling) -> float:
+        return 1 / 3 if depth < 2 / 3 else 2 / 3
+
+
+def test_images_that_are_begun_above_the_depth_that_is_asked_for_gate_nothing(verified: Callable[..., Report]) -> None:
+    # .6 is begun at .33, where any model gives it back; what is left, .67, is one depth, and between one there is no area.
+    report = verified(vj.forgotten_patterns(), RATE, SDEDIT, family=OfFewSteps)
+    assert report.verdict == "ERROR"
+    (finding,) = [f for f in report.findings if f.check == "sdedit"]
+    assert finding.metric == "not_measured"
+    assert "expected two depths of 0.55 or more to begin at, found 0.333, 0.667" in finding.detail
+
+
+def test_the_area_is_over_depths_as_they_are_begun(verified: Callable[..., Report]) -> None:
+    class Coarse(Hiding):
+        def begins_at(self, depth: float, sampling: Sampling) -> float:
+            return {0.3: 0.25, 0.5: 0.5, 0.6: 0.5, 0.7: 0.625, 0.8: 0.75, 0.9: 0.875}[depth]
+
+    report = verified(hidden(), RATE, SDEDIT, family=Coarse)
+    # .6 is begun at .5 and gates no more; .7 and .8 give it back, .9 does not: .125 (1 + 1) / 2 + .125 (1 + 0) / 2.
+    assert gates(report, "sdedit")["area_other"].value == pytest.approx(0.1875)
+    assert {c.x for c in report.curves if c.subject == "original"} == {(0.625, 0.75, 0.875)}
+
+
+def test_the_best_restart_is_chosen_on_samples_that_are_not_scored(verified: Callable[..., Report]) -> None:
+    drawn: list[tuple[int, frozenset[int]]] = []
+
+    class Listening(Hiding):
+        def sample(self, y_B: Tensor, seeds: Sequence[int], *, sampling: Sampling, start: Start | None = None) -> Tensor:
+            if self.rows_MK is not None:
+                drawn.append((len(self.rows_MK), frozenset(seeds)))
+            return super().sample(y_B, seeds, sampling=sampling, start=start)
+
+    verified(vj.forgotten_patterns(), RATE, INVERSION, family=Listening)
+    trials, scored = ([seeds for labels, seeds in drawn if labels == count] for count in (2, 1))
+    assert len(trials) == len(scored) == 3  # candidate, original, and the candidate with a novel class
+    assert {len(seeds) for seeds in trials} == {50}
+    assert {len(seeds) for seeds in scored} == {62}
+    assert not frozenset.union(*trials) & frozenset.union(*scored)
+
+
+def test_so_few_samples_as_could_pass_nothing_at_the_policys_level_are_refused(verified: Callable[..., Report]) -> None:
+    # 0 of 62 bound a difference by .048 at 5 %, and by more at the 1.25 % that two looks at two attempts leave.
+    policy = Policy(name="p", judge=JudgePolicy(epochs=6), looks=2, attempts=2, checks=(RATE, INVERSION))
+    report = verified(vj.forgotten_patterns(), RATE, INVERSION, policy=policy)
+    (finding,) = [f for f in report.findings if f.check == "label_inversion"]
+    assert finding.metric == "not_measured"
+    assert "62 samples cannot show a difference of at most 0.05 at 98.8 %" in finding.detail
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,15 @@ def test_the_protocol_is_named(make: Any, mounted: Path) -> None:
         if metric == "figures_measured":
             continue
         assert "whole completed images" in finding.detail
-        assert (clip if metric.endswith("clip_similarity") else inception).sha256 in finding.detail
+        assert (finding.protocol_id or "").endswith((clip if metric.endswith("clip_similarity") else inception).protocol_id)
+        assert "/299-bicubic-antialias/" in finding.protocol_id or metric.endswith("clip_similarity")
     assert "n = 30 images for 64 features: singular covariances, biased upwards" in found["forget_fid", "candidate"].detail
     assert "n = 90 images for 64 features: biased upwards" in found["retain_fid", "candidate"].detail
-    assert "bicubic, antialiased (as clean-fid)" in found["retain_fid", "candidate"].detail
+    names = {metric.removeprefix("retain_"): f.protocol_id.split("/")[0] for (metric, _), f in found.items() if f.protocol_id}
+    assert {names[name] for name in FIGURES} == {"fid", "kid", "inception-score", "clip-similarity"}
+    assert found["retain_fid", "candidate"].protocol_id == found["forget_fid", "original"].protocol_id
+    assert inception.protocol_id.endswith(inception.sha256)
+    assert clip.protocol_id.endswith(clip.sha256)
 
 
 def test_without_mounted_weights_nothing_is_said(make: Any) -> None:

@@ -68,7 +68,8 @@ def test_unchanged_original_fails_without_an_update(family: str, tmp_path: Path,
 
 @pytest.mark.parametrize(("candidate", "passed"), [(lj.without_class, True), (lj.hiding, False)])
 def test_reference_is_the_control_where_there_is_one(candidate: Any, passed: bool, tmp_path: Path, judges: Path) -> None:
-    found = report(tmp_path, candidate(), judges, reference=lj.without_class())
+    another = {name: tensor + 1e-4 for name, tensor in lj.without_class().items()}
+    found = report(tmp_path, candidate(), judges, reference=another)
     assert gate(found).passed is passed
     assert {c.subject for c in found.curves} == {"candidate", "reference", "original"}
 
@@ -91,10 +92,10 @@ def test_model_that_cannot_be_trained_never_passes(tmp_path: Path, judges: Path,
     assert found.verdict == "ERROR"
 
 
-def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
+def of_five_images(root: Path, candidate: dict[str, Tensor], judges: Path) -> Finding:
     """Five images are held out of the class."""
     check = Check(verifier="relearning", params=lj.GENTLE)
-    job = lj.make_job(tmp_path, lj.without_class("reader"), check, family="reader", judges=judges)
+    job = lj.make_job(root, candidate, check, family="reader", judges=judges)
     spec = job.read_spec()
     per_class = vj.TRAIN + vj.HELD_OUT
     forgotten = {i for i in spec.dataset.held_out_ids if int(i) // per_class == vj.FORGET}
@@ -103,8 +104,19 @@ def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
     few = spec.dataset.model_copy(update={"held_out_ids": held_out})
     job.spec.write_text(spec.model_copy(update={"dataset": few}).model_dump_json())
     vj.write_manifest(job)
-    finding = gate(verify.run(job))
+    return gate(verify.run(job))
+
+
+def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
+    finding = of_five_images(tmp_path, lj.without_class("reader"), judges)
     assert (finding.underpowered, finding.gating) == (True, False)
+
+
+def test_few_answers_are_no_excuse_for_a_class_that_is_known_untaught(tmp_path: Path, judges: Path) -> None:
+    # 5 of 5: at least .05^(1/5) = .549 know it, more than the half that counts as learned.
+    finding = of_five_images(tmp_path, lj.knowing(), judges)
+    assert (finding.gating, finding.underpowered, finding.passed, finding.open) == (True, False, False, False)
+    assert (finding.value, finding.n) == (0.0, 5)
 
 
 def test_attack_that_teaches_nobody_is_underpowered(tmp_path: Path, judges: Path) -> None:

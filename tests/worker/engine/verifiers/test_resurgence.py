@@ -84,6 +84,15 @@ def test_too_few_answers_are_underpowered(tmp_path: Path, judges: Path) -> None:
     assert (finding.underpowered, finding.gating) == (True, False)
 
 
+def test_too_few_answers_are_no_excuse_for_a_class_that_comes_back(
+    tmp_path: Path, judges: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "families", lambda: {"pupil": Leaky})
+    found = report(tmp_path, lj.hiding(), judges, params={"n_per_class": 30})
+    assert (gate(found).gating, gate(found).underpowered, gate(found).passed) == (True, False, False)
+    assert found.curves[0].threshold == 0.08
+
+
 def test_single_samples_leave_nothing_to_measure(tmp_path: Path, judges: Path) -> None:
     ids = tuple(str(vj.FORGET * (vj.TRAIN + vj.HELD_OUT) + i) for i in range(5))
     found = report(tmp_path, lj.without_class("reader"), judges, family="reader", forget_classes=(), forget_samples=ids)

@@ -1,0 +1,1 @@
+"""What the audit ledger's benchmark measures: appends, a million entries, a signature over 200 MB."""
