@@ -13,7 +13,9 @@ from fastapi_offline import FastAPIOffline
 
 from service import catalogue, db, errors, health
 from service.audit import endpoints as audit
+from service.audit import privacy, transparency
 from service.checkpoints import endpoints as checkpoints
+from service.compliance import endpoints as compliance
 from service.config import Settings, get_settings
 from service.datasets import endpoints as datasets
 from service.middleware import BodyLimit, RequestId
@@ -28,6 +30,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     datasets.router,
     checkpoints.router,
     audit.router,
+    transparency.router,
+    privacy.router,
+    compliance.router,
     catalogue.router,
     policies.router,
     health.router,

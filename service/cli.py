@@ -1,7 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`. Neither: `verify` (offline), `verify-model` and `demo`.
+`audit`. Neither: `ledger` (beside the signer or the database), `witness` (elsewhere), `verify` (offline), `verify-model` and
+`demo`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import __version__
+from service import __version__, privacy_commands
 from service.commands import GROUPS, AsJson, err, fail, out
+from service.ledger_commands import ledger, witness
 
 app = typer.Typer(name="expunge", no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
+app.add_typer(ledger, name="ledger")
+app.command()(witness)
+ledger.command("destroy-kek")(privacy_commands.destroy_kek)
+ledger.command("retain")(privacy_commands.retain)
 
 
 def _version(wanted: bool) -> None:
@@ -127,7 +133,9 @@ def worker(ranks: Annotated[int | None, typer.Option(help="Most ranks of one run
 
 @app.command()
 def signer() -> None:
-    """Run the signer: the one process that holds the signing key."""
+    """Run the signer: the one process that holds the keys of certificates and of the ledger's checkpoints."""
+    from service import sockets
+    from service.audit import logsigner
     from service.certificates import signing
     from service.config import get_settings
     from service.processes import die_with_supervisor
@@ -136,11 +144,19 @@ def signer() -> None:
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
-    key = signing.load_or_create_key(settings.key_file, settings.public_key_file)
+    try:
+        folder = logsigner.open_folder(settings.log_folder, settings.log_keys_file, settings.ledger_origin)
+        key = signing.open_key(settings)
+    except (ValueError, OSError) as error:
+        raise fail(str(error), 2) from error
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    signing.serve(settings.socket_path, signing.FileKeySigner(key, get_store(settings)), stop=stop)
+    desks = {
+        **signing.desks(signing.KeySigner(key, get_store(settings))),
+        "log": logsigner.desk(logsigner.LogSigner(folder)),
+    }
+    sockets.serve(settings.socket_path, desks, stop=stop)
 
 
 @app.command()
@@ -155,16 +171,19 @@ def migrate() -> None:
 # ---------------------------------------------------------------------------------------------------------------- neither
 
 
-@app.command()
-def verify(
-    directory: Annotated[Path, typer.Argument(help="A downloaded checkpoint.")],
-    key: Annotated[Path, typer.Option(help="The signer's public key (PEM).")],
-    as_json: AsJson = False,
-) -> None:
-    """Check a downloaded checkpoint offline. Exit status: 0 good, 1 tampering, 2 cannot decide, 3 usage."""
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    options_metavar="ledger|certificate|receipt|dossier …",
+)
+def verify(context: typer.Context) -> None:
+    """Check offline what was published. Exit status: 0 good, 1 tampering, 2 cannot decide, 3 usage.
+
+    `expunge verify DIR --key FILE` checks a downloaded checkpoint; `expunge verify --help` lists the rest.
+    """
     from service.verifier.__main__ import main
 
-    raise typer.Exit(main([str(directory), "--key", str(key), *(["--json"] if as_json else [])]))
+    raise typer.Exit(main(context.args))
 
 
 @app.command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,8 @@ from urllib.parse import quote
 
 import httpx2
 
-CERTIFICATE = "UNLEARNING/certificate.dsse.json"
+LEDGER_PATIENCE_SECONDS = 30.0
+"""So long a download waits for the ledger to be signed: seconds after a publication, as a rule."""
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 CHUNK = 1 << 20
 
@@ -124,19 +124,29 @@ class Client:
         return True
 
     def download_checkpoint(self, checkpoint_id: str, directory: Path) -> Json:
-        """Fetch every file of a checkpoint and its certificate into `directory`; returns the manifest."""
+        """Fetch every file of a checkpoint, its certificate and what lies beside it into `directory`; returns the manifest."""
         manifest = self.get(f"/checkpoints/{checkpoint_id}")
-        for entry in manifest["files"]:
-            relative = PurePosixPath(entry["path"])
-            if relative.is_absolute() or ".." in relative.parts:
-                raise DownloadRefused("the manifest names a file outside the checkpoint")
-            path = f"/checkpoints/{checkpoint_id}/files/{quote(entry['path'])}"
-            self.download(path, directory / relative, sha256=entry["sha256"])
-        certificate = self.get(f"/checkpoints/{checkpoint_id}/certificate")
-        target = directory / CERTIFICATE
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(certificate, indent=1) + "\n")
+        for entry in [*manifest["files"], *manifest["evidence"]]:
+            target = _inside(directory, entry["path"])
+            self.download(self._file(checkpoint_id, entry["path"]), target, sha256=entry["sha256"])
+        deadline = time.monotonic() + LEDGER_PATIENCE_SECONDS
+        for path in manifest["later"]:
+            self._download_later(self._file(checkpoint_id, path), _inside(directory, path), deadline)
         return manifest
+
+    @staticmethod
+    def _file(checkpoint_id: str, path: str) -> str:
+        return f"/checkpoints/{checkpoint_id}/files/{quote(path)}"
+
+    def _download_later(self, path: str, target: Path, deadline: float) -> None:
+        """What the service can only give once the ledger has been signed. Raises: ApiError: it still was not."""
+        while True:
+            try:
+                return self.download(path, target)
+            except ApiError as error:
+                if error.code != "not_yet_signed" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.5)
 
     @contextmanager
     def _stream(self, path: str, **arguments: Any) -> Iterator[httpx2.Response]:
@@ -154,6 +164,13 @@ class Client:
             return self._http.request(method, path, **arguments)
         except httpx2.TransportError as error:
             raise _unreachable(error) from error
+
+
+def _inside(directory: Path, name: str) -> Path:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise DownloadRefused("the manifest names a file outside the checkpoint")
+    return directory / relative
 
 
 def _unreachable(error: httpx2.TransportError) -> Unreachable:

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic.fields import FieldInfo
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     fisher_cache_mb: int = Field(default=4096, ge=0, description="MiB of Fisher information kept between runs; 0: none")
     metric_weights: Path | None = Field(
         default=None,
-        description="folder of networks for FID, IS and CLIP similarity of completed images; unset: these are not reported",
+        description="folder of networks for FID, KID, IS and CLIP similarity of drawn or completed images; unset: none",
     )
     stop_grace_seconds: float = Field(default=10.0, gt=0, description="between asking an engine to stop and killing it")
 
@@ -61,6 +61,50 @@ class Settings(BaseSettings):
         default=None, description="PEM of the signer's P-256 key; unset: data_dir/keys/signing.pem"
     )
     public_key: Path | None = Field(default=None, description="where the signer leaves its public half; unset: beside the key")
+    signing_key_uri: str = Field(
+        default="",
+        description="a P-256 key that stays where it is, by securesystemslib's URI (hv:, awskms:, gcpkms:, azurekms:, hsm:); "
+        "its public half is the file that public_key names",
+    )
+    four_eyes: Literal["solo", "two"] = Field(
+        default="solo",
+        description="two: what cannot be undone needs a second person; solo: one is enough, and the record says so",
+    )
+
+    ledger_origin: str = Field(
+        default="",
+        description="name of the ledger in its checkpoints and proofs, for ever; unset: expunge.local/ledger/ and a random id",
+    )
+    ledger_keys: Path | None = Field(
+        default=None, description="the log signer's folder: Ed25519 keys, and what it signed; unset: ledger/ beside signing_key"
+    )
+    ledger_url: str = Field(default="", description="where others find this ledger's /audit, written into its policy")
+    ledger_witnesses: Path | None = Field(
+        default=None,
+        description="witnesses, groups and quorum, a C2SP tlog-policy without log lines; those with a URL are asked to cosign; "
+        "unset: quorum none",
+    )
+    ledger_checkpoint_seconds: float = Field(default=60.0, gt=0, description="between two checkpoints of a growing ledger")
+    ledger_checkpoint_idle_seconds: float = Field(default=86_400.0, gt=0, description="the same, while nothing is added")
+    ledger_tsa_url: str = Field(default="", description="RFC 3161 time-stamping authority, asked once a day; unset: none")
+    ledger_tsa_certificates: Path | None = Field(
+        default=None, description="PEM of the authority's root and intermediate certificates: what its answers are checked with"
+    )
+
+    @model_validator(mode="after")
+    def _time_stamps_can_be_checked(self) -> Self:
+        if bool(self.ledger_tsa_url) != (self.ledger_tsa_certificates is not None):
+            raise ValueError("ledger_tsa_url and ledger_tsa_certificates go together: an unchecked time stamp proves nothing")
+        return self
+
+    kek_dir: Path | None = Field(
+        default=None,
+        description="folder of the keys that personal data of the ledger are sealed with, the same for every host and no part "
+        "of the database's backups; unset: data_dir/keks",
+    )
+    retain_private_months: int = Field(
+        default=24, ge=1, le=1200, description="months after its request was closed and answered that private data are shredded"
+    )
 
     @model_validator(mode="after")
     def _lease_outlives_renewal(self) -> Self:
@@ -95,12 +139,25 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "fishers"
 
     @property
+    def kek_folder(self) -> Path:
+        return self.kek_dir or self.data_dir.resolve() / "keks"
+
+    @property
     def key_file(self) -> Path:
         return self.signing_key or self.data_dir.resolve() / "keys" / "signing.pem"
 
     @property
     def public_key_file(self) -> Path:
         return self.public_key or self.key_file.with_suffix(".pub")
+
+    @property
+    def log_folder(self) -> Path:
+        return self.ledger_keys or self.key_file.parent / "ledger"
+
+    @property
+    def log_keys_file(self) -> Path:
+        """Where the signer leaves the log's verifier keys: beside the other public key, for it is shared with the same."""
+        return self.public_key_file.with_name("ledger.vkeys")
 
     @property
     def socket_path(self) -> str:

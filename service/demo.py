@@ -24,10 +24,13 @@ from typing import Any
 
 from rich.console import Console
 
+from service.certificates.dsse import payload_of
+from service.certificates.publication import CERTIFICATE
 from service.client import ApiError, Client, Unreachable
 from service.processes import PARENT
 from service.show import before_after_table, follow, scores
-from service.verifier.certificate import Outcome, verify_directory
+from service.verifier.certificate import verify_directory
+from service.verifier.reading import Report
 
 START_SECONDS = 60.0
 PICTURE = "before_after.png"
@@ -97,7 +100,7 @@ class Demo:
         """Take away what an earlier run left, and only that: the folder may be somebody's."""
         self.out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
-        for name in (PICTURE, "signing.pub"):
+        for name in (PICTURE, "signing.pub", "ledger.policy", "certificate.sig", "certificate.pae"):
             (self.out / name).unlink(missing_ok=True)
 
     def _story(self, client: Client, home: Path, result: Json) -> None:
@@ -134,20 +137,25 @@ class Demo:
         client.download(f"/unlearn-requests/{request['id']}/report/{PICTURE}", self.out / PICTURE)
         key = self.out / "signing.pub"
         shutil.copyfile(home / "data" / "keys" / "signing.pub", key)
-        outcome = verify_directory(checkpoint, key)
+        policy = self.out / "ledger.policy"
+        policy.write_text(client.text("/audit/policy"))
+        outcome = verify_directory(checkpoint, key, policy)
+        lay_bare(checkpoint, self.out)
         result.update(scores(report))
         result["certificate_valid"] = outcome.valid
         result["checkpoint_digest"] = outcome.facts.get("checkpoint_digest")
         result["seconds_unlearn"] = run_seconds(checkpoint)
         self.console.print(before_after_table(report))
-        self._farewell(request, checkpoint, key, outcome)
+        self._farewell(request, checkpoint, outcome)
 
-    def _farewell(self, request: Json, checkpoint: Path, key: Path, outcome: Outcome) -> None:
+    def _farewell(self, request: Json, checkpoint: Path, outcome: Report) -> None:
         say = self.console.print
         say(f"certificate       {'[green]valid[/]' if outcome.valid else '[red]NOT VALID[/]'}: {outcome.reason}")
         say(f"checkpoint        {checkpoint}   ({request['checkpoint_id']})", soft_wrap=True)
         say(f"picture           {self.out / PICTURE}", soft_wrap=True)
-        say(f"check it yourself expunge verify {checkpoint} --key {key}", soft_wrap=True)
+        say("check it yourself, with our verifier, with the stock tool for model signatures, and with openssl:")
+        for command in checks(self.out):
+            say(f"  {command}", soft_wrap=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the service
@@ -249,10 +257,28 @@ def register_example(client: Client, example: Json) -> Json:
 # ------------------------------------------------------------------------------------------------------------- the result
 
 
+def checks(out: Path) -> list[str]:
+    """Commands for somebody who does not take our word, to be run as they stand."""
+    checkpoint, key = out / "checkpoint", out / "signing.pub"
+    return [
+        f"expunge verify certificate {checkpoint} --key {key} --policy {out / 'ledger.policy'}",
+        f"model_signing verify key {checkpoint} --signature {checkpoint / 'model.sig'} --public_key {key}",
+        f"openssl dgst -sha256 -verify {key} -signature {out / 'certificate.sig'} {out / 'certificate.pae'}",
+    ]
+
+
+def lay_bare(checkpoint: Path, out: Path) -> None:
+    """The certificate's signature and the very bytes that it is over, for tools that know neither DSSE nor bundles."""
+    bundle = json.loads((checkpoint / CERTIFICATE).read_text())
+    payload, (signature,) = payload_of(bundle), bundle["dsseEnvelope"]["signatures"]
+    kind = bundle["dsseEnvelope"]["payloadType"].encode()
+    (out / "certificate.pae").write_bytes(b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
+    (out / "certificate.sig").write_bytes(base64.b64decode(signature["sig"]))
+
+
 def run_seconds(checkpoint: Path) -> float:
     """How long the unlearning took, as the certificate says."""
-    envelope = json.loads((checkpoint / "UNLEARNING" / "certificate.dsse.json").read_text())
-    run = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["run"]
+    run = json.loads(payload_of(json.loads((checkpoint / CERTIFICATE).read_text())))["predicate"]["run"]
     return round(float(run["secondsPrepare"]) + float(run["secondsUnlearn"]), 2)
 
 

@@ -3,11 +3,14 @@
     ServiceError
     ├── BadRequest 400            malformed
     ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
-    │                             · report_not_found · file_not_found
-    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition
+    │                             · report_not_found · file_not_found · entry_not_found · receipt_not_found
+    ├── SelfApproval 403          self_approval_forbidden
+    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold · private_gone
+    │                             · already_recorded
+    ├── Revoked 410               checkpoint_revoked
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
-    └── Unavailable 503           unavailable
+    └── Unavailable 503           unavailable · not_yet_signed
 
 Bodies are RFC 9457 problem+json. They never carry an input value or a traceback: a problem may end up in a log, a ticket or
 a browser, and what a client sent may be personal data.
@@ -38,6 +41,8 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "The service failed"
     retryable: ClassVar[bool] = False
+    retry_after: ClassVar[int] = 2
+    """Seconds, for those that are retryable."""
 
     def __init__(self, detail: str = "", *, pointer: str | None = None, **extra: Any) -> None:
         super().__init__(detail or self.title)
@@ -94,10 +99,28 @@ class CheckpointNotFound(NotFound):
     code, title = "checkpoint_not_found", "No checkpoint has this id"
 
 
+class QuestionNotFound(NotFound):
+    """No saved question or report has this name."""
+
+    code, title = "question_not_found", "No saved question or report has this name"
+
+
 class FileNotFound(NotFound):
     """The manifest names no such file."""
 
     code, title = "file_not_found", "The manifest names no such file"
+
+
+class EntryNotFound(NotFound):
+    """The ledger has no such entry, or nothing of it at that place."""
+
+    code, title = "entry_not_found", "The ledger has nothing at this place"
+
+
+class ReceiptNotFound(NotFound):
+    """No audit entry belongs to it."""
+
+    code, title = "receipt_not_found", "No audit entry belongs to it"
 
 
 class MethodNotAllowed(ServiceError):
@@ -128,6 +151,36 @@ class InvalidTransition(Conflict):
     """The request's status does not allow this move."""
 
     code, title = "invalid_state_transition", "The request's status does not allow this move"
+
+
+class Revoked(ServiceError):
+    """The certificate was taken back, and its files with it."""
+
+    status, code, title = 410, "checkpoint_revoked", "The certificate was revoked"
+
+
+class LegalHold(Conflict):
+    """A dispute or an authority wants these data kept."""
+
+    code, title = "legal_hold", "A legal hold keeps these data"
+
+
+class PrivateGone(Conflict):
+    """The key of private data was lost or destroyed without their being shredded."""
+
+    code, title = "private_gone", "The private data cannot be opened: their key is gone"
+
+
+class AlreadyRecorded(Conflict):
+    """This can be said of a request once."""
+
+    code, title = "already_recorded", "Already recorded for this request"
+
+
+class SelfApproval(ServiceError):
+    """Two people are needed."""
+
+    status, code, title = 403, "self_approval_forbidden", "Another person must approve what you asked for"
 
 
 class BodyTooLarge(ServiceError):
@@ -232,6 +285,12 @@ class InvalidParams(Unprocessable):
     code, title = "invalid_params", "A method parameter is unknown or out of range"
 
 
+class ComplianceUnfit(Unprocessable):
+    """What is recorded about the law does not fit the request's jurisdiction, or the clock."""
+
+    code, title = "compliance_unfit", "Does not fit the request's jurisdiction or its dates"
+
+
 class IdempotencyKeyReused(Unprocessable):
     """The Idempotency-Key was used with another body."""
 
@@ -256,10 +315,22 @@ class InvalidCursor(Unprocessable):
     code, title = "invalid_cursor", "The page cursor is not valid"
 
 
+class PrivateDamaged(ServiceError):
+    """A sealed payload is not the one that was sealed."""
+
+    code, title = "private_damaged", "The private data are damaged: they are not what was sealed"
+
+
 class Unavailable(ServiceError):
     """The database cannot be reached just now."""
 
     status, code, title, retryable = 503, "unavailable", "The service is not available just now", True
+
+
+class NotYetSigned(Unavailable):
+    """The entry is in the ledger, and no checkpoint that the policy accepts covers it yet."""
+
+    code, title, retry_after = "not_yet_signed", "No accepted checkpoint covers it yet", 10
 
 
 def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, str]] = ()) -> JSONResponse:
@@ -278,7 +349,7 @@ def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, st
     if errors:
         body["errors"] = list(errors)
     body.update(error.extra)
-    headers = {"Retry-After": "2"} if error.retryable else None
+    headers = {"Retry-After": str(error.retry_after)} if error.retryable else None
     return JSONResponse(body, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
 
 

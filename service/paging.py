@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import Integer, Select, String, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm import Session as OrmSession
@@ -32,7 +32,13 @@ def _aware(value: Any) -> Any:
     return value.replace(" ", "+") if "T" in value.upper() else value
 
 
-Moment = Annotated[datetime, BeforeValidator(_aware)]
+def _with_offset(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("expected an RFC 3339 time with its offset")
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_aware), AfterValidator(_with_offset)]
 
 
 class PageQuery(BaseModel):

@@ -19,9 +19,11 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     String,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -176,6 +178,28 @@ class UnlearnRequest(Row):
     finished_at: Mapped[datetime | None]
 
 
+class RequestCompliance(Row):
+    """The law's side of a request: whose clock runs, until when, and what has been done. Each change has an audit entry."""
+
+    __tablename__ = "request_compliance"
+    __table_args__ = (Index("ix_request_compliance_due", "answered_at", "due_at"),)
+
+    request_id: Mapped[str] = mapped_column(ForeignKey("unlearn_request.id"), primary_key=True)
+    jurisdiction: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+    due_at: Mapped[datetime | None] = mapped_column(comment="null: no law's clock runs")
+    extended_at: Mapped[datetime | None] = mapped_column(comment="when the person was told of it")
+    extension_reason: Mapped[str | None] = mapped_column(String(32))
+    extension_late: Mapped[bool] = mapped_column(
+        server_default=false(), comment="told after the first deadline: it moved nothing"
+    )
+    ground: Mapped[str | None] = mapped_column(String(32), comment="of the refusal")
+    refused_at: Mapped[datetime | None]
+    answered_at: Mapped[datetime | None]
+    recipients: Mapped[list[Any]] = mapped_column(comment="who was given the data")
+    recipients_told: Mapped[list[Any]] = mapped_column(comment="those who were told, or need not be: the entry says which")
+
+
 class IdempotencyKey(Row):
     """The first request made under a key, and the digest of its body."""
 
@@ -233,7 +257,7 @@ class Checkpoint(Row):
     model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
     fence: Mapped[int] = mapped_column(BigInteger)
     digest: Mapped[str] = mapped_column(String(64))
-    certificate: Mapped[dict[str, Any]] = mapped_column(JSON(), comment="DSSE envelope")
+    certificate: Mapped[dict[str, Any]] = mapped_column(JSON(), comment="DSSE envelope")  # in a Sigstore bundle since 0006
     created_at: Mapped[datetime]
 
 
@@ -248,6 +272,53 @@ class CheckpointFile(Row):
     sha256: Mapped[str] = mapped_column(String(64))
 
 
+class CheckpointEvidence(Row):
+    """A small file beside the published ones: signatures, provenance, bill of materials. `path` is as it is downloaded."""
+
+    __tablename__ = "checkpoint_evidence"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    path: Mapped[str] = mapped_column(String(512), primary_key=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class ForgetCommitment(Row):
+    """What opens the certificate's commitment to what was forgotten, item by item. It may be erased."""
+
+    __tablename__ = "forget_commitment"
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    secret: Mapped[bytes | None] = mapped_column(LargeBinary, comment="all salts follow from it; null: erased")
+
+
+class CheckpointRevocation(Row):
+    """A step of taking a certificate back: one person asks, another approves."""
+
+    __tablename__ = "checkpoint_revocation"
+    __table_args__ = (CheckConstraint("step IN ('asked', 'approved')", name="step"),)
+
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    step: Mapped[str] = mapped_column(String(16), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    by: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+    self_approved: Mapped[bool]
+
+
+class VersionDisposition(Row):
+    """What an operator says has become of a version: the last one counts."""
+
+    __tablename__ = "version_disposition"
+    __table_args__ = (CheckConstraint("state IN ('withdrawn', 'quarantined', 'destroyed')", name="state"),)
+
+    version_id: Mapped[str] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(String(16))
+    by: Mapped[str] = mapped_column(String(200))
+    at: Mapped[datetime]
+
+
 # ---------------------------------------------------------------------------------------------------------- the ledger
 
 
@@ -259,14 +330,21 @@ class LedgerHead(Row):
     log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     size: Mapped[int] = mapped_column(BigInteger)
     last_at: Mapped[datetime | None]
+    frontier: Mapped[bytes] = mapped_column(
+        LargeBinary, server_default=text("''"), comment="cache: the perfect subtrees that the root is folded from"
+    )
 
 
 class LedgerEntry(Row):
-    """One fact that can never change: canonical leaf bytes, their RFC 6962 hash, and columns to search by."""
+    """One fact that can never change: canonical leaf bytes, their RFC 6962 hash, and columns to search by.
+
+    Only a redaction that an entry of its own names takes the leaf away; its hash, and so the tree, stays.
+    """
 
     __tablename__ = "ledger_entry"
     __table_args__ = (
         CheckConstraint("seq >= 0", name="seq"),
+        CheckConstraint("(leaf IS NULL) = (redacted_by IS NOT NULL)", name="redacted"),
         UniqueConstraint("log_id", "request_id", "request_ordinal"),
         Index("ix_ledger_entry_model", "model_id", "seq"),
         Index("ix_ledger_entry_request", "request_id", "seq"),
@@ -277,7 +355,7 @@ class LedgerEntry(Row):
 
     log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    leaf: Mapped[bytes] = mapped_column(LargeBinary)
+    leaf: Mapped[bytes | None] = mapped_column(LargeBinary)
     leaf_hash: Mapped[bytes] = mapped_column(LargeBinary(32))
     action: Mapped[str] = mapped_column(String(64))
     outcome: Mapped[str] = mapped_column(String(16))
@@ -287,14 +365,83 @@ class LedgerEntry(Row):
     request_id: Mapped[str | None] = mapped_column(String(64))
     request_ordinal: Mapped[int | None]
     model_id: Mapped[str | None] = mapped_column(String(64))
+    redacted_by: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class LedgerNode(Row):
+    """The hash of a perfect subtree: the 2**level entries from idx * 2**level on. Written once, never changed."""
+
+    __tablename__ = "ledger_node"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012 — SQLAlchemy reads it once
+
+    log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    level: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    idx: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hash: Mapped[bytes] = mapped_column(LargeBinary(32))
+
+
+class LedgerCheckpoint(Row):
+    """The tree at a size, signed. The same size may be signed again: daily, by a new key, by more witnesses."""
+
+    __tablename__ = "ledger_checkpoint"
+
+    log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    size: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime] = mapped_column(primary_key=True)
+    note: Mapped[str] = mapped_column(Text, comment="C2SP checkpoint: text, signature of the log, cosignatures")
+    time_stamp: Mapped[bytes | None] = mapped_column(LargeBinary, comment="RFC 3161 token over the note")
 
 
 class LedgerPrivate(Row):
-    """The salt that opens an entry's commitment. Erasing it closes the commitment for ever; the entry stays valid."""
+    """What opens an entry's commitment, and the values themselves, sealed. Shredding takes both away for ever; the entry stays
+    valid."""
 
     __tablename__ = "ledger_private"
+    __table_args__ = (Index("ix_ledger_private_kek_id", "kek_id"),)
 
     log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     salt: Mapped[bytes | None] = mapped_column(LargeBinary)
+    kek_id: Mapped[str | None] = mapped_column(String(80), comment="null: of a release that kept the salt alone")
+    dek_wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
+    ciphertext: Mapped[bytes | None] = mapped_column(LargeBinary)
+    kind: Mapped[str] = mapped_column("class", String(32), server_default=text("'request'"))
+    retain_until: Mapped[datetime | None] = mapped_column(comment="null: the clock does not run yet")
+    legal_hold: Mapped[bool] = mapped_column(server_default=false())
     shredded_at: Mapped[datetime | None]
+    kek_destroyed_at: Mapped[datetime | None] = mapped_column(comment="when the ledger said so; the deed follows")
+
+
+class LedgerRedaction(Row):
+    """Somebody wants an entry's text taken away; where two people are needed, another one must approve."""
+
+    __tablename__ = "ledger_redaction"
+    __table_args__ = (
+        CheckConstraint(_one_of("four_eyes", ("solo", "two")), name="four_eyes"),
+        CheckConstraint("approved_by IS NULL OR four_eyes = 'solo' OR approved_by <> requested_by", name="second_person"),
+        CheckConstraint("(approved_by IS NULL) = (approved_at IS NULL)", name="approved"),
+        UniqueConstraint("log_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    log_id: Mapped[int]
+    seq: Mapped[int] = mapped_column(BigInteger)
+    ground: Mapped[str] = mapped_column(String(32))
+    four_eyes: Mapped[str] = mapped_column(String(8))
+    requested_by: Mapped[str] = mapped_column(String(200))
+    requested_at: Mapped[datetime]
+    approved_by: Mapped[str | None] = mapped_column(String(200))
+    approved_at: Mapped[datetime | None]
+
+
+# --------------------------------------------------------------------------------------------------------- the secret
+
+
+class SharedSecret(Row):
+    """What all hosts of one deployment know and no engine may: drawn at first use, never changed, never shown."""
+
+    __tablename__ = "shared_secret"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime]

@@ -3,8 +3,9 @@
 A leaf is the RFC 8785 form of a JSON object with ASCII keys, no floats (decimals are strings), integers below 2^53 and UTC
 microseconds; at most 65,535 bytes (the entry limit of C2SP tlog-tiles). Entries can never be erased, so nothing about a
 person enters one: classes are indices, never names; `reason`, `external_id` and `metadata` appear only as an HMAC under a
-random salt that can be destroyed. Ids of single samples may be personal data too (a file is easily named after a person), and
-there may be 100,000 of them: an entry holds how many, and a digest that whoever has the list can hold it against.
+random salt that can be destroyed, and as the digest of a ciphertext whose key can be. Ids of single samples may be personal
+data too (a file is easily named after a person), and there may be 100,000 of them: an entry holds how many, and a digest that
+whoever has the list can hold it against.
 """
 
 from __future__ import annotations
@@ -102,6 +103,10 @@ class RequestReceived(Fact):
     params_sha256: Sha256
     seed: int
     policy_sha256: Sha256
+    jurisdiction: str | None = Field(default=None, description="which law's clock runs")
+    received_at: str | None = Field(default=None, description="when the person asked; the entry is when it was recorded")
+    due_at: str | None = Field(default=None, description="as the rules of that day have it: later rules do not move it")
+    recipients: tuple[str, ...] | None = Field(default=None, description="who was given the data and is to be told")
 
 
 class RequestWithdrawn(Fact):
@@ -209,6 +214,56 @@ class CertificateIssued(Fact):
     key_id: str
 
 
+class CertificateSuperseded(Fact):
+    """A later version of the lineage was certified: this one is current no more."""
+
+    action = "certificate.superseded"
+    checkpoint_id: str
+    by: str
+
+
+RevocationReason = Literal["key_compromised", "result_wrong", "data_wrong", "unlawful", "withdrawn", "other"]
+
+
+class RevocationAsked(Fact):
+    """Somebody asked that a certificate be taken back; a second person decides."""
+
+    action = "certificate.revocation.asked"
+    checkpoint_id: str
+    reason: RevocationReason
+
+
+class CertificateRevoked(Fact):
+    """A certificate was taken back: its checkpoint is downloaded no more, and whoever holds a copy should not rely on it."""
+
+    action = "certificate.revoked"
+    checkpoint_id: str
+    payload_sha256: Sha256
+    reason: RevocationReason
+    self_approved: bool
+
+
+Disposition = Literal["withdrawn", "quarantined", "destroyed"]
+
+
+class ParentDisposed(Fact):
+    """What became of a version that still knows what a later one has forgotten: the operator's statement."""
+
+    action = "model.parent.disposed"
+    version_id: str
+    number: int
+    digest: Sha256
+    state: Disposition
+
+
+class CachesPurged(Fact):
+    """What had been computed from the forgotten data and was kept on a worker's disk is there no more."""
+
+    action = "caches.purged"
+    fence: int
+    entries: int
+
+
 class ModelPublished(Fact):
     """The lineage has a new current version."""
 
@@ -219,6 +274,43 @@ class ModelPublished(Fact):
     digest: Sha256
     forgotten_classes: tuple[int, ...]
     forgotten_samples: SampleDigest | None = None
+
+
+class _KeyFact(Fact):
+    """A verifier key of the log: whoever knows it can check what the log signs."""
+
+    use: Literal["ledger"] = "ledger"
+    vkey: str = Field(description="C2SP verifier key: name, id, type and public key")
+
+
+class KeyAdded(_KeyFact):
+    """The log signs with this key, too, from now on."""
+
+    action = "key.added"
+
+
+class KeyRetired(_KeyFact):
+    """The log signs with this key no more."""
+
+    action = "key.retired"
+
+
+class EntryRedacted(Fact):
+    """The text of an earlier entry was taken away; its hash, and so the tree, stays."""
+
+    action = "entry.redacted"
+    seq: int
+    ground: str
+    requested_by: str | None = None
+    self_approved: bool | None = Field(default=None, description="true: nobody but the actor looked at it")
+
+
+class PrivateShredded(Fact):
+    """What opens the commitments of earlier entries was destroyed."""
+
+    action = "private.shredded"
+    seqs: tuple[int, ...]
+    ground: str
 
 
 class Actor(BaseModel):
@@ -249,10 +341,10 @@ def canonical(value: Any) -> bytes:
 
 def commitment(salt: bytes, private: dict[str, Any]) -> str:
     """HMAC-SHA256 of the canonical private part: opens only for who has the salt and the very same values."""
-    return hmac.new(salt, canonical(_without_floats(private)), hashlib.sha256).hexdigest()
+    return hmac.new(salt, canonical(without_floats(private)), hashlib.sha256).hexdigest()
 
 
-def _without_floats(value: Any) -> Any:
+def without_floats(value: Any) -> Any:
     """Numbers a client may put into metadata, in a form that RFC 8785 takes without loss."""
     match value:
         case bool() | None | str():
@@ -262,9 +354,9 @@ def _without_floats(value: Any) -> Any:
         case int() | float():
             return repr(value)
         case dict():
-            return {k: _without_floats(v) for k, v in value.items()}
+            return {k: without_floats(v) for k, v in value.items()}
         case list() | tuple():
-            return [_without_floats(v) for v in value]
+            return [without_floats(v) for v in value]
         case _:
             raise TypeError(f"expected a JSON value, got {type(value).__name__}")
 
@@ -278,12 +370,14 @@ def leaf(
     request: tuple[str, int, bytes | None] | None,
     model_id: str | None,
     subject_commitment: str | None,
+    private_sha256: Sha256 | None = None,
 ) -> bytes:
     """The entry's canonical bytes.
 
     Args:
         request: id, ordinal within the request, and leaf hash of the request's previous entry: each request's history is a
             chain of its own, so one dossier proves that nothing in its middle was left out.
+        private_sha256: `private_digest` of the row that holds what must not be in the entry.
 
     Raises:
         ValueError: longer than 65,535 bytes.
@@ -300,6 +394,7 @@ def leaf(
         else {"id": request[0], "ordinal": request[1], "prev": request[2].hex() if request[2] else None},
         "model": model_id,
         "subjectCommitment": subject_commitment,
+        "privateSha256": private_sha256,
         "public": fact.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
     data = canonical(body)
@@ -308,6 +403,6 @@ def leaf(
     return data
 
 
-def leaf_hash(data: bytes) -> bytes:
-    """SHA-256(0x00 || leaf), the leaf hash of RFC 6962 §2.1."""
-    return hashlib.sha256(b"\x00" + data).digest()
+def private_digest(kek_id: str, salt: bytes, dek_wrapped: bytes, ciphertext: bytes) -> str:
+    """SHA-256 over a private row's key name, a line feed, salt, wrapped key and ciphertext: none of them changes unseen."""
+    return hashlib.sha256(kek_id.encode() + b"\n" + salt + dek_wrapped + ciphertext).hexdigest()

@@ -7,19 +7,26 @@ and a rolled-back transaction leaves neither an entry nor a gap in the sequence.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, event, insert, select, update
+from sqlalchemy import Connection, bindparam, event, insert, literal_column, select, text, true, update
 from sqlalchemy.orm import ORMExecuteState, UOWTransaction
 from sqlalchemy.orm import Session as OrmSession
 
-from service.audit.leaves import SALT_BYTES, Actor, Fact, commitment, leaf, leaf_hash
+from service.audit.leaves import SALT_BYTES, Actor, Fact, commitment, leaf, private_digest
+from service.audit.vault import Key, fresh_key, get_keys
 from service.config import get_settings
-from service.db import UtcDateTime, now
-from service.tables import LedgerEntry, LedgerHead, LedgerPrivate
+from service.db import UtcDateTime
+from service.tables import LedgerCheckpoint, LedgerEntry, LedgerHead, LedgerNode, LedgerPrivate
+from service.verifier.merkle import HASH_BYTES, Frontier, leaf_hash
 
 LOG_ID = 1
-_LEDGER_ROWS = (LedgerEntry, LedgerHead, LedgerPrivate)
+SEALED = ("kek_id", "salt", "dek_wrapped", "ciphertext")
+_LEDGER_ROWS = (LedgerCheckpoint, LedgerEntry, LedgerHead, LedgerNode, LedgerPrivate)
+REQUEST_DATA = "request"
+"""Class of what somebody said about a request: retained until some time after its end."""
 _CLOSED = "ledger.head.locked"
 
 
@@ -39,71 +46,157 @@ def append(
     """Record a fact. Call it after every other write of the transaction. Returns its sequence number.
 
     Args:
-        private: values that may be personal; only their salted commitment enters the entry, the salt goes to an erasable row.
+        private: values that may be personal; only their salted commitment and the digest of their ciphertext enter the entry.
+            Salt, wrapped key and ciphertext go to an erasable row.
 
     Raises:
+        KekGone, OSError: the key that private values are sealed with cannot be had.
         LockOrderViolation: at a later flush or statement that writes anything but ledger rows.
     """
     session.flush()
+    tenant = get_settings().tenant
+    key = fresh_key(get_keys(), tenant) if private is not None else None  # before the head: it may take a disk's time
     session.info[_CLOSED] = True
     connection = session.connection()  # plain statements: this is on the path of every request, and no row is ever updated
-    seq, last_at = connection.execute(_LOCK_HEAD).one()
-    clock = now(session)
-    at = max(clock, last_at) if last_at else clock
-    request = None if request_id is None else (request_id, *_link(connection, request_id))
-    salt = os.urandom(SALT_BYTES) if private is not None else None
-    tenant = get_settings().tenant
+    database = _DATABASES[connection.dialect.name]
+    head = database.lock(connection, request_id)
+    at = max(head.clock, head.last_at) if head.last_at else head.clock
+    kept = _kept(key, private, head.size) if key is not None and private is not None else None
     data = leaf(
         fact,
         at=at,
         tenant=tenant,
         actor=actor,
-        request=request,
+        request=None if request_id is None else (request_id, head.ordinal, head.previous),
         model_id=model_id,
-        subject_commitment=commitment(salt, private) if salt and private is not None else None,
+        subject_commitment=commitment(kept["salt"], private) if kept and private is not None else None,
+        private_sha256=private_digest(*(kept[name] for name in SEALED)) if kept else None,
     )
-    connection.execute(
-        insert(LedgerEntry),
-        {
-            "log_id": LOG_ID,
-            "seq": seq,
-            "leaf": data,
-            "leaf_hash": leaf_hash(data),
-            "action": fact.action,
-            "outcome": fact.outcome,
-            "at": at,
-            "tenant": tenant,
-            "actor": str(actor),
-            "request_id": request_id,
-            "request_ordinal": request[1] if request else None,
-            "model_id": model_id,
-        },
-    )
-    if salt:
-        connection.execute(insert(LedgerPrivate), {"log_id": LOG_ID, "seq": seq, "salt": salt, "shredded_at": None})
-    # last, for the insert guard wants seq = size
-    connection.execute(_MOVE_HEAD, {"new_size": seq + 1, "new_last_at": at})
-    return int(seq)
+    row = {
+        "log_id": LOG_ID,
+        "seq": head.size,
+        "leaf": data,
+        "action": fact.action,
+        "outcome": fact.outcome,
+        "at": at,
+        "tenant": tenant,
+        "actor": str(actor),
+        "request_id": request_id,
+        "request_ordinal": None if request_id is None else head.ordinal,
+        "model_id": model_id,
+    }
+    if kept:
+        connection.execute(insert(LedgerPrivate), kept)
+    database.append(connection, head, row)
+    return head.size
 
 
-_LOCK_HEAD = select(LedgerHead.size, LedgerHead.last_at).where(LedgerHead.log_id == LOG_ID).with_for_update()
-_MOVE_HEAD = (
-    update(LedgerHead)
-    .where(LedgerHead.log_id == LOG_ID)
-    .values(size=bindparam("new_size"), last_at=bindparam("new_last_at", type_=UtcDateTime()))
+def _kept(key: Key, private: dict[str, Any], seq: int) -> dict[str, Any]:
+    """The erasable row."""
+    sealed = key.seal(private, log_id=LOG_ID, seq=seq)
+    return {
+        "log_id": LOG_ID,
+        "seq": seq,
+        "salt": os.urandom(SALT_BYTES),
+        "kek_id": sealed.kek_id,
+        "dek_wrapped": sealed.dek_wrapped,
+        "ciphertext": sealed.ciphertext,
+        "kind": REQUEST_DATA,
+        "retain_until": None,
+        "legal_hold": False,
+        "shredded_at": None,
+        "kek_destroyed_at": None,
+    }
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What an appender sees once it holds the head."""
+
+    size: int
+    last_at: datetime | None
+    clock: datetime
+    ordinal: int
+    """The next one of the request."""
+    previous: bytes | None
+    """Leaf hash of the request's previous entry."""
+    frontier: bytes = b""
+
+
+class _PostgreSQL:
+    """Two calls of functions that the application's role may execute; the tables it may only read."""
+
+    @staticmethod
+    def lock(connection: Connection, request_id: str | None) -> _Head:
+        size, last_at, clock, ordinal, previous = connection.execute(_PG_LOCK, {"log": LOG_ID, "request": request_id}).one()
+        return _Head(size, last_at, clock, 0 if ordinal is None else ordinal + 1, previous)
+
+    @staticmethod
+    def append(connection: Connection, _head: _Head, row: dict[str, Any]) -> None:
+        connection.execute(_PG_APPEND, row)
+
+
+class _SQLite:
+    """The same in plain statements: there are no roles, and no way to the network."""
+
+    @staticmethod
+    def lock(connection: Connection, request_id: str | None) -> _Head:
+        found = connection.execute(_LOCK, {"request_id": request_id}).one()
+        ordinal = 0 if found.ordinal is None else found.ordinal + 1
+        clock = datetime.fromisoformat(found.clock).replace(tzinfo=UTC)
+        return _Head(found.size, found.last_at, clock, ordinal, found.previous, found.frontier)
+
+    @staticmethod
+    def append(connection: Connection, head: _Head, row: dict[str, Any]) -> None:
+        edge = [head.frontier[i : i + HASH_BYTES] for i in range(0, len(head.frontier), HASH_BYTES)]
+        tree = Frontier(head.size, edge)
+        value = leaf_hash(row["leaf"])
+        connection.execute(_INSERT_ENTRY, {**row, "leaf_hash": value})
+        nodes = [{"log_id": LOG_ID, "level": level, "idx": idx, "hash": made} for level, idx, made in tree.append(value)]
+        connection.execute(_INSERT_NODES, nodes)
+        # last, for the insert guard wants seq = size
+        moved = {"new_size": tree.size, "new_last_at": row["at"], "new_frontier": b"".join(tree.hashes)}
+        connection.execute(_MOVE_HEAD, moved)
+
+
+_DATABASES: dict[str, type[_PostgreSQL] | type[_SQLite]] = {"postgresql": _PostgreSQL, "sqlite": _SQLite}
+
+_PG_LOCK = text("SELECT size, last_at, clock, ordinal, prev FROM expunge_ledger_lock(:log, CAST(:request AS text))").columns(
+    last_at=UtcDateTime(), clock=UtcDateTime()
 )
-_LAST_OF_REQUEST = (
+_PG_APPEND = text(
+    "SELECT expunge_ledger_append(:log_id, CAST(:seq AS bigint), :leaf, :action, :outcome, :at, :tenant, :actor, "
+    "CAST(:request_id AS text), CAST(:request_ordinal AS integer), CAST(:model_id AS text))"
+)
+_OF_REQUEST = (
     select(LedgerEntry.request_ordinal, LedgerEntry.leaf_hash)
     .where(LedgerEntry.log_id == LOG_ID, LedgerEntry.request_id == bindparam("request_id"))
     .order_by(LedgerEntry.request_ordinal.desc())
     .limit(1)
+    .subquery()
 )
-
-
-def _link(connection: Connection, request_id: str) -> tuple[int, bytes | None]:
-    """The request's next ordinal, and the leaf hash of its previous entry."""
-    previous = connection.execute(_LAST_OF_REQUEST, {"request_id": request_id}).one_or_none()
-    return (0, None) if previous is None else (previous.request_ordinal + 1, previous.leaf_hash)
+_LOCK = (
+    select(
+        LedgerHead.size,
+        LedgerHead.last_at,
+        LedgerHead.frontier,
+        literal_column("strftime('%Y-%m-%d %H:%M:%f', 'now')").label("clock"),
+        _OF_REQUEST.c.request_ordinal.label("ordinal"),
+        _OF_REQUEST.c.leaf_hash.label("previous"),
+    )
+    .select_from(LedgerHead)
+    .outerjoin(_OF_REQUEST, true())
+    .where(LedgerHead.log_id == LOG_ID)
+)
+"""On SQLite the transaction itself is the lock: it began as BEGIN IMMEDIATE."""
+_INSERT_ENTRY, _INSERT_NODES = insert(LedgerEntry), insert(LedgerNode)
+_MOVE_HEAD = (
+    update(LedgerHead)
+    .where(LedgerHead.log_id == LOG_ID)
+    .values(
+        size=bindparam("new_size"), last_at=bindparam("new_last_at", type_=UtcDateTime()), frontier=bindparam("new_frontier")
+    )
+)
 
 
 @event.listens_for(OrmSession, "before_flush")

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 from sqlalchemy.orm import Session as OrmSession
 
+from service.audit import merkle
 from service.audit.ledger import LOG_ID
+from service.audit.merkle import Parts
 from service.audit.schemas import EntryFilters
-from service.tables import LedgerEntry, LedgerHead
+from service.tables import (
+    Checkpoint,
+    LedgerEntry,
+    LedgerHead,
+    LedgerNode,
+    ModelVersion,
+    RequestCompliance,
+    UnlearnRequest,
+)
+from service.verifier.merkle import EMPTY
 
 
 def size(session: OrmSession) -> int:
     """Number of entries; the next one gets this sequence number."""
     return session.scalars(select(LedgerHead.size).where(LedgerHead.log_id == LOG_ID)).one()
+
+
+def hashes(session: OrmSession, wanted: Sequence[Parts]) -> list[bytes]:
+    """Hashes of the tree, read in one query. Raises: LookupError: the ledger is not so long, or a stored hash is missing."""
+    places = merkle.places(wanted)
+    # SQLite looks (level, idx) pairs up one by one only as two lists; for a list of pairs it reads the whole tree
+    statement = select(LedgerNode.level, LedgerNode.idx, LedgerNode.hash).where(
+        LedgerNode.log_id == LOG_ID,
+        LedgerNode.level.in_({level for level, _ in places}),
+        LedgerNode.idx.in_({idx for _, idx in places}),
+    )
+    stored = {(level, idx): value for level, idx, value in session.execute(statement)} if places else {}
+    return merkle.hashes(wanted, stored)
+
+
+def root(session: OrmSession, size: int) -> bytes:
+    """The root of the first `size` entries. Raises: LookupError."""
+    return hashes(session, [merkle.root(size)])[0] if size else EMPTY
+
+
+def inclusion(session: OrmSession, seq: int, size: int) -> list[bytes]:
+    """That an entry is in the tree of that size: RFC 6962 §2.1.1. Raises: LookupError, ValueError."""
+    return hashes(session, merkle.inclusion(seq, size))
+
+
+def consistency(session: OrmSession, old: int, new: int) -> list[bytes]:
+    """That the tree of one size begins with that of another: RFC 6962 §2.1.2. Raises: LookupError, ValueError."""
+    return hashes(session, merkle.consistency(old, new))
 
 
 def filtered(filters: EntryFilters) -> Select[Any]:
@@ -25,17 +65,46 @@ def filtered(filters: EntryFilters) -> Select[Any]:
         LedgerEntry.request_id: filters.request_id,
         LedgerEntry.actor: filters.actor,
         LedgerEntry.outcome: filters.outcome,
+        LedgerEntry.tenant: filters.tenant,
     }
     for column, value in exact.items():
         if value is not None:
             statement = statement.where(column == value)
     if filters.action:
         statement = statement.where(or_(*map(_action, filters.action)))
-    if filters.since is not None:
-        statement = statement.where(LedgerEntry.at >= filters.since)
-    if filters.until is not None:
-        statement = statement.where(LedgerEntry.at < filters.until)
-    return statement
+    if filters.type is not None:
+        statement = statement.where(LedgerEntry.action.startswith(filters.type, autoescape=True))
+    for since in filter(None, (filters.since, filters.first)):
+        statement = statement.where(LedgerEntry.at >= since)
+    for until in filter(None, (filters.until, filters.last)):
+        statement = statement.where(LedgerEntry.at < until)
+    return statement.where(*_about(filters))
+
+
+def _about(filters: EntryFilters) -> Iterator[ColumnElement[bool]]:
+    """Conditions on what an entry is about, which other tables know."""
+    if filters.model_digest is not None:
+        models = select(ModelVersion.model_id).where(ModelVersion.digest == filters.model_digest)
+        yield LedgerEntry.model_id.in_(models)
+    if filters.certificate is not None:
+        yield LedgerEntry.request_id.in_(select(Checkpoint.request_id).where(Checkpoint.id == filters.certificate))
+    if filters.state is not None:
+        yield LedgerEntry.request_id.in_(select(UnlearnRequest.id).where(UnlearnRequest.status == filters.state))
+    law = select(RequestCompliance.request_id)
+    if filters.jurisdiction is not None:
+        yield LedgerEntry.request_id.in_(law.where(RequestCompliance.jurisdiction == filters.jurisdiction))
+    if filters.ground is not None:
+        yield LedgerEntry.request_id.in_(law.where(RequestCompliance.ground == filters.ground))
+    if filters.overdue is not None:
+        late = RequestCompliance.due_at < func.current_timestamp(), RequestCompliance.answered_at.is_(None)
+        late_ones = LedgerEntry.request_id.in_(law.where(*late))
+        yield late_ones if filters.overdue else and_(LedgerEntry.request_id.is_not(None), ~late_ones)
+
+
+def count(session: OrmSession, filters: EntryFilters, *, below: int) -> int:
+    """How many entries before `below` pass the filters."""
+    chosen = filtered(filters).where(LedgerEntry.seq < below)
+    return session.scalars(select(func.count()).select_from(chosen.subquery())).one()
 
 
 def _action(wanted: str) -> Any:
@@ -48,3 +117,15 @@ def batch(session: OrmSession, filters: EntryFilters, *, after: int, below: int,
     """At most `limit` entries with after < seq < below, in order."""
     query = filtered(filters).where(LedgerEntry.seq > after, LedgerEntry.seq < below)
     return list(session.scalars(query.order_by(LedgerEntry.seq).limit(limit)))
+
+
+def range_of(session: OrmSession, first: int, count: int) -> list[LedgerEntry]:
+    """Neighbouring entries in order, fewer than `count` where the ledger ends."""
+    within = LedgerEntry.log_id == LOG_ID, LedgerEntry.seq >= first, LedgerEntry.seq < first + count
+    return list(session.scalars(select(LedgerEntry).where(*within).order_by(LedgerEntry.seq)))
+
+
+def nodes(session: OrmSession, level: int, first: int, count: int) -> list[bytes]:
+    """Hashes of neighbouring perfect subtrees of 2**level entries, fewer than `count` where the ledger ends."""
+    within = LedgerNode.log_id == LOG_ID, LedgerNode.level == level, LedgerNode.idx >= first, LedgerNode.idx < first + count
+    return list(session.scalars(select(LedgerNode.hash).where(*within).order_by(LedgerNode.idx)))

@@ -56,6 +56,10 @@ BOUNDS = (
     "that test."
 )
 JUDGES = "The judges are networks that the service trained. They err, too: as often as their accuracies say."
+KEPT_JUDGES = (
+    "The judges were trained on images of all classes, forgotten ones among them. The operator keeps them, so that the result "
+    "can be verified again. What else was computed from forgotten data was deleted after publication."
+)
 NOT_FID = (
     "Distances were measured in the features of the service's own judges. They are not FID and cannot be compared with it."
 )
@@ -76,6 +80,17 @@ NOT_ALL_REAL = (
     "images that are the same pixel by pixel alone.",
 )
 """Limits where retain data were chosen."""
+
+
+def asked_before(rejected: int) -> str:
+    """Every request has an error budget of its own: who asks often is lucky once."""
+    said = "1 earlier request" if rejected == 1 else f"{rejected} earlier requests"
+    return (
+        f"{said} to forget the same of the same version had a result that verification rejected. Each request has an error "
+        f"budget of its own, so the chance that one of these {rejected + 1} passes by luck may be {rejected + 1} times what "
+        "the bounds allow one."
+    )
+
 
 NOT_RUN: dict[str, str] = {
     "integrity": "Whether the saved files are whole and hold nothing that they should not was not tested.",
@@ -137,6 +152,7 @@ def known_limits(
     units: Iterable[str] = ("classes",),
     chosen: Json | None = None,
     guarantee: str | None = None,
+    rejected_before: int = 0,
 ) -> list[str]:
     """What the tests could not show, a sentence each.
 
@@ -147,8 +163,11 @@ def known_limits(
         units: what was ever forgotten on the lineage: "classes", "samples".
         chosen: retain data as the spec has them, where they were chosen.
         guarantee: what the certificate claims; None: nothing was certified.
+        rejected_before: other requests to forget the same of the same version that verification had rejected by then.
     """
-    return [*_always(guarantee, judged), *_of_findings(findings, guarantee), *_not_run(kind, findings, units), *_retain(chosen)]
+    repeated = [asked_before(rejected_before)] if rejected_before else []
+    missing = _not_run(kind, findings, units)
+    return [*_always(guarantee, judged), *repeated, *_of_findings(findings, guarantee), *missing, *_retain(chosen)]
 
 
 def _always(guarantee: str | None, judged: bool) -> Iterator[str]:
@@ -160,6 +179,8 @@ def _always(guarantee: str | None, judged: bool) -> Iterator[str]:
     yield BOUNDS
     if judged:
         yield JUDGES
+        if guarantee is not None:
+            yield KEPT_JUDGES
 
 
 def _of_findings(findings: Sequence[Json], guarantee: str | None) -> Iterator[str]:

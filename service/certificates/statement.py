@@ -6,11 +6,15 @@ makes no claim. Source: in-toto Attestation Framework v1 (Statement layer); the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rfc8785
+
 from service.audit.leaves import sample_digest
 from service.certificates.limits import GUARANTEES, known_limits
+from service.certificates.publication import subjects_of
 from service.values import decimal_string
 from service.verifier import claim
 
@@ -58,14 +62,21 @@ def build(
     proxy: Mapping[str, Any] | None = None,
     requested: str | None = None,
     earlier: Sequence[Mapping[str, Any]] = (),
+    rejected_before: int = 0,
+    kind: str | None = None,
+    ledger: Mapping[str, Any] | None = None,
+    commitment: Mapping[str, Any] | None = None,
+    times: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The statement to be signed.
+    """The statement to be signed, but for the digests of what lies beside it: see `publication.assemble`.
 
     Args:
         issued_at: RFC 3339 UTC.
         request: {"id", "fence"}; nothing that identifies a person.
-        model: {"id", "version", "digest"} of the new version; digest is the tree digest of the published files.
-        parent: {"version_id", "digest"}: the version that this one replaces.
+        model: {"id", "version", "digest"} of the new version; digest is the tree digest of the published files. Of a family
+            that is asked by prompts, "promptsSha256" too: see `prompts_digest`.
+        parent: {"version_id", "digest", "checkpoint", "certificate", "disposition"}: the version that this one replaces; its
+            checkpoint and the digest of its certificate's payload, null of a registered one; what became of it, as far as told.
         original: {"version_id", "digest"}: the lineage's root, the control of the gate.
         dataset: {"id", "digest"}.
         spec: the run's Spec as JSON; `spec_sha256` its digest as the ledger's plan.committed entry has it.
@@ -76,6 +87,11 @@ def build(
         proxy: {"id", "digest"} of the dataset that stood in for retained images.
         requested: the method that was asked for, where it is not the one that ran: `auto`.
         earlier: results that were verified before this one, or that their recipes did not give, as `leases.earlier` has them.
+        rejected_before: other requests to forget the same of the same parent that were rejected before this result passed.
+        kind: of the model's family, for a policy that names none.
+        ledger: {"origin", "planSeq"}: which log has the entries, and where the plan stands in it.
+        commitment: to the items that were forgotten: `commitment.Commitment.as_json`.
+        times: {"startedAt", "finishedAt"} of the run, RFC 3339 UTC.
 
     Returns:
         A JSON object without floats, ready for RFC 8785.
@@ -86,49 +102,32 @@ def build(
     if guarantee not in GUARANTEES:
         raise ValueError(f"expected one of {', '.join(GUARANTEES)} as guarantee, got {guarantee!r}")
     predicate = {
-        "certificate": {"id": checkpoint_id, "issuedAt": issued_at, "issuer": {"id": issuer}},
+        "certificate": {
+            "id": checkpoint_id,
+            "issuedAt": issued_at,
+            "issuer": {"id": issuer},
+            "supersedes": parent.get("checkpoint"),
+            "ledger": {"requestIds": [request["id"]], **(ledger or {})},
+        },
         "claim": _claim(guarantee, proof, report.get("tier")),
         "request": dict(request),
         "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
         "parent": dict(parent),
         "original": dict(original),
-        "forgetSet": _forget_set(request["id"], spec),
+        "forgetSet": _forget_set(request["id"], spec) | ({"commitment": dict(commitment)} if commitment else {}),
         "dataset": dict(dataset),
         **_retain_data(spec, proxy),
-        "algorithm": {
-            "name": spec["method"],
-            "parameters": manifest["effective_params"],
-            "seed": spec["seed"],
-            "iterations": manifest["iterations_completed"],
-            "ranks": spec["ranks"],
-        },
-        "attempts": {
-            "requested": requested or spec["method"],
-            "number": spec.get("attempt", 1),
-            "of": spec["policy"].get("attempts", 1),
-            "earlier": [_attempt(one) for one in earlier],
-        },
-        "run": {
-            "secondsPrepare": manifest["seconds_prepare"],
-            "secondsUnlearn": manifest["seconds_unlearn"],
-            "peakMemoryMb": manifest["peak_memory_mb"],
-        },
+        "algorithm": _algorithm(spec, manifest),
+        "attempts": _attempts(spec, requested, earlier, rejected_before),
+        "run": {**_run(manifest), **(times or {})},
         "plan": {"specSha256": spec_sha256, "policy": spec["policy"], "policySha256": report["policy_digest"]},
         "environment": manifest["environment"],
-        "verification": {
-            "verdict": report["verdict"],
-            "reportSha256": report_sha256,
-            "seed": spec["verification_seed"],
-            "judges": report["judges"],
-            "findings": report["findings"],
-            "environment": report["environment"],
-        },
-        "limits": _limits(spec, report, guarantee),
+        "verification": _verification(spec, report, report_sha256),
+        "limits": _limits(spec, report, guarantee, kind, rejected_before),
     }
-    subjects = sorted(({"name": f["path"], "digest": {"sha256": f["sha256"]}} for f in manifest["files"]), key=_name)
     return {
         "_type": STATEMENT_TYPE,
-        "subject": subjects,
+        "subject": subjects_of(model["id"], [(f["path"], f["sha256"]) for f in manifest["files"]]),
         "predicateType": PREDICATE_TYPE,
         "predicate": decimals(predicate),
     }
@@ -142,6 +141,50 @@ def _claim(guarantee: str, proof: Mapping[str, Any] | None, tier: str | None) ->
     if proof is not None:
         said["proof"] = dict(proof)
     return said
+
+
+def _algorithm(spec: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": spec["method"],
+        "parameters": manifest["effective_params"],
+        "seed": spec["seed"],
+        "iterations": manifest["iterations_completed"],
+        "ranks": spec["ranks"],
+    }
+
+
+def _run(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What it took; and, where a first look ended the run before its last iteration, after how many."""
+    said: dict[str, Any] = {
+        "secondsPrepare": manifest["seconds_prepare"],
+        "secondsUnlearn": manifest["seconds_unlearn"],
+        "peakMemoryMb": manifest["peak_memory_mb"],
+    }
+    early = manifest.get("stopped_early_at")
+    return said if early is None else said | {"stoppedEarlyAt": early, "iterationsPlanned": manifest["iterations_total"]}
+
+
+def _verification(spec: Mapping[str, Any], report: Mapping[str, Any], report_sha256: str) -> dict[str, Any]:
+    return {
+        "verdict": report["verdict"],
+        "reportSha256": report_sha256,
+        "seed": spec["verification_seed"],
+        "judges": report["judges"],
+        "findings": report["findings"],
+        "environment": report["environment"],
+    }
+
+
+def _attempts(
+    spec: Mapping[str, Any], requested: str | None, earlier: Sequence[Mapping[str, Any]], rejected_before: int
+) -> dict[str, Any]:
+    return {
+        "requested": requested or spec["method"],
+        "number": spec.get("attempt", 1),
+        "of": spec["policy"].get("attempts", 1),
+        "earlier": [_attempt(one) for one in earlier],
+        "rejectedRequests": rejected_before,
+    }
 
 
 def _attempt(detail: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,23 +235,27 @@ def _retain_data(spec: Mapping[str, Any], proxy: Mapping[str, Any] | None) -> di
     return {"retainData": data}
 
 
-def _limits(spec: Mapping[str, Any], report: Mapping[str, Any], guarantee: str) -> list[str]:
+def _limits(
+    spec: Mapping[str, Any], report: Mapping[str, Any], guarantee: str, kind: str | None, rejected_before: int
+) -> list[str]:
     gone = {
         "classes": [*spec["forget_classes"], *spec["forgotten_classes"]],
         "samples": [*spec["forget_samples"], *spec["forgotten_samples"]],
     }
     return known_limits(
-        kind=spec["policy"].get("kind"),
+        kind=kind or spec["policy"].get("kind"),
         findings=report["findings"],
         judged=bool(report["judges"]),
         units=[unit for unit, some in gone.items() if some],
         chosen=spec.get("retain"),
         guarantee=guarantee,
+        rejected_before=rejected_before,
     )
 
 
-def _name(subject: Mapping[str, Any]) -> str:
-    return str(subject["name"])
+def prompts_digest(prompts: Mapping[str, str]) -> str:
+    """SHA-256 of the RFC 8785 form of what the model was asked with, by class name: the prompts, or the names themselves."""
+    return hashlib.sha256(rfc8785.dumps(dict(prompts))).hexdigest()
 
 
 def objections(statement: Mapping[str, Any]) -> list[str]:

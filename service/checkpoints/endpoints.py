@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.checkpoints import repository, service
-from service.checkpoints.schemas import CheckpointRead
-from service.db import reading
+from service.audit import proofs, receipts
+from service.audit.leaves import Actor, CertificateIssued
+from service.auth import current_actor
+from service.certificates import oms, publication
+from service.certificates.dsse import BUNDLE
+from service.certificates.signing import SignerUnavailable, SocketSigner
+from service.checkpoints import evidence, repository, revocation, service
+from service.checkpoints.schemas import CheckpointRead, Opening, RevocationCreate, RevocationRead
+from service.db import reading, transaction
 from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file
-from service.errors import CheckpointNotFound, FileNotFound, NotFound, problems
+from service.errors import (
+    BadLocation,
+    BadRequest,
+    CheckpointNotFound,
+    FileNotFound,
+    NotFound,
+    NotYetSigned,
+    ReceiptNotFound,
+    Revoked,
+    Unavailable,
+    Unprocessable,
+    problems,
+)
 from service.storage import get_store
 
 router = APIRouter(tags=["checkpoints"])
 
-DSSE = "application/vnd.dsse.envelope.v1+json"
+Caller = Annotated[Actor, Depends(current_actor)]
 PEM = "application/x-pem-file"
+SIGNER_SECONDS = 5.0
 IMMUTABLE = "private, max-age=31536000, immutable"
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}},
     206: {"description": "The range asked for"},
     304: {"description": "The client has these bytes"},
-    **problems(CheckpointNotFound, FileNotFound, RangeNotSatisfiable, StoredFileDamaged),
+    **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned),
 }
+
+
+class SignerAway(Unavailable):
+    """The signer does not answer."""
+
+    code, title = "signer_away", "The signer does not answer just now"
 
 
 class KeyNotFound(NotFound):
@@ -52,8 +77,15 @@ def read_checkpoint(checkpoint_id: str) -> CheckpointRead:
     responses=FILE_RESPONSES,
 )
 def read_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Response:
-    """With strong SHA-256 `ETag`, `Repr-Digest`, Range, If-Range and If-None-Match."""
+    """With strong SHA-256 `ETag`, `Repr-Digest`, Range, If-Range and If-None-Match.
+
+    Files below `UNLEARNING/`, and `model.sig`, are the evidence: they are served of a revoked checkpoint, too.
+    """
     require_plain_address(request)
+    if path == oms.NAME or path.startswith(f"{publication.FOLDER}/"):
+        with reading() as session:
+            piece = evidence.read(session, checkpoint_id, path)
+        return evidence.answer(piece, request)
     with reading() as session:  # closed before the first byte: a slow client must not hold a connection
         stored = service.stored_file(session, checkpoint_id, path)
     return send_file(get_store(request.app.state.settings), stored, request)
@@ -74,13 +106,87 @@ def head_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Res
     "/checkpoints/{checkpoint_id}/certificate",
     response_class=JSONResponse,
     summary="The signed certificate",
-    responses={200: {"content": {DSSE: {"schema": {"type": "object"}}}}, **problems(CheckpointNotFound)},
+    responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(CheckpointNotFound)},
 )
 def read_checkpoint_certificate(checkpoint_id: str) -> Response:
-    """A DSSE envelope around an in-toto statement. `expunge verify` checks it without this service."""
+    """A Sigstore bundle: a DSSE envelope around an in-toto statement. `expunge verify` checks it without this service."""
     with reading() as session:
-        envelope = repository.get(session, checkpoint_id).certificate
-    return JSONResponse(envelope, media_type=DSSE, headers={"Cache-Control": IMMUTABLE})
+        bundle = repository.get(session, checkpoint_id).certificate
+    return JSONResponse(bundle, media_type=BUNDLE, headers={"Cache-Control": IMMUTABLE})
+
+
+@router.post(
+    "/checkpoints/{checkpoint_id}/revoke",
+    status_code=201,
+    response_model=RevocationRead,
+    summary="Ask that a certificate be taken back",
+    responses=problems(CheckpointNotFound, revocation.AlreadyAsked, Unprocessable, BadRequest),
+)
+def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Caller) -> RevocationRead:
+    """A second person approves it, unless the operator has set that one is enough: the record then says so."""
+    with transaction() as session:
+        revocation.ask(session, checkpoint_id, reason=wanted.reason, by=actor)
+    with reading() as session:
+        return service.revocation_read(session, checkpoint_id)
+
+
+@router.post(
+    "/checkpoints/{checkpoint_id}/revoke/approve",
+    response_model=RevocationRead,
+    summary="Approve a revocation",
+    responses=problems(CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson),
+)
+def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
+    """From then on the files answer 410, and the revocation list names the certificate."""
+    with transaction() as session:
+        revocation.approve(session, checkpoint_id, by=actor)
+    with reading() as session:
+        return service.revocation_read(session, checkpoint_id)
+
+
+@router.get(
+    "/checkpoints/{checkpoint_id}/membership",
+    response_model=Opening,
+    summary="Prove that an item was among what was forgotten",
+    responses=problems(CheckpointNotFound, service.NotForgotten, service.CommitmentErased, BadLocation),
+)
+def read_membership(checkpoint_id: str, item: Annotated[str, Query(min_length=1, max_length=512)]) -> Opening:
+    """One item's salt and its path to the commitment in the certificate; of no other item anything is said."""
+    return service.opening(checkpoint_id, item)
+
+
+@router.get(
+    "/checkpoints/{checkpoint_id}/receipt",
+    response_class=Response,
+    summary="Proof that the certificate is in the ledger",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(CheckpointNotFound, ReceiptNotFound, NotYetSigned),
+    },
+)
+def read_checkpoint_receipt(checkpoint_id: str) -> Response:
+    """A C2SP tlog-proof of the entry that records the certificate. 503 until a signed checkpoint of the ledger covers it."""
+    with reading() as session:
+        row = repository.get(session, checkpoint_id)
+        seq = proofs.entry_of(session, row.request_id, CertificateIssued.action)
+        return receipts.receipt(session, seq, checkpoint_id)
+
+
+@router.get(
+    "/revocations",
+    response_class=JSONResponse,
+    summary="The signed revocation list",
+    responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(SignerAway)},
+)
+def list_revocations(request: Request) -> Response:
+    """Every certificate that was taken back, as of now and of a size of the ledger, signed with the certificates' key."""
+    with reading() as session:
+        said = service.revocation_list(session)
+    try:
+        bundle = SocketSigner(request.app.state.settings.socket_path, timeout=SIGNER_SECONDS).sign_revocations(said)
+    except SignerUnavailable as error:
+        raise SignerAway from error
+    return JSONResponse(bundle, media_type=BUNDLE, headers={"Cache-Control": "no-cache"})
 
 
 @router.get(

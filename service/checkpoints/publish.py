@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
-from service.audit.leaves import CertificateIssued, ModelPublished, RequestClosed, sample_digest
-from service.certificates.signing import Envelope, payload_of
+from service.audit.leaves import CertificateIssued, CertificateSuperseded, Fact, ModelPublished, RequestClosed, sample_digest
+from service.certificates.dsse import Bundle, payload_of
 from service.db import now
 from service.files import FileEntry
 from service.requests.leases import Lease, LeaseLost, announce
-from service.tables import Attempt, Checkpoint, CheckpointFile, Model, ModelVersion, UnlearnRequest, new_id
+from service.tables import (
+    Attempt,
+    Checkpoint,
+    CheckpointEvidence,
+    CheckpointFile,
+    ForgetCommitment,
+    Model,
+    ModelVersion,
+    UnlearnRequest,
+    new_id,
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What is to be published: files that the store already holds, and the envelope that names them."""
+    """What is to be published: files that the store already holds, the certificate that names them, and what lies beside it."""
 
     checkpoint_id: str
     digest: str
     """Tree digest of `files`."""
     files: tuple[FileEntry, ...]
-    envelope: Envelope
+    certificate: Bundle
+    evidence: Mapping[str, bytes] = field(default_factory=dict)
+    """By the path under which it is downloaded."""
+    secret: bytes | None = None
+    """What opens the certificate's commitment to the items that were forgotten."""
 
 
 class BaseMoved(Exception):
@@ -35,7 +48,7 @@ class BaseMoved(Exception):
 
 
 def publish(session: OrmSession, lease: Lease, result: Result) -> None:
-    """Publish a result, in the caller's transaction. Any exception must roll it back: the envelope is worth nothing then.
+    """Publish a result, in the caller's transaction. Any exception must roll it back: the certificate is worth nothing then.
 
     Repeating it after an answer that got lost on the way changes nothing.
 
@@ -78,12 +91,16 @@ def publish(session: OrmSession, lease: Lease, result: Result) -> None:
             model_id=request.model_id,
             fence=lease.fence,
             digest=result.digest,
-            certificate=result.envelope,
+            certificate=result.certificate,
             created_at=at,
         )
     )
     session.flush()  # the files refer to it, and there is no relationship that would order them
     session.add_all(CheckpointFile(checkpoint_id=result.checkpoint_id, **file.row()) for file in result.files)
+    for path, content in result.evidence.items():
+        found = hashlib.sha256(content).hexdigest()
+        session.add(CheckpointEvidence(checkpoint_id=result.checkpoint_id, path=path, content=content, sha256=found))
+    session.add(ForgetCommitment(checkpoint_id=result.checkpoint_id, secret=result.secret))
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     attempt.outcome = "succeeded"
     attempt.ended_at = at
@@ -121,29 +138,23 @@ def _new_version(session: OrmSession, request: UnlearnRequest, result: Result) -
 
 
 def _record(session: OrmSession, lease: Lease, model_id: str, result: Result, version: ModelVersion) -> None:
-    facts = (
-        CertificateIssued(
-            checkpoint_id=result.checkpoint_id,
-            payload_sha256=hashlib.sha256(payload_of(result.envelope)).hexdigest(),
-            key_id=_key_id(result.envelope),
-        ),
-        ModelPublished(
-            checkpoint_id=result.checkpoint_id,
-            version_id=version.id,
-            number=version.number,
-            digest=result.digest,
-            forgotten_classes=tuple(version.forgotten_classes),
-            forgotten_samples=sample_digest(lease.request_id, gone) if (gone := version.forgotten_samples) else None,
-        ),
-        RequestClosed(status="succeeded"),
+    issued = CertificateIssued(
+        checkpoint_id=result.checkpoint_id,
+        payload_sha256=hashlib.sha256(payload_of(result.certificate)).hexdigest(),
+        key_id=result.certificate["verificationMaterial"]["publicKey"]["hint"],
     )
-    for fact in facts:
+    published = ModelPublished(
+        checkpoint_id=result.checkpoint_id,
+        version_id=version.id,
+        number=version.number,
+        digest=result.digest,
+        forgotten_classes=tuple(version.forgotten_classes),
+        forgotten_samples=sample_digest(lease.request_id, gone) if (gone := version.forgotten_samples) else None,
+    )
+    before = session.scalars(select(ModelVersion.checkpoint_id).where(ModelVersion.id == version.parent_id)).one()
+    replaced: tuple[Fact, ...] = (CertificateSuperseded(checkpoint_id=before, by=result.checkpoint_id),) if before else ()
+    for fact in (issued, published, *replaced, RequestClosed(status="succeeded")):
         ledger.append(session, fact, actor=lease.actor, request_id=lease.request_id, model_id=model_id)
-
-
-def _key_id(envelope: Mapping[str, Any]) -> str:
-    (signature,) = envelope["signatures"]
-    return str(signature["keyid"])
 
 
 def _is_published(session: OrmSession, lease: Lease, result: Result) -> bool:

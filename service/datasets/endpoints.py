@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.auth import CurrentActor
 from service.datasets import repository, service
 from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import reading
@@ -23,9 +24,9 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     summary="Register a dataset",
     responses=problems(BadRequest, BadLocation, Unprocessable),
 )
-def create_dataset(wanted: DatasetCreate, response: Response) -> DatasetRead:
+def create_dataset(wanted: DatasetCreate, response: Response, actor: CurrentActor) -> DatasetRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""
-    created = service.register(wanted)
+    created = service.register(wanted, actor)
     response.headers["Location"] = f"/datasets/{created.id}"
     return created
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import files, formats
 from service.audit import ledger
-from service.audit.leaves import LOCAL, DatasetRegistered
+from service.audit.leaves import LOCAL, Actor, DatasetRegistered
 from service.datasets import items
 from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import now
@@ -15,7 +15,7 @@ from service.errors import Unprocessable
 from service.tables import Dataset, new_id
 
 
-def register(wanted: DatasetCreate) -> DatasetRead:
+def register(wanted: DatasetCreate, actor: Actor = LOCAL) -> DatasetRead:
     """Read, judge and hash the files, then record the dataset: the transaction begins when the reading is done.
 
     Raises:
@@ -32,7 +32,7 @@ def register(wanted: DatasetCreate) -> DatasetRead:
     items.require_usable(_source(wanted, location))
     entries = files.hash_files(location)
     with writing() as session:
-        row = _record(session, wanted, location, entries)
+        row = _record(session, wanted, location, entries, actor)
         return read(row, len(entries))
 
 
@@ -47,7 +47,7 @@ def _source(wanted: DatasetCreate, location: files.Location) -> items.Source:
 
 
 def _record(
-    session: OrmSession, wanted: DatasetCreate, location: files.Location, entries: tuple[files.FileEntry, ...]
+    session: OrmSession, wanted: DatasetCreate, location: files.Location, entries: tuple[files.FileEntry, ...], actor: Actor
 ) -> Dataset:
     digest = files.dataset_digest(
         entries, format=wanted.format, class_names=wanted.class_names, held_out_ids=wanted.held_out_ids
@@ -62,13 +62,13 @@ def _record(
         files=[e.row() for e in entries],
         digest=digest,
         created_at=now(session),
-        created_by=str(LOCAL),
+        created_by=str(actor),
     )
     session.add(row)
     fact = DatasetRegistered(
         dataset_id=row.id, digest=digest, format=row.format, files=len(entries), held_out=len(row.held_out_ids)
     )
-    ledger.append(session, fact, actor=LOCAL)
+    ledger.append(session, fact, actor=actor)
     return row
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.db import reading
+from service.auth import CurrentActor
+from service.db import reading, transaction
 from service.errors import (
     BadLocation,
     BadRequest,
@@ -18,8 +19,8 @@ from service.errors import (
     Unprocessable,
     problems,
 )
-from service.models import repository, service
-from service.models.schemas import ModelCreate, ModelRead, ModelSummary
+from service.models import dispositions, repository, service
+from service.models.schemas import DispositionCreate, DispositionRead, ModelCreate, ModelRead, ModelSummary
 from service.paging import Page, PageQuery, fetch_page, page
 from service.tables import Model
 
@@ -33,9 +34,9 @@ router = APIRouter(prefix="/models", tags=["models"])
     summary="Register a model",
     responses=problems(BadRequest, DatasetNotFound, UnknownFamily, PickleWeights, BadLocation, Unprocessable),
 )
-def create_model(wanted: ModelCreate, response: Response) -> ModelRead:
+def create_model(wanted: ModelCreate, response: Response, actor: CurrentActor) -> ModelRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""
-    created = service.register(wanted)
+    created = service.register(wanted, actor)
     response.headers["Location"] = f"/models/{created.id}"
     return created
 
@@ -54,3 +55,21 @@ def read_model(model_id: str) -> ModelRead:
     """With every version of its lineage and what each has forgotten."""
     with reading() as session:
         return service.read(session, repository.get(session, model_id))
+
+
+@router.post(
+    "/{model_id}/versions/{number}/disposition",
+    status_code=201,
+    response_model=DispositionRead,
+    summary="Record what became of a version",
+    responses=problems(
+        ModelNotFound, BadRequest, dispositions.VersionNotFound, dispositions.StillCurrent, dispositions.Gone, Unprocessable
+    ),
+)
+def record_disposition(
+    model_id: str, number: Annotated[int, Path(ge=1, le=2**31 - 1)], wanted: DispositionCreate, actor: CurrentActor
+) -> DispositionRead:
+    """Withdrawn, quarantined or destroyed: the operator's statement, in the ledger. Nothing is deleted by it."""
+    with transaction() as session:
+        row = dispositions.record(session, model_id, number, wanted.state, actor)
+        return DispositionRead(model_id=model_id, number=number, state=row.state, by=row.by, at=row.at)

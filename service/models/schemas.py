@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.audit.leaves import Disposition
 from service.datasets.schemas import ClassNames, Place
 from service.values import Name, Text
 
@@ -104,3 +105,22 @@ class ModelRead(ModelSummary):
     """A registered model with its lineage, oldest version first."""
 
     versions: list[VersionRead]
+
+
+class DispositionCreate(BaseModel):
+    """What has become of a version that still knows what a later one has forgotten."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: Disposition
+
+
+class DispositionRead(BaseModel):
+    """What an operator has said of a version."""
+
+    object: Literal["disposition"] = "disposition"
+    model_id: str
+    number: int
+    state: str
+    by: str
+    at: datetime

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import catalogue, files, formats
 from service.audit import ledger
-from service.audit.leaves import LOCAL, ModelRegistered
+from service.audit.leaves import LOCAL, Actor, ModelRegistered
 from service.datasets import repository as datasets
 from service.db import now, reading
 from service.edge import writing
@@ -16,7 +16,7 @@ from service.models.schemas import File, ForgetSet, ModelCreate, ModelRead, Mode
 from service.tables import Model, ModelVersion, new_id
 
 
-def register(wanted: ModelCreate) -> ModelRead:
+def register(wanted: ModelCreate, actor: Actor = LOCAL) -> ModelRead:
     """Read, judge and hash the files, then record the model and its first version: the transaction begins after the reading.
 
     Raises:
@@ -32,7 +32,7 @@ def register(wanted: ModelCreate) -> ModelRead:
     formats.check_model(location)
     entries = files.hash_files(location)
     with writing() as session:
-        return read(session, _record(session, wanted, location, entries))
+        return read(session, _record(session, wanted, location, entries, actor))
 
 
 def _require_prompts(wanted: ModelCreate, family: catalogue.FamilyEntry) -> None:
@@ -44,7 +44,9 @@ def _require_prompts(wanted: ModelCreate, family: catalogue.FamilyEntry) -> None
         raise Unprocessable("expected a prompt for every class and for nothing else", pointer="/prompts")
 
 
-def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, entries: tuple[files.FileEntry, ...]) -> Model:
+def _record(
+    session: OrmSession, wanted: ModelCreate, location: files.Location, entries: tuple[files.FileEntry, ...], actor: Actor
+) -> Model:
     at = now(session)
     model = Model(
         id=new_id("mdl"),
@@ -55,7 +57,7 @@ def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, 
         prompts=[wanted.prompts[name] for name in wanted.class_names] if wanted.prompts else None,
         current_version=1,
         created_at=at,
-        created_by=str(LOCAL),
+        created_by=str(actor),
     )
     version = ModelVersion(
         id=new_id("mver"),
@@ -72,7 +74,7 @@ def _record(session: OrmSession, wanted: ModelCreate, location: files.Location, 
     session.flush()  # the version refers to it
     session.add(version)
     fact = ModelRegistered(family=model.family, dataset_id=model.dataset_id, version_id=version.id, digest=version.digest)
-    ledger.append(session, fact, actor=LOCAL, model_id=model.id)
+    ledger.append(session, fact, actor=actor, model_id=model.id)
     return model
 
 

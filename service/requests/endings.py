@@ -17,12 +17,13 @@ from sqlalchemy.orm import Session as OrmSession
 from service.audit import ledger
 from service.audit.leaves import Actor, Fact, RequestClosed, RunFailed, RunLost, RunStopped
 from service.db import now
-from service.requests.leases import Lease, Progress, announce, details, locked, set_progress
+from service.requests.leases import Lease, Progress, announce, locked, set_progress
 from service.requests.lifecycle import HOLDS_LINEAGE, TERMINAL, Status, after_lost_lease
-from service.requests.rungs import SPENT, ladder_of, rung_after
+from service.requests.rungs import CODES, FINAL, REJECTED, SPENT, ladder_of, rung_after
 from service.tables import Attempt, UnlearnRequest
 
 LONGEST_PAUSE_SECONDS = 300.0
+LONGEST_SUMMARY = 1_000
 SWEEPER = Actor(kind="service", id="sweeper")
 
 
@@ -45,13 +46,6 @@ class Problem:
             "attempt": attempt,
             **dict(self.extra),
         }
-
-
-_SPENT_AND_LOST = Problem(
-    "verification_failed",
-    "verification",
-    "the last result that may be verified was rejected, and its worker was lost before it could say so; see its report",
-)
 
 
 def pause_after(attempts: int) -> timedelta:
@@ -94,10 +88,13 @@ def reject(session: OrmSession, lease: Lease, problem: Problem) -> Status:
 
 
 def retry(session: OrmSession, lease: Lease, problem: Problem, *, max_attempts: int) -> Status:
-    """Put a request back whose attempt died, after a pause; fail it once its attempts are used up. Raises: LeaseLost."""
+    """Put a request back whose attempt died, after a pause; fail it once its attempts are used up, or where the report that it
+    kept has decided. Raises: LeaseLost."""
     row = locked(session, lease)
     if row.status == "cancelling":
         return _end_cancelled(session, row, lease, problem)
+    if decided := _decided(session, row):
+        return fail(session, lease, decided)
     shown = problem.shown(row.attempts_charged)
     _end_attempt(session, lease, "failed", {**shown, "log_tail": problem.log_tail})
     facts: list[Fact] = [RunFailed(fence=lease.fence, code=problem.code)]
@@ -114,10 +111,15 @@ def retry(session: OrmSession, lease: Lease, problem: Problem, *, max_attempts: 
 
 
 def give_back(session: OrmSession, lease: Lease, *, reason: str) -> Status:
-    """Put a request back unharmed: its worker stops. The attempt is not charged. Raises: LeaseLost."""
+    """Put a request back unharmed: its worker stops. The attempt is not charged. One that the kept report has decided fails.
+
+    Raises: LeaseLost.
+    """
     row = locked(session, lease)
     if row.status == "cancelling":
         return _end_cancelled(session, row, lease, None)
+    if decided := _decided(session, row):
+        return fail(session, lease, decided)
     row.attempts_charged -= 1
     _requeue(session, row, pause=timedelta(0))
     _end_attempt(session, lease, "drained", {"code": "drained", "message": reason})
@@ -134,6 +136,8 @@ def reap(
     session: OrmSession, request_id: str, fence: int, *, max_attempts: int, reason: str, only_expired: bool
 ) -> Status | None:
     """Take a request from a worker that fell silent. None: it has moved on meanwhile, or another sweeper has it.
+
+    It is put back, unless somebody cancelled it, its attempts are used up, or a report that it kept has decided.
 
     Args:
         reason: how it was noticed; kept with the attempt.
@@ -161,8 +165,8 @@ def reap(
     # a cancellation that reached the row before its status did is still a cancellation
     status: Status = "cancelling" if row.cancel_requested_at is not None else "running"
     end = after_lost_lease(status, attempts=row.attempts_charged, max_attempts=max_attempts)
-    over = end != "cancelled" and rung_after(details(session, row.id)) > len(ladder_of(row.method, row.params, row.policy))
-    if over:
+    decided = _decided(session, row) if end != "cancelled" else None
+    if decided is not None:
         end = "failed"
     if end == "queued":
         pause = pause_after(row.attempts_charged)
@@ -171,12 +175,36 @@ def reap(
         announce(session, row.id, "requeued", {"reason": reason_shown, "pause_seconds": pause.total_seconds()})
     else:
         error = _exhausted(row.attempts_charged, problem) if end == "failed" else None
-        if over:
-            error = _SPENT_AND_LOST.shown(row.attempts_charged)
+        if decided is not None:
+            error = decided.shown(row.attempts_charged)
         _close(session, row, end, error=error)
         announce(session, row.id, end, {"error": error})
         facts.append(RequestClosed(status=end))
     return _written(session, row, SWEEPER, facts)
+
+
+def _decided(session: OrmSession, row: UnlearnRequest) -> Problem | None:
+    """Why a request is over whose run kept a report and stopped before it could say so. None: it is not over.
+
+    VOID and ERROR speak of the measurement, so a second one would be told the same. A rejected result is not looked at again,
+    and after the last that may be verified there is no other.
+    """
+    chosen = select(Attempt).where(Attempt.request_id == row.id).order_by(Attempt.fence)
+    runs = list(session.scalars(chosen))
+    rungs = len(ladder_of(row.method, row.params, row.policy))
+    used_up = rung_after(run.detail for run in runs) > rungs
+    over = FINAL | REJECTED if used_up else FINAL
+    last = next((run for run in reversed(runs) if _verdict(run) in over), None)
+    if last is None or last.report is None:
+        return None
+    verdict, summary = last.report["verdict"], str(last.report.get("summary", ""))[:LONGEST_SUMMARY]
+    message = f"verification ended with {verdict}, and the run stopped before it could say so: {summary or 'see its report'}"
+    extra = (("rung", int((last.detail or {}).get("rung", 1))), ("rungs", rungs)) if rungs > 1 else ()
+    return Problem(CODES[verdict], "verification", message, extra)
+
+
+def _verdict(run: Attempt) -> str | None:
+    return str(run.report["verdict"]) if run.report else None
 
 
 def _end_cancelled(session: OrmSession, row: UnlearnRequest, lease: Lease, problem: Problem | None) -> Status:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.audit import proofs, receipts
+from service.auth import CurrentActor
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
 from service.edge import writing
@@ -14,6 +16,7 @@ from service.errors import (
     AlreadyForgotten,
     BadLocation,
     BadRequest,
+    ComplianceUnfit,
     DatasetNotFound,
     DuplicateRequest,
     EmptiedClass,
@@ -26,8 +29,10 @@ from service.errors import (
     LineageBusy,
     ModelNotFound,
     NothingToRetain,
+    NotYetSigned,
     PolicyUnfit,
     ProxyForgotten,
+    ReceiptNotFound,
     ReportNotFound,
     RequestNotFound,
     RetainUnfit,
@@ -41,7 +46,7 @@ from service.errors import (
     problems,
 )
 from service.paging import Page, fetch_page, page
-from service.requests import reporting, repository, service, stream, views
+from service.requests import places, reporting, repository, service, stream, views
 from service.requests.reporting import Format
 from service.requests.schemas import (
     IDEMPOTENCY_KEY,
@@ -70,11 +75,12 @@ POLL_AFTER_SECONDS = "2"
     responses=problems(
         BadRequest, ModelNotFound, DatasetNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
         NothingToRetain, EmptiedClass, AlreadyForgotten, RetainUnsupported, RetainUnfit, ProxyForgotten, UnknownMethod,
-        InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, BadLocation, IdempotencyKeyReused, Unprocessable,
+        InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, BadLocation, ComplianceUnfit, IdempotencyKeyReused,
+        Unprocessable,
     ),
 )  # fmt: skip
 def create_unlearn_request(
-    wanted: UnlearnRequestCreate, request: Request, idempotency_key: IdempotencyHeader = None
+    wanted: UnlearnRequestCreate, request: Request, actor: CurrentActor, idempotency_key: IdempotencyHeader = None
 ) -> Response:
     """Record the request and queue it. It runs on a worker; follow `Location` for its progress.
 
@@ -82,10 +88,10 @@ def create_unlearn_request(
     """
     settings = request.app.state.settings
     with reading() as session:
-        where = service.places_for(session, settings, wanted, idempotency_key)
-    known = None if where is None else service.read_places(where, wanted)
+        where = places.places_for(session, settings, wanted, idempotency_key)
+    known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
-        row, replayed = service.create(session, settings, wanted, idempotency_key, known)
+        row, replayed = service.create(session, settings, wanted, idempotency_key, known, actor)
         shown = views.read(session, row)
     response = _answer(row, shown, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
@@ -140,10 +146,10 @@ def _answer(row: UnlearnRequest, shown: UnlearnRequestRead, status: int) -> Resp
     summary="Withdraw an unlearn request",
     responses=problems(RequestNotFound, InvalidTransition),
 )
-def cancel_unlearn_request(request_id: str) -> Response:
+def cancel_unlearn_request(request_id: str, actor: CurrentActor) -> Response:
     """A queued request is cancelled at once; a running one is `cancelling` until its worker has stopped. Safe to repeat."""
     with writing() as session:
-        row = service.cancel(session, request_id)
+        row = service.cancel(session, request_id, actor)
         shown = views.read(session, row)
     return _answer(row, shown, 202)
 
@@ -174,6 +180,25 @@ def read_unlearn_request_events(
         return Response(status_code=204)  # tells a browser's EventSource to stop reconnecting
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream.follow(request_id, since), media_type="text/event-stream", headers=headers)
+
+
+@router.get(
+    "/{request_id}/receipt",
+    response_class=Response,
+    summary="Proof that the request is in the ledger",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(RequestNotFound, ReceiptNotFound, NotYetSigned),
+    },
+)
+def read_unlearn_request_receipt(request_id: str) -> Response:
+    """A C2SP tlog-proof of the entry that records the request. 503 until a signed checkpoint covers it: a minute as a rule.
+
+    Keep it: it can be checked without this service, and shows that a ledger which lacks the entry was tampered with.
+    """
+    with reading() as session:
+        repository.get(session, request_id)
+        return receipts.receipt(session, proofs.first_of(session, request_id), request_id)
 
 
 @router.get(

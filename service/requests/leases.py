@@ -28,10 +28,14 @@ from service.audit.leaves import (
 )
 from service.db import now
 from service.outbox import claimable
+from service.requests import repository
 from service.requests.lifecycle import HOLDS_LINEAGE, Phase
 from service.requests.rungs import REJECTED, SPENT, ladder_of, rung_after
 from service.tables import Attempt, Model, ModelVersion, RequestEvent, UnlearnRequest
 from service.values import sha256_of
+
+BEFORE = "rejected_before"
+"""In the detail of a run with a report: other requests for the same that had been rejected by then."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,8 @@ def keep_report(
 ) -> None:
     """Keep what verification saw with the attempt, pass or fail, and say so in the ledger. Raises: LeaseLost.
 
-    A rejected result spends its rung here and now: a worker that dies right after it gets no second look at it.
+    A rejected result spends its rung here and now: a worker that dies right after it gets no second look at it. How many
+    requests for the same had been rejected by now is kept, too, so that certificate and report say the same of it.
 
     Args:
         verification_seed: of this rung; it is no secret any more.
@@ -237,7 +242,8 @@ def keep_report(
     verdict = str(report["verdict"])
     findings_sha256 = sha256_of(report["findings"])
     seen = {"verification_seed": verification_seed, "report_sha256": report_sha256, "findings_sha256": findings_sha256}
-    attempt.detail = {**(attempt.detail or {}), **seen, **({SPENT: True} if verdict in REJECTED else {})}
+    before = {BEFORE: repository.rejected_alike(session, row)}
+    attempt.detail = {**(attempt.detail or {}), **seen, **before, **({SPENT: True} if verdict in REJECTED else {})}
     kind = EvaluationFinished if verdict == "PASS" else EvaluationRejected
     fact = kind(
         fence=lease.fence,
@@ -248,6 +254,11 @@ def keep_report(
         rungs=lease.rungs,
     )
     ledger.append(session, fact, actor=lease.actor, request_id=row.id, model_id=row.model_id)
+
+
+def rejected_before(session: OrmSession, lease: Lease) -> int:
+    """How many requests for the same had been rejected when this lease's report was kept."""
+    return int((session.get_one(Attempt, (lease.request_id, lease.fence)).detail or {}).get(BEFORE, 0))
 
 
 def details(session: OrmSession, request_id: str) -> list[dict[str, Any] | None]:

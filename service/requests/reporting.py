@@ -16,14 +16,15 @@ from fastapi import Response
 from sqlalchemy.orm import Session as OrmSession
 
 from service.catalogue import get_catalogue
-from service.certificates.signing import payload_of
+from service.certificates.dsse import payload_of
 from service.downloads import unchanged
 from service.errors import ReportNotFound
 from service.models import repository as models
 from service.reports import contents, html
 from service.reports.contents import About, Picture
 from service.reports.plots import words
-from service.requests import repository
+from service.requests import leases, repository
+from service.requests.rungs import SPENT
 from service.requests.wishes import Gone
 from service.storage import Missing, Store
 from service.tables import Attempt, Checkpoint, Model, UnlearnRequest
@@ -86,6 +87,7 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
     catalogue = get_catalogue()
     family = catalogue.families.get(model.family)
     published = session.get(Checkpoint, row.checkpoint_id) if row.checkpoint_id else None
+    certified = _certified(published) if published else {}
     names = model.class_names
     return About(
         request_id=row.id,
@@ -98,28 +100,37 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
         policy=row.policy,
         retain=row.retain,
         attempt=_attempt(attempts, last, int(row.policy.get("attempts") or 1)),
-        guarantee=_guarantee(published) if published else None,
+        rejected_before=int((last.detail or {}).get(leases.BEFORE, 0)),
+        guarantee=str(certified["claim"]["guarantee"]) if "claim" in certified else None,
+        certified_report=str(certified["verification"]["reportSha256"]) if "verification" in certified else "",
         checkpoint=published.id if published else "",
         titles={name: entry.title for name, entry in catalogue.verifiers.items()},
     )
 
 
 def _attempt(attempts: list[Attempt], last: Attempt, most: int) -> str:
-    """Which of how many, and what the others were told: who tries often is lucky once."""
-    verdicts = [str(a.report["verdict"]) for a in attempts if a.report and a.fence != last.fence]
-    said = f"{attempts.index(last) + 1} of {len(attempts)}"
-    if verdicts:
-        said += f"; earlier verdicts: {', '.join(verdicts)}"
+    """Which of how many results that may be verified, and what was said of those before: who tries often is lucky once.
+
+    Runs are not counted: one that died, or was verified again under the same seeds, was no other chance.
+    """
+    earlier = {_rung(a): a for a in attempts if _rung(a) < _rung(last) and (a.report or (a.detail or {}).get(SPENT))}
+    outcomes = [str(a.report["verdict"] if a.report else (a.detail or {}).get("code")) for _, a in sorted(earlier.items())]
+    said = f"{_rung(last)} of {most}"
+    if outcomes:
+        said += f"; earlier ones ended with: {', '.join(outcomes)}"
     if most > 1:
-        said += f"; the policy allows {most}, which share the chance of a false pass"
+        said += f"; all {most} share the chance of a false pass"
     return said
 
 
-def _guarantee(published: Checkpoint) -> str | None:
-    """What the certificate claims, in its own words."""
-    statement = json.loads(payload_of(published.certificate))
-    claim = statement.get("predicate", {}).get("claim", {})
-    return str(claim["guarantee"]) if "guarantee" in claim else None
+def _rung(run: Attempt) -> int:
+    return int((run.detail or {}).get("rung", 1))
+
+
+def _certified(published: Checkpoint) -> dict[str, Any]:
+    """What the certificate says."""
+    predicate: dict[str, Any] = json.loads(payload_of(published.certificate)).get("predicate", {})
+    return predicate
 
 
 def pictures(store: Store, evidence: Iterable[Mapping[str, Any]]) -> list[Picture]:

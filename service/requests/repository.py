@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service.errors import RequestNotFound
 from service.requests.lifecycle import PENDING
 from service.requests.retain import Choice
+from service.requests.rungs import REJECTED
 from service.requests.schemas import RequestQuery
 from service.requests.wishes import Gone
 from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestEvent, UnlearnRequest
@@ -97,6 +98,26 @@ def last_reported(session: OrmSession, request_id: str) -> Attempt | None:
     """The last attempt that left a verification report."""
     query = select(Attempt).where(Attempt.request_id == request_id).order_by(Attempt.fence.desc())
     return next((a for a in session.scalars(query) if a.report), None)
+
+
+def rejected_alike(session: OrmSession, request: UnlearnRequest) -> int:
+    """How many other requests wanted the same to be forgotten of the same weights, and had a result that was rejected.
+
+    However they ended, and of whichever registered model: the same files are the same chance to be lucky.
+    """
+    same = select(ModelVersion.digest).where(ModelVersion.id == request.base_version_id).scalar_subquery()
+    verdict = Attempt.report["verdict"].as_string()
+    query = (
+        select(UnlearnRequest.forget_classes, UnlearnRequest.forget_samples)
+        .join(ModelVersion, ModelVersion.id == UnlearnRequest.base_version_id)
+        .where(
+            ModelVersion.digest == same,
+            UnlearnRequest.id != request.id,
+            select(Attempt.fence).where(Attempt.request_id == UnlearnRequest.id, verdict.in_(sorted(REJECTED))).exists(),
+        )
+    )
+    wanted = (set(request.forget_classes), set(request.forget_samples))
+    return sum((set(classes), set(samples)) == wanted for classes, samples in session.execute(query))
 
 
 def base_version(session: OrmSession, request: UnlearnRequest) -> ModelVersion | None:

@@ -23,6 +23,12 @@ REJECTED = frozenset({"FAIL", "INCONCLUSIVE"})
 """Verdicts that say that this result will not do, where that of another recipe might. ERROR and VOID speak of the measurement:
 whatever it was held against, it would say so again."""
 
+FINAL = frozenset({"VOID", "ERROR"})
+"""Those verdicts: the request ends with them."""
+
+CODES = {"FAIL": "verification_failed", "INCONCLUSIVE": "inconclusive", "VOID": "void", "ERROR": "verification_error"}
+"""Verdicts that publish nothing, and the codes by which a request fails with them."""
+
 SPENT = "spent"
 """In the detail of a run: its rung has had its result, or has shown that it cannot have one."""
 

@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from service.compliance.rules import Jurisdiction
+from service.compliance.schemas import ComplianceRead, Recipient
 from service.datasets.schemas import ItemId
 from service.models.schemas import ClassSet, ForgetSet, Key, SampleCount
 from service.paging import Moment, Order, PageQuery
@@ -163,6 +165,28 @@ class UnlearnRequestCreate(BaseModel):
         description="when other requests are pending on the model: run after them, be refused, or be given the pending "
         "request that covers this one",
     )
+    jurisdiction: Jurisdiction | None = Field(
+        default=None, description="whose clock runs, which `due_at` follows from; with other legal fields alone it is `none`"
+    )
+    received_at: Moment | None = Field(
+        default=None, description="when the person asked, which may be before this call; default: now"
+    )
+    recipients: list[Recipient] = Field(
+        default_factory=list,
+        max_length=200,
+        description="ids of organisations that were given the data and are to be told; never names of people",
+    )
+
+    @property
+    def legal(self) -> bool:
+        """True when the law's side of the request is to be recorded."""
+        return self.jurisdiction is not None or self.received_at is not None or bool(self.recipients)
+
+    @model_validator(mode="after")
+    def _a_clock_of_its_own(self) -> Self:
+        if self.legal and self.on_conflict == "use_existing":
+            raise ValueError("expected no legal fields beside use_existing: another request's clock is another's")
+        return self
 
 
 class Progress(BaseModel):
@@ -272,8 +296,11 @@ class UnlearnRequestRead(UnlearnRequestSummary):
     attempts: list[AttemptRead]
     verdict: str | None
     findings: list[dict[str, Any]] = Field(description="of the last attempt that was verified")
+    compliance: ComplianceRead | None = Field(description="null: it was made without legal fields, and nothing was recorded")
     report_url: str | None
     checkpoint_url: str | None
+    ledger_seq: int | None = Field(description="sequence number of the audit entry that records this request")
+    receipt_url: str = Field(description="proof that this entry is in the signed ledger, once a checkpoint covers it")
 
 
 class EventRead(BaseModel):

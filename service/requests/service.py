@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +12,21 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import catalogue, ladders
 from service.audit import ledger
-from service.audit.leaves import LOCAL, RequestClosed, RequestReceived, RequestWithdrawn, RetainChosen, sample_digest
+from service.audit.leaves import (
+    LOCAL,
+    Actor,
+    RequestClosed,
+    RequestReceived,
+    RequestWithdrawn,
+    RetainChosen,
+    rfc3339,
+    sample_digest,
+)
+from service.compliance import service as compliance
 from service.config import Settings
-from service.datasets import items, shapes
-from service.datasets import repository as datasets
-from service.datasets.items import Items, Source
+from service.datasets.items import Items
 from service.db import now
 from service.errors import (
-    BadLocation,
     DuplicateRequest,
     IdempotencyKeyReused,
     InvalidTransition,
@@ -32,6 +38,7 @@ from service.policies import service as policies
 from service.requests import repository, retain
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
+from service.requests.places import Known
 from service.requests.repository import Waiting
 from service.requests.retain import Choice, StandIn
 from service.requests.rungs import ladder_of
@@ -44,81 +51,26 @@ from service.requests.wishes import (
     resolve_classes,
     resolve_samples,
 )
-from service.tables import IdempotencyKey, Model, UnlearnRequest, new_id
+from service.tables import IdempotencyKey, Model, RequestCompliance, UnlearnRequest, new_id
 from service.values import decimal_string, sha256_of
 
 LARGEST_RANDOM_SEED = 2**31
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the files are that a wish is about, or is verified with: the model's dataset, and the one that stands in."""
-
-    data: Source
-    proxy: tuple[StandIn, Source] | None
-
-
-@dataclass(frozen=True)
-class Known:
-    """What these files say: the items of the model's dataset, where they could be read, and which dataset stands in."""
-
-    items: Items | None = None
-    stand_in: StandIn | None = None
-
-
-def places_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Places | None:
-    """Where to read what a wish is about; None for one that is a repetition.
-
-    Read it before the transaction of `create` begins: it holds the model's row.
-
-    Raises:
-        ModelNotFound, DatasetNotFound.
-    """
-    if key is not None and repository.idempotency_key(session, settings.tenant, key):
-        return None
-    data = items.source(session, models.get(session, wanted.model_id).dataset_id)
-    proxy_id = wanted.retain.proxy.dataset_id if wanted.retain and wanted.retain.proxy else None
-    if proxy_id is None:
-        return Places(data, None)
-    row = datasets.get(session, proxy_id)
-    source = items.source(session, proxy_id)
-    return Places(data, (StandIn(row.id, row.digest, source.class_names, items.classes_within(data, source)), source))
-
-
-def read_places(where: Places, wanted: UnlearnRequestCreate) -> Known:
-    """What the files say. Items that cannot be read just now are None where the wish can be understood without them.
-
-    Raises:
-        BadLocation: what is needed cannot be read.
-        RetainUnfit: the proxy dataset's images are of another size.
-    """
-    known: Items | None = None
-    try:
-        known = items.read(where.data)
-    except BadLocation:
-        if wanted.forget.samples is not None:
-            raise
-        # else the worker reads them again, and hashes them: it will say what is wrong
-    if where.proxy is None:
-        return Known(known)
-    stand_in, source = where.proxy
-    try:
-        proxy_shape = shapes.image_shape(source)
-    except BadLocation as error:
-        raise BadLocation(error.detail, pointer=retain.PROXY_DATASET_POINTER) from error
-    retain.require_same_shape(proxy_shape, None if known is None else shapes.image_shape(where.data))
-    return Known(known, stand_in)
-
-
 def create(
-    session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None, known: Known | None = None
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    key: str | None,
+    known: Known | None = None,
+    actor: Actor = LOCAL,
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
     The model's row is locked first: two requests on one lineage are judged one after the other.
 
     Args:
-        known: what `read_places` found; None for a repetition.
+        known: what `places.read_places` found; None for a repetition.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
@@ -126,7 +78,7 @@ def create(
     Raises:
         ModelNotFound, UnknownClass, UnknownSample, HeldOutSample, AlreadyForgotten, NothingToRetain, EmptiedClass,
             UnknownMethod, InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, RetainUnsupported, RetainUnfit,
-            ProxyForgotten: it cannot be meant.
+            ProxyForgotten, ComplianceUnfit: it cannot be meant.
         DuplicateRequest, LineageBusy: another request stands in the way.
         IdempotencyKeyReused: the key was used with another body.
     """
@@ -139,7 +91,7 @@ def create(
     choice = _choice(wanted.retain, model)
     waiting = repository.pending(session, model.id)
     existing = _judge_conflicts(session, wanted, wish, choice, waiting)
-    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known)
+    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor)
     if key is not None:
         first = _insert_with_key(session, settings, request, key, body_sha256)
         if first is not None:
@@ -147,7 +99,12 @@ def create(
     if existing is None:
         session.add(request)
         session.flush()  # the event refers to it
-        _record(session, request, known.stand_in)
+        law = None
+        if wanted.legal:
+            given = wanted.jurisdiction or "none"
+            received, recipients = wanted.received_at, wanted.recipients
+            law = compliance.begin(session, request.id, jurisdiction=given, received_at=received, recipients=recipients)
+        _record(session, request, known.stand_in, law, actor)
     return request, False
 
 
@@ -247,6 +204,7 @@ def _row(
     choice: Choice | None,
     waiting: list[Waiting],
     known: Known,
+    actor: Actor,
 ) -> UnlearnRequest:
     forgotten = models.forgotten_by(session, model)
     _require_forgettable(model, wish, forgotten, waiting, known.items)
@@ -280,7 +238,7 @@ def _row(
         attempts_charged=0,
         not_before=at,
         created_at=created_at,
-        created_by=str(LOCAL),
+        created_by=str(actor),
     )
 
 
@@ -307,7 +265,9 @@ def _insert_with_key(
     return None
 
 
-def _record(session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None) -> None:
+def _record(
+    session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None, law: RequestCompliance | None, actor: Actor
+) -> None:
     announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
@@ -317,13 +277,17 @@ def _record(session: OrmSession, request: UnlearnRequest, stand_in: StandIn | No
         params_sha256=sha256_of(request.params),
         seed=request.seed,
         policy_sha256=sha256_of(request.policy),
+        jurisdiction=law.jurisdiction if law else None,
+        received_at=rfc3339(law.received_at) if law else None,
+        due_at=rfc3339(law.due_at) if law and law.due_at else None,
+        recipients=tuple(law.recipients) if law and law.recipients else None,
     )
     private = {
         "reason": request.reason,
         "external_id": request.external_id,
         "metadata": request.client_metadata,
     }
-    ledger.append(session, fact, actor=LOCAL, request_id=request.id, model_id=request.model_id, private=private)
+    ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
 
 
 def _chosen(choice: Choice | None, stand_in: StandIn | None) -> RetainChosen | None:
@@ -338,7 +302,7 @@ def _chosen(choice: Choice | None, stand_in: StandIn | None) -> RetainChosen | N
     )
 
 
-def cancel(session: OrmSession, request_id: str) -> UnlearnRequest:
+def cancel(session: OrmSession, request_id: str, actor: Actor = LOCAL) -> UnlearnRequest:
     """Withdraw a request. Asking again changes nothing; a running one ends when its worker says that it has stopped.
 
     Raises:
@@ -359,8 +323,8 @@ def cancel(session: OrmSession, request_id: str) -> UnlearnRequest:
     announce(session, request.id, "cancel_requested" if target == "cancelling" else target, {"phase": request.phase}, at)
     if target == "cancelled":
         request.finished_at = at
-    ledger.append(session, withdrawn, actor=LOCAL, request_id=request.id, model_id=request.model_id)
+    ledger.append(session, withdrawn, actor=actor, request_id=request.id, model_id=request.model_id)
     if target == "cancelled":
         closed = RequestClosed(status=target)
-        ledger.append(session, closed, actor=LOCAL, request_id=request.id, model_id=request.model_id)
+        ledger.append(session, closed, actor=actor, request_id=request.id, model_id=request.model_id)
     return request

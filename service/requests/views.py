@@ -7,6 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session as OrmSession
 
+from service.audit import proofs
+from service.compliance import service as compliance
+from service.db import now
 from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
 from service.requests import repository
@@ -106,6 +109,7 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
     before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
     wanted = list(row.forget_samples)
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
+    law = compliance.of(session, row.id)
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
         **_fields(row, model.class_names),
@@ -121,8 +125,11 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
         verdict=report["verdict"] if report else None,
         findings=report["findings"] if report else [],
+        compliance=compliance.read(law, now(session)) if law else None,
         report_url=f"/unlearn-requests/{row.id}/report" if report else None,
         checkpoint_url=f"/checkpoints/{row.checkpoint_id}" if row.checkpoint_id else None,
+        ledger_seq=proofs.first_of(session, row.id),
+        receipt_url=f"/unlearn-requests/{row.id}/receipt",
     )
 
 

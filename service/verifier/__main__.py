@@ -1,15 +1,18 @@
-"""`python -m service.verifier DIR --key FILE [--json]`."""
-
-from __future__ import annotations
+"""`python -m service.verifier ledger|certificate|receipt|dossier …`; without one of these words, `certificate`."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from service.verifier.certificate import USAGE, Outcome, verify_directory
+from service.verifier.certificate import verify_directory
+from service.verifier.ledger import verify_ledger
+from service.verifier.proofs import verify_dossier, verify_receipt
+from service.verifier.reading import USAGE, Report
+
+COMMANDS = ("ledger", "certificate", "receipt", "dossier")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -18,48 +21,59 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {message}\n")
 
 
+def _parser() -> _Parser:
+    parser = _Parser(prog="expunge verify", description="Exit status: 0 good, 1 tampering found, 2 cannot decide, 3 usage.")
+    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=_Parser)
+    about = {
+        "ledger": ("directory", "an exported ledger"),
+        "certificate": ("directory", "a downloaded checkpoint"),
+        "receipt": ("file", "a .tlog-proof"),
+        "dossier": ("file", "a request's dossier (.zip)"),
+    }
+    for kind, (name, what) in about.items():
+        one = kinds.add_parser(kind, help=f"check {what}")
+        one.add_argument(name, type=Path, help=what)
+        one.add_argument(
+            "--policy", type=Path, required=kind != "certificate", help="whose ledger is believed (C2SP tlog-policy)"
+        )
+        one.add_argument("--json", action="store_true", help="print one JSON object")
+        if kind == "certificate":
+            one.add_argument("--key", type=Path, required=True, help="the signer's public key (PEM)")
+        elif kind == "receipt":
+            one.add_argument("--leaf", type=Path, help="the entry's text, instead of the one in the proof")
+        elif kind == "ledger":
+            one.add_argument("--checkpoint", type=Path, action="append", default=[], help="a checkpoint kept elsewhere")
+            one.add_argument("--witness-size", type=int, default=0, help="how many entries a witness has seen")
+            one.add_argument("--db", type=Path, help="the SQLite file that the ledger was exported from")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="expunge verify", description="Check a downloaded checkpoint offline.")
-    parser.add_argument("directory", type=Path, help="the downloaded checkpoint")
-    parser.add_argument("--key", type=Path, required=True, help="the signer's public key (PEM)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    wanted = parser.parse_args(arguments)
-    outcome = verify_directory(wanted.directory, wanted.key)
-    print(json.dumps(outcome.as_json()) if wanted.json else sentence(outcome))
-    return outcome.status
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    asked = _parser().parse_args(words if words[:1] and words[0] in (*COMMANDS, "-h", "--help") else ["certificate", *words])
+    match asked.kind:
+        case "ledger":
+            report = verify_ledger(asked.directory, asked.policy, asked.checkpoint, asked.witness_size, asked.db)
+        case "certificate":
+            report = verify_directory(asked.directory, asked.key, asked.policy)
+        case "receipt":
+            report = verify_receipt(asked.file, asked.policy, asked.leaf)
+        case _:
+            report = verify_dossier(asked.file, asked.policy)
+    told: dict[str, Any] = {"valid": report.valid, "status": report.status, "reason": report.reason, **report.facts}
+    print(json.dumps(told) if asked.json else sentence(report))
+    return report.status
 
 
-def sentence(outcome: Outcome) -> str:
-    """The outcome in words."""
-    if not outcome.valid:
-        return f"NOT VALID: {outcome.reason}"
-    facts = outcome.facts
-    samples = [f"{facts['forgotten_samples']} samples"] if facts["forgotten_samples"] else []
-    names = ", ".join([*facts["forgotten_class_names"], *samples])
-    kept = facts["retain_data"]
-    return "\n".join(
-        [
-            f"VALID: {outcome.files} files, {outcome.reason}",
-            f"  checkpoint  {facts['checkpoint_id']}",
-            f"  model       {facts['model_id']}",
-            f"  forgotten   {names}",
-            *([f"  retain data {_retain_data(kept)}"] if kept else []),
-            f"  method      {facts['method']}{_attempts(facts)}",
-            f"  issued at   {facts['issued_at']}",
-            f"  tier        {facts['tier'] or 'none claimed'}",
-            f"  guarantee   {facts['guarantee']}: {facts['statement']}",
-        ]
-    )
-
-
-def _attempts(facts: Mapping[str, Any]) -> str:
-    asked = f", asked for: {facts['requested_method']}" if facts["requested_method"] not in (None, facts["method"]) else ""
-    return f" (attempt {facts['attempt']} of {facts['attempts']}{asked})" if (facts["attempts"] or 1) > 1 else ""
-
-
-def _retain_data(kept: Mapping[str, Any]) -> str:
-    stood_in = [*kept["proxy_class_names"], *([kept["proxy_dataset_id"]] if kept["proxy_dataset_id"] else [])]
-    return f"{kept['real']} real" + (f"; stood in: {', '.join(stood_in)}" if stood_in else "")
+def sentence(report: Report) -> str:
+    """The report in words."""
+    if not report.valid:
+        return f"NOT VALID: {report.reason}"
+    lines = [f"VALID: {report.reason}"]
+    for name, value in report.facts.items():
+        several = value if isinstance(value, list) else [value] if value not in (None, "") else []
+        lines += [f"  {name.replace('_', ' '):<22}{one if isinstance(one, str | int) else json.dumps(one)}" for one in several]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

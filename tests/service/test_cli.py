@@ -46,11 +46,14 @@ def test_every_promised_command_exists() -> None:
             "verify",
             "verify-model",
             "audit",
+            "ledger",
+            "witness",
         },
         ("models",): {"register", "list"},
         ("request",): {"create", "list", "show", "watch", "cancel"},
         ("checkpoint",): {"download"},
         ("audit",): {"list", "export"},
+        ("ledger",): {"policy", "rotate-key", "retire-key", "adopt"},
     }
     for group, commands in promised.items():
         text = runner.invoke(app, [*group, "--help"]).output

@@ -19,10 +19,11 @@ from sqlalchemy.exc import DBAPIError
 
 from service import db
 from service.audit import ledger
-from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed, leaf_hash
+from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed
 from service.audit.ledger import LockOrderViolation
 from service.config import get_settings
-from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate
+from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate, ModelVersion
+from service.verifier.merkle import leaf_hash
 from tests.support import ask, attempt, code_of, publish, register
 
 FACT = ModelRegistered(family="ddpm", dataset_id="d", version_id="v", digest="0" * 64)
@@ -125,7 +126,9 @@ def test_replace_does_not_pass_the_guards_on_a_connection_that_never_heard_of_us
     path = make_url(get_settings().database).database
     assert path
     with contextlib.closing(sqlite3.connect(path)) as stranger:
-        for table in ("ledger_head", "ledger_entry", "checkpoint", "checkpoint_file", "unlearn_request", "attempt"):
+        for table in (
+            "ledger_head", "ledger_entry", "ledger_private", "checkpoint", "checkpoint_file", "unlearn_request", "attempt",
+        ):  # fmt: skip
             with pytest.raises(sqlite3.IntegrityError):
                 stranger.execute(f"INSERT OR REPLACE INTO {table} SELECT * FROM {table} LIMIT 1")
 
@@ -176,7 +179,9 @@ def history(client: TestClient, tmp_path: Path) -> dict[str, Any]:
 
 def test_entries_are_found_by_what_they_are_about(client: TestClient, history: dict[str, Any]) -> None:
     def actions(**query: Any) -> list[str]:
-        return [e["action"].rpartition(".")[2] for e in client.get("/audit/entries", params=query).json()["data"]]
+        """Every reading is an entry of its own; those are left out here."""
+        found = client.get("/audit/entries", params={"limit": 100, **query}).json()["data"]
+        return [e["action"].rpartition(".")[2] for e in found if e["action"] != "audit.read"]
 
     assert actions() == ["registered", "registered", "received", "received", "withdrawn", "closed"]
     assert actions(request_id=history["dropped"]) == ["received", "withdrawn", "closed"]
@@ -192,7 +197,8 @@ def test_entries_are_found_by_what_they_are_about(client: TestClient, history: d
 def test_entries_come_in_pages(client: TestClient, history: dict[str, Any]) -> None:
     first = client.get("/audit/entries", params={"limit": 4}).json()
     rest = client.get("/audit/entries", params={"limit": 4, "after": first["next_cursor"]}).json()
-    assert [e["seq"] for e in first["data"] + rest["data"]] == [0, 1, 2, 3, 4, 5]
+    assert [e["seq"] for e in first["data"] + rest["data"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert rest["data"][-1]["action"] == "audit.read"  # the first page's own
     assert (first["has_more"], rest["has_more"]) == (True, False)
 
 
@@ -228,10 +234,53 @@ def test_the_export_ends_where_the_ledger_ended_when_it_began(
     from service.audit.schemas import EntryFilters
 
     monkeypatch.setattr(service, "EXPORT_BATCH", 2)
-    stream = service.export(EntryFilters())
+    stream = service.export(EntryFilters(), 6)
     first = next(stream)
     _append(3)
     rest = b"".join([first, *stream])
     assert [json.loads(line)["seq"] for line in rest.splitlines()] == [0, 1, 2, 3, 4, 5]
     with db.reading() as session:
         assert session.scalars(select(LedgerHead.size)).one() == 9
+
+
+# ------------------------------------------------------------------------------------------------------------- filters
+
+
+def test_entries_are_found_by_what_their_requests_are(client: TestClient, tmp_path: Path) -> None:
+    """By state, law, deadline, ground, certificate, model digest, tenant, type and time."""
+    model = register(client, tmp_path)
+    old = "2026-01-01T00:00:00Z"
+    late = ask(client, model, 1, jurisdiction="gdpr", received_at=old).json()["id"]
+    done = ask(client, model, 2, jurisdiction="ccpa").json()["id"]
+    plain = ask(client, model, 3).json()["id"]
+    checkpoint = publish(model, done, {"w.safetensors": b"x"}, tmp_path)
+    refusal = {"type": "assessed.refused", "ground": "legal_claims", "informed_at": old, "remedy_notice": True}
+    assert client.post(f"/unlearn-requests/{late}/compliance-events", json=refusal).status_code == 201
+
+    def of(**query: Any) -> set[str | None]:
+        found = client.get("/audit/entries", params={"limit": 100, **query})
+        assert found.status_code == 200, found.text
+        return {e["request_id"] for e in found.json()["data"]}
+
+    assert of(state="succeeded") == {done}
+    assert of(state="queued") == {late, plain}
+    assert of(jurisdiction="gdpr") == of(ground="legal_claims") == of(overdue=True) == {late}
+    assert of(overdue=False) == {done, plain}
+    assert of(jurisdiction="uk-gdpr") == of(ground="other") == of(certificate="ckpt_none") == set()
+    assert of(certificate=checkpoint) == {done}
+    with db.reading() as session:
+        digests = session.scalars(select(ModelVersion.digest)).all()
+    assert all(of(model_digest=digest) == {None, late, done, plain} for digest in digests)  # None: its registration
+    assert of(model_digest="0" * 64) == of(tenant="other") == of(type="nonsense.") == set()
+    assert of(type="assessed") == {late}
+    assert of(tenant="default", type="unlearning.") == of(**{"from": old, "type": "unlearning."}) == {late, done, plain}
+    assert of(to=old) == set()
+
+
+def test_a_read_that_cannot_be_recorded_shows_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ledger, "append", full)
+    for address in ("/audit/entries", "/audit/export", "/audit/questions/overdue", "/audit/reports/annual"):
+        assert client.get(address).status_code == 500, address

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service.certificates import signing, statement
+from service.certificates import dsse, publication, signing, statement
+from service.certificates.publication import Publication
 
 FILES = {"unet/weights.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "README.md": b"a model"}
 
@@ -65,9 +64,15 @@ def a_statement(
     guarantee: str = "empirical",
     earlier: Sequence[dict[str, Any]] = (),
     requested: str | None = None,
+    ran: Mapping[str, Any] | None = None,
+    rejected_before: int = 0,
+    kind: str | None = None,
     **wish: Any,
 ) -> dict[str, Any]:
-    """A sound statement; `wish` replaces fields of its spec, which forgets class 3. Its policy serves classes and samples."""
+    """A sound statement; `wish` replaces fields of its spec, which forgets class 3, and `ran` of its manifest.
+
+    Its policy serves classes and samples.
+    """
     wish = {"forget_classes": [3], "forget_samples": [], "forgotten_classes": [], "forgotten_samples": [], **wish}
     if findings is None:
         findings = sound_findings(
@@ -102,6 +107,7 @@ def a_statement(
             "seconds_unlearn": 7.25,
             "peak_memory_mb": 300.0,
             "files": [{"path": p, "size": len(d), "sha256": hashlib.sha256(d).hexdigest()} for p, d in sorted(files.items())],
+            **(ran or {}),
         },
         report={
             "verdict": "PASS",
@@ -115,6 +121,8 @@ def a_statement(
         guarantee=guarantee,
         earlier=earlier,
         requested=requested,
+        rejected_before=rejected_before,
+        kind=kind,
     )
 
 
@@ -127,27 +135,23 @@ def retain_data(**changes: Any) -> dict[str, Any]:
     return {"real": 0.0, "classes": [], **proxy, **changes}
 
 
-def is_signed_by(envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> bool:
-    """True when the envelope's one signature is this key's."""
-    (signature,) = envelope["signatures"]
-    message = signing.pre_authentication_encoding(envelope["payloadType"], signing.payload_of(envelope))
+def a_publication(statement: dict[str, Any] | None = None, kind: str = "generator") -> Publication:
+    """What a signer is asked to sign."""
+    return publication.assemble(statement or a_statement(), kind=kind)
+
+
+def a_signer(key: ec.EllipticCurvePrivateKey, store: signing.Opens | None = None) -> signing.KeySigner:
+    """A signer in this process."""
+    return signing.KeySigner(dsse.key_of(key), store or MemoryStore())
+
+
+def is_signed_by(bundle: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> bool:
+    """True when the bundle's one signature is this key's."""
+    (signature,) = bundle["dsseEnvelope"]["signatures"]
+    payload = dsse.payload_of(bundle)
+    message = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
     try:
         public_key.verify(base64.b64decode(signature["sig"]), message, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature:
         return False
     return True
-
-
-def publish(folder: Path, envelope: dict[str, Any], public_key: ec.EllipticCurvePublicKey) -> Path:
-    """Lay out a downloaded checkpoint; returns the key file, which lies outside it."""
-    for name, data in FILES.items():
-        target = folder / "checkpoint" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    certificate = folder / "checkpoint" / "UNLEARNING" / "certificate.dsse.json"
-    certificate.parent.mkdir()
-    certificate.write_text(json.dumps(envelope))
-    key = folder / "signing.pub"
-    pem, spki = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    key.write_bytes(public_key.public_bytes(pem, spki))
-    return key

@@ -75,3 +75,24 @@ def test_where_only_samples_were_forgotten_nothing_is_missed_about_classes() -> 
 def test_the_certificate_carries_the_same_sentences() -> None:
     said = a_statement()["predicate"]["limits"]
     assert set(limits.SCOPE) | set(limits.OWN_TESTS) <= set(said)
+
+
+def test_asking_anew_after_a_rejection_is_said_with_its_number() -> None:
+    assert _said("forget_rate", rejected_before=2).count(limits.asked_before(2)) == 1
+    assert "2 earlier requests" in limits.asked_before(2)
+    assert "one of these 3 passes by luck may be 3 times" in limits.asked_before(2)
+    assert "1 earlier request to" in limits.asked_before(1)
+    assert not any("earlier request" in sentence for sentence in _said("forget_rate"))
+
+
+def test_a_certificate_under_a_policy_that_names_no_kind_says_what_was_not_tested() -> None:
+    """The kind is the family's: the old policies, such as basic-v1, name none."""
+    said = a_statement(kind="generator")["predicate"]["limits"]
+    assert limits.NOT_RUN["relearning"] in said
+    assert limits.NOT_RUN["forget_rate"] not in said
+
+
+def test_the_certificate_counts_rejected_requests() -> None:
+    predicate = a_statement(rejected_before=3)["predicate"]
+    assert predicate["attempts"]["rejectedRequests"] == 3
+    assert limits.asked_before(3) in predicate["limits"]

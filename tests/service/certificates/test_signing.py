@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import base64
+import copy
 import json
 import os
 import stat
-import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from service.certificates import signing
-from tests.service.certificates.doubles import FILES, MemoryStore, a_statement, is_signed_by
+from service import sockets
+from service.certificates import dsse, publication, revocations, signing
+from tests.service.certificates.doubles import FILES, MemoryStore, a_publication, a_signer, a_statement, is_signed_by
 
 
 @pytest.fixture
@@ -24,33 +25,49 @@ def key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def test_pre_authentication_encoding_is_the_one_of_the_specification() -> None:
-    # the example of the DSSE v1 protocol text
-    expected = b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
-    assert signing.pre_authentication_encoding("http://example.com/HelloWorld", b"hello world") == expected
+def test_each_signature_is_the_keys_and_no_others(key: ec.EllipticCurvePrivateKey) -> None:
+    wanted = a_publication()
+    signed = a_signer(key).sign(wanted)
+    for bundle in (signed.certificate, signed.provenance, signed.model_signature):
+        assert is_signed_by(bundle, key.public_key())
+        assert not is_signed_by(bundle, ec.generate_private_key(ec.SECP256R1()).public_key())
+    assert json.loads(dsse.payload_of(signed.certificate)) == wanted.statement
+    assert json.loads(dsse.payload_of(signed.provenance)) == wanted.provenance
+    resources = json.loads(dsse.payload_of(signed.model_signature))["predicate"]["resources"]
+    assert {one["name"]: one["digest"] for one in resources} == wanted.files
 
 
-def test_the_envelope_verifies_with_the_key_and_with_no_other(key: ec.EllipticCurvePrivateKey) -> None:
-    envelope = signing.FileKeySigner(key, MemoryStore()).sign(a_statement())
-    assert is_signed_by(envelope, key.public_key())
-    assert not is_signed_by(envelope, ec.generate_private_key(ec.SECP256R1()).public_key())
-    assert json.loads(signing.payload_of(envelope)) == a_statement()
+@pytest.mark.parametrize("change", ["subject", "digest", "root", "kind"])
+def test_what_does_not_belong_together_is_not_signed(key: ec.EllipticCurvePrivateKey, change: str) -> None:
+    wanted = a_publication()
+    statement, provenance = copy.deepcopy(dict(wanted.statement)), copy.deepcopy(dict(wanted.provenance))
+    match change:
+        case "subject":
+            provenance["subject"][0]["name"] = "mdl_2"
+        case "digest":
+            provenance["predicate"]["runDetails"]["builder"]["id"] = "urn:other"
+        case "root":
+            statement["subject"][0]["digest"]["sha256"] = "0" * 64
+        case "kind":
+            provenance["predicateType"] = "urn:other"
+    with pytest.raises(signing.SigningRefused, match=r"provenance|root"):
+        a_signer(key).sign(publication.Publication(statement, provenance, wanted.bill))
 
 
-def test_openssl_agrees(key: ec.EllipticCurvePrivateKey, tmp_path: Path) -> None:
-    envelope = signing.FileKeySigner(key, MemoryStore()).sign(a_statement())
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    (tmp_path / "k.pub").write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, spki))
-    (tmp_path / "sig").write_bytes(base64.b64decode(envelope["signatures"][0]["sig"]))
-    (tmp_path / "pae").write_bytes(signing.pre_authentication_encoding(envelope["payloadType"], signing.payload_of(envelope)))
-    command = ["openssl", "dgst", "-sha256", "-verify", "k.pub", "-signature", "sig", "pae"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "Verified OK"
+def test_a_list_of_revocations_is_signed_and_nothing_else_in_its_name(key: ec.EllipticCurvePrivateKey) -> None:
+    one = {"checkpoint": "ckpt_1", "certificateSha256": "0" * 64, "at": "2026-11-21T10:00:00Z", "reason": "other"}
+    told = {"origin": "o", "size": 1, "root": b"0" * 32, "revoked": [one]}
+    said = revocations.statement(as_of=datetime.now(UTC).isoformat(), **told)
+    tomorrow = revocations.statement(as_of="2999-01-01T00:00:00Z", **told)
+    assert is_signed_by(a_signer(key).sign_revocations(said), key.public_key())
+    for wrong in (a_statement(), {}, [], {**said, "predicate": {"revoked": [{}]}}, tomorrow, {**said, "more": 1}):
+        with pytest.raises(signing.SigningRefused):
+            a_signer(key).sign_revocations(wrong)  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_not_in_the_store_is_refused(key: ec.EllipticCurvePrivateKey) -> None:
     with pytest.raises(signing.SigningRefused, match="cannot be read"):
-        signing.FileKeySigner(key, MemoryStore({})).sign(a_statement())
+        a_signer(key, MemoryStore({})).sign(a_publication())
 
 
 def test_stored_bytes_that_rotted_are_refused(key: ec.EllipticCurvePrivateKey) -> None:
@@ -58,25 +75,25 @@ def test_stored_bytes_that_rotted_are_refused(key: ec.EllipticCurvePrivateKey) -
     digest = next(iter(store.blobs))
     store.blobs[digest] += b"x"
     with pytest.raises(signing.SigningRefused, match="not what the statement says"):
-        signing.FileKeySigner(key, store).sign(a_statement())
+        a_signer(key, store).sign(a_publication())
 
 
 def test_a_verdict_that_is_not_pass_is_refused(key: ec.EllipticCurvePrivateKey) -> None:
     statement = a_statement()
     statement["predicate"]["verification"]["verdict"] = "FAIL"
     with pytest.raises(signing.SigningRefused, match="not PASS"):
-        signing.FileKeySigner(key, MemoryStore()).sign(statement)
+        a_signer(key).sign(a_publication(statement))
 
 
 def test_the_key_is_made_once_and_private(tmp_path: Path) -> None:
     path, public = tmp_path / "keys" / "signing.pem", tmp_path / "signing.pub"
     first = signing.load_or_create_key(path, public)
     again = signing.load_or_create_key(path, public)
-    assert first.private_numbers() == again.private_numbers()
+    assert first.public_key == again.public_key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     loaded = serialization.load_pem_public_key(public.read_bytes())
     assert isinstance(loaded, ec.EllipticCurvePublicKey)
-    assert loaded.public_numbers() == first.public_key().public_numbers()
+    assert dsse.pem(loaded) == dsse.public_pem(first)
     assert sorted(p.name for p in path.parent.iterdir()) == ["signing.pem"]
 
 
@@ -93,8 +110,8 @@ def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def socket_path(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> Iterator[str]:
     path, ready, stop = str(tmp_path / "s.sock"), threading.Event(), threading.Event()
-    signer = signing.FileKeySigner(key, MemoryStore())
-    thread = threading.Thread(target=signing.serve, args=(path, signer), kwargs={"ready": ready.set, "stop": stop})
+    desks = signing.desks(a_signer(key))
+    thread = threading.Thread(target=sockets.serve, args=(path, desks), kwargs={"ready": ready.set, "stop": stop})
     thread.start()
     assert ready.wait(10)
     yield path
@@ -105,9 +122,13 @@ def socket_path(tmp_path: Path, key: ec.EllipticCurvePrivateKey) -> Iterator[str
 
 def test_the_socket_signs_and_refuses_like_the_signer_behind_it(socket_path: str, key: ec.EllipticCurvePrivateKey) -> None:
     client = signing.SocketSigner(socket_path)
-    assert is_signed_by(client.sign(a_statement()), key.public_key())
+    assert is_signed_by(client.sign(a_publication()).certificate, key.public_key())
     with pytest.raises(signing.SigningRefused, match="cannot be read"):
-        client.sign(a_statement({**FILES, "more.json": b"more"}))
+        client.sign(a_publication(a_statement({**FILES, "more.json": b"more"})))
+    with pytest.raises(signing.SigningRefused, match="no publication"):
+        sockets.ask(socket_path, {"publication": {"statement": {}}}, timeout=5)
+    with pytest.raises(signing.SigningRefused, match="no list"):
+        client.sign_revocations({})
 
 
 def test_the_socket_is_for_our_own_user(socket_path: str) -> None:
@@ -116,7 +137,7 @@ def test_the_socket_is_for_our_own_user(socket_path: str) -> None:
 
 def test_no_signer_is_unavailable_not_refused(tmp_path: Path) -> None:
     with pytest.raises(signing.SignerUnavailable):
-        signing.SocketSigner(str(tmp_path / "nobody.sock")).sign(a_statement())
+        signing.SocketSigner(str(tmp_path / "nobody.sock")).sign(a_publication())
 
 
 def test_a_malformed_message_does_not_stop_the_signer(socket_path: str) -> None:
@@ -127,4 +148,4 @@ def test_a_malformed_message_does_not_stop_the_signer(socket_path: str) -> None:
         connection.sendall(b"\x00\x00\x00\x05hello")
         connection.settimeout(5)
         connection.recv(100)
-    assert signing.SocketSigner(socket_path).sign(a_statement())["signatures"]
+    assert signing.SocketSigner(socket_path).sign(a_publication()).certificate

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 
 import pytest
 import rfc8785
 
 from service.catalogue import get_catalogue
-from service.certificates.statement import GUARANTEES, decimals, objections
+from service.certificates.statement import GUARANTEES, decimals, objections, prompts_digest
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
 from worker import verdict
@@ -35,9 +36,25 @@ def test_the_statement_is_canonical_json_without_floats() -> None:
     assert a_statement()["predicate"]["algorithm"]["parameters"] == {"learning_rate": "0.0005"}
 
 
-def test_subjects_are_every_file_in_name_order() -> None:
+def test_subjects_are_the_model_and_every_file_in_name_order() -> None:
     names = [s["name"] for s in a_statement()["subject"]]
-    assert names == ["README.md", "unet/config.json", "unet/weights.safetensors"]
+    assert names == ["mdl_1", "README.md", "unet/config.json", "unet/weights.safetensors"]
+
+
+def test_a_run_that_was_stopped_early_says_after_how_many_iterations_of_how_many() -> None:
+    assert not {"stoppedEarlyAt", "iterationsPlanned"} & set(a_statement()["predicate"]["run"])
+    early = a_statement(ran={"iterations_completed": 40, "stopped_early_at": 40, "iterations_total": 200})
+    run = early["predicate"]["run"]
+    assert (run["stoppedEarlyAt"], run["iterationsPlanned"]) == (40, 200)
+    assert run["secondsUnlearn"] == "7.25"
+    assert objections(early) == []
+
+
+def test_a_figure_keeps_the_name_of_its_protocol() -> None:
+    named = {**finding(), "protocol_id": "prdc-0.2/k=5/judge=ab"}
+    said = a_statement(findings=[INTEGRITY, named, control()])
+    assert [f.get("protocol_id") for f in said["predicate"]["verification"]["findings"]] == [None, named["protocol_id"], None]
+    assert objections(said) == []
 
 
 def test_a_sound_statement_meets_no_objection() -> None:
@@ -335,3 +352,11 @@ def test_retain_data_that_do_not_hold_are_an_objection(changes: dict[str, object
 def test_a_forgotten_class_that_the_model_does_not_have_is_an_objection() -> None:
     statement = a_statement(retain=retain_data(), proxy=PROXY, forget_classes=[10])
     assert objections(statement) == ["its claim or its findings are not readable"]
+
+
+def test_prompts_are_digested_in_canonical_form_whatever_their_order() -> None:
+    prompts = {"bäume": "a photo of trees", "cats": "a photo of a cat"}
+    text = json.dumps(prompts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert prompts_digest(prompts) == hashlib.sha256(text.encode()).hexdigest()
+    assert prompts_digest(dict(reversed(prompts.items()))) == prompts_digest(prompts)
+    assert prompts_digest({**prompts, "cats": "a cat"}) != prompts_digest(prompts)

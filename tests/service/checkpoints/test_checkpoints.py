@@ -49,10 +49,10 @@ def test_the_lineage_shows_what_each_version_forgot(client: TestClient, checkpoi
     assert client.get("/models").json()["data"][0]["forgotten"]["classes"] == [1, 3]
 
 
-def test_the_certificate_is_the_envelope(client: TestClient, checkpoint: dict[str, Any]) -> None:
+def test_the_certificate_is_a_bundle(client: TestClient, checkpoint: dict[str, Any]) -> None:
     response = client.get(checkpoint["certificate_url"])
-    assert response.headers["content-type"] == "application/vnd.dsse.envelope.v1+json"
-    assert response.json()["payloadType"] == "application/vnd.in-toto+json"
+    assert response.headers["content-type"] == "application/vnd.dev.sigstore.bundle.v0.3+json"
+    assert response.json()["dsseEnvelope"] == {"payload": "e30="}
 
 
 def test_a_download_says_its_digest(client: TestClient, address: str) -> None:

@@ -10,12 +10,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
 
 from service import db
-from service.certificates.signing import seal
+from service.certificates.dsse import key_of, seal
 from service.checkpoints.publish import BaseMoved, Result, publish
 from service.files import FileEntry, tree_digest
 from service.requests import endings, leases
 from service.requests.leases import Lease, LeaseLost
-from service.tables import Checkpoint, CheckpointFile, LedgerEntry, Model, ModelVersion, RequestEvent, new_id
+from service.tables import (
+    Checkpoint,
+    CheckpointEvidence,
+    CheckpointFile,
+    ForgetCommitment,
+    LedgerEntry,
+    Model,
+    ModelVersion,
+    RequestEvent,
+    new_id,
+)
 from tests.worker.conductor import house as h
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -36,12 +46,12 @@ def claimed(house: h.House) -> Lease:
 
 def result() -> Result:
     files = (FileEntry("config.json", 2, "a" * 64), FileEntry("model.safetensors", 9, "b" * 64))
-    envelope = seal({"subject": []}, ec.generate_private_key(ec.SECP256R1()))
-    return Result(new_id("ckpt"), tree_digest(files), files, envelope)
+    bundle = seal({"subject": []}, key_of(ec.generate_private_key(ec.SECP256R1())))
+    return Result(new_id("ckpt"), tree_digest(files), files, bundle, {"model.sig": b"{}"}, b"k" * 32)
 
 
 def counts() -> tuple[int, ...]:
-    tables = (Checkpoint, CheckpointFile, ModelVersion, LedgerEntry, RequestEvent)
+    tables = (Checkpoint, CheckpointFile, CheckpointEvidence, ForgetCommitment, ModelVersion, LedgerEntry, RequestEvent)
     with db.reading() as session:
         return tuple(session.execute(select(func.count()).select_from(t)).scalar_one() for t in tables)
 

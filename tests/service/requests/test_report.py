@@ -10,8 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from service import db
 from service.requests.reporting import preferred
 from service.storage import get_store
+from service.tables import UnlearnRequest
 from tests.service.reports.examples import control, finding, picture, report
 from tests.support import ask, attempt, code_of, move, one_database, publish, register
 
@@ -19,12 +21,17 @@ pytestmark = one_database
 
 
 def _failed(client: TestClient, folder: Path, **columns: Any) -> str:
-    """The report's address of a request whose second attempt was refused."""
+    """The report's address of a request whose second result was refused; a run between the two died."""
     request = ask(client, register(client, folder), 1).json()
+    with db.transaction() as session:
+        row = session.get_one(UnlearnRequest, request["id"])
+        row.policy = {**row.policy, "attempts": 2}
     shown = report("FAIL", (finding(passed=False, class_name="one"), control(class_name="one")))
-    move(request["id"], "running", fence=2)
-    attempt(request["id"], fence=1, outcome="failed", report=report("INCONCLUSIVE", ()))
-    attempt(request["id"], fence=2, outcome="failed", **{"report": shown, **columns})
+    move(request["id"], "running", fence=3)
+    first = {"rung": 1, "spent": True}
+    attempt(request["id"], fence=1, outcome="failed", report=report("INCONCLUSIVE", ()), detail=first)
+    attempt(request["id"], fence=2, outcome="lost", detail={"rung": 2})
+    attempt(request["id"], fence=3, outcome="failed", **{"report": shown, "detail": {"rung": 2, "spent": True}, **columns})
     move(request["id"], "failed")
     return f"/unlearn-requests/{request['id']}/report"
 
@@ -49,7 +56,7 @@ def test_a_failed_request_shows_why_in_every_form(client: TestClient, tmp_path: 
     page = client.get(address, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "Not verified: 1 of 1 required findings did not pass" in page.text
-    assert "2 of 2; earlier verdicts: INCONCLUSIVE" in page.text
+    assert "2 of 2; earlier ones ended with: INCONCLUSIVE; all 2 share" in page.text  # results, not the three runs
     assert "nothing was certified" in page.text
     assert "data:image/png;base64," in page.text
     image = client.get(address, params={"format": "png"}, headers={"Accept": "text/html"})

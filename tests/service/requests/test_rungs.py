@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from service.requests.rungs import ladder_of, rung_after, seed_at
+from typing import get_args
+
+from service.requests.rungs import CODES, FINAL, REJECTED, ladder_of, rung_after, seed_at
+from service.verifier import claim
+from worker.contract import Verdict
 
 
 def test_a_plain_method_is_its_own_recipe_as_often_as_its_policy_allows() -> None:
@@ -29,3 +33,13 @@ def test_seeds_of_rungs_differ_and_the_first_is_the_requests_own() -> None:
     assert len(set(seeds)) == 16
     assert all(0 <= seed < 2**53 for seed in seeds)
     assert seed_at(8, 2) != seed_at(7, 2)
+
+
+def test_every_verdict_but_pass_gives_way_or_ends_the_request_and_has_a_code() -> None:
+    assert REJECTED | FINAL == set(CODES) == set(get_args(Verdict)) - {"PASS"}
+    assert not REJECTED & FINAL
+
+
+def test_the_offline_verifier_lets_those_attempts_come_before_that_spend_a_rung() -> None:
+    """A recipe that diverges spends one, too: see `answers.require_success`."""
+    assert REJECTED | {"diverged"} == claim.SPENT

@@ -1,0 +1,33 @@
+"""Whose checkpoints of this ledger are believed: the log's keys as its signer left them, and the operator's witnesses."""
+
+from __future__ import annotations
+
+from service.audit.logsigner import RETIRED
+from service.config import Settings
+from service.verifier.note import Key, Policy
+
+
+class NoLogKey(Exception):
+    """The signer has not left its verifier keys yet."""
+
+
+def policy_text(settings: Settings) -> str:
+    """C2SP tlog-policy, as it is served and exported. Raises: NoLogKey; OSError: the operator's file cannot be read."""
+    try:
+        lines = settings.log_keys_file.read_text().splitlines()
+    except FileNotFoundError:
+        raise NoLogKey("the signer has not made the log's key yet") from None
+    where = f" {settings.ledger_url}" if settings.ledger_url else ""
+    keys = [line if line.startswith(RETIRED) else f"log {line}{where}" for line in lines]
+    witnesses = settings.ledger_witnesses.read_text() if settings.ledger_witnesses else "quorum none\n"
+    return "\n".join([*keys, "", witnesses])
+
+
+def policy(settings: Settings) -> Policy:
+    """The same, read. Raises: NoLogKey, OSError; Malformed: the operator's file is none of that format."""
+    return Policy.parse(policy_text(settings))
+
+
+def log_keys(settings: Settings) -> list[Key]:
+    """The keys that sign now, oldest first. Raises: NoLogKey, OSError, Malformed."""
+    return policy(settings).logs

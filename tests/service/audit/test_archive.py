@@ -1,0 +1,153 @@
+"""The ledger's export: all that a stranger needs, and nothing that opens a commitment."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service import db
+from service.audit import archive, checkpoints, export
+from service.audit.leaves import RequestReceived
+from service.config import get_settings
+from service.tables import LedgerCheckpoint, LedgerPrivate
+from service.verifier.merkle import Frontier, leaf_hash
+from service.verifier.note import Policy
+from tests.service.audit import logs
+from tests.service.audit.logs import grow
+from tests.support import code_of
+
+
+def unpack(client: TestClient, folder: Path) -> Path:
+    answer = client.get("/audit/export.tar")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as packed:
+        packed.extractall(folder, filter="data")
+    return folder / "ledger"
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_export_is_checked_by_what_lies_in_it(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert code_of(client.get("/audit/export.tar")) == "not_yet_signed"
+    grow(258)
+    grow(2, private={"reason": "mine"})
+    notary = logs.notary()
+    notary.round()
+    with db.transaction() as session:
+        last = checkpoints.newest(session)
+        assert last is not None
+        session.add(
+            LedgerCheckpoint(log_id=1, size=last.size, created_at=db.now(session), note=last.note, time_stamp=b"a stamp")
+        )
+    grow(1)
+    notary.round(hurry=True)
+    grow(3)  # in no signed tree yet
+    folder = unpack(client, tmp_path)
+
+    policy = Policy.parse((folder / "policy.txt").read_text())
+    found = policy.checkpoint((folder / "checkpoint").read_text())
+    entries = lines(folder / "entries.ndjson")
+    assert [e["seq"] for e in entries] == list(range(262))
+    tree = Frontier()
+    for entry in entries:
+        leaf = str(entry["leaf"]).encode()
+        told = json.loads(leaf)
+        assert leaf_hash(leaf).hex() == entry["leaf_hash"]
+        assert (told["type"], told["at"], told["tenant"], told["model"]) == tuple(
+            entry[k] for k in ("action", "at", "tenant", "model_id")
+        )
+        tree.append(leaf_hash(leaf))
+    assert (found.size, found.root) == (262, tree.root())
+    assert (folder / "tile/0/001.p/6").read_bytes() == b"".join(bytes.fromhex(str(e["leaf_hash"])) for e in entries[256:])
+    assert len((folder / "tile/1/000.p/1").read_bytes()) == 32
+    assert {p.relative_to(folder).as_posix() for p in (folder / "tile/entries").rglob("*") if p.is_file()} == {
+        "tile/entries/000", "tile/entries/001.p/6",
+    }  # fmt: skip
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["261-0.note", "261-1.note", "261-1.tsr", "262-0.note"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["origin"], manifest["size"], manifest["redacted"]) == (found.origin, 262, [])
+    done = subprocess.run(["sha256sum", "-c", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, check=False)
+    assert done.returncode == 0
+    summed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert summed == {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"SHA256SUMS"}
+    assert list(scratch.iterdir()) == []
+
+
+def test_the_newest_that_the_policy_accepts_comes_last(client: TestClient, tmp_path: Path) -> None:
+    """A checkpoint that too few have seen, of the same size and signed later, is no part of the export."""
+    grow(2)
+    logs.notary().round()
+    with db.transaction() as session:
+        good = checkpoints.newest(session)
+        assert good is not None
+        text = good.note.partition("\n\n")[0] + "\n\n— nobody.example AAAAAAAA\n"
+        session.add(LedgerCheckpoint(log_id=1, size=good.size, created_at=db.now(session), note=text))
+    folder = unpack(client, tmp_path)
+    assert (folder / "checkpoint").read_text() == good.note
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["3-0.note"]
+
+
+def test_entries_that_are_no_longer_those_that_were_signed_are_not_exported(client: TestClient, tmp_path: Path) -> None:
+    grow(2)
+    logs.notary().round()
+    row = archive._entries(3)
+    with db.reading() as session:
+        good = checkpoints.newest(session)
+    assert good is not None
+    told = {"private": [], "policy": "", "schemas": {}, "created_at": good.created_at}
+    stored = [export.Stored(3, good.note)]
+    with pytest.raises(export.Inconsistent, match="another tree"):
+        export.write(tmp_path / "short", entries=list(row)[:2], checkpoints=stored, **told)
+    with pytest.raises(export.Inconsistent, match="entry 0 is missing"):
+        export.write(tmp_path / "cut", entries=list(archive._entries(3))[1:], checkpoints=stored, **told)
+
+
+def test_what_opens_a_commitment_stays_here(client: TestClient, tmp_path: Path) -> None:
+    grow(2, private={"reason": "mine"})
+    logs.notary().round()
+    with db.reading() as session:
+        salts = [row.salt for row in session.query(LedgerPrivate)]
+    folder = unpack(client, tmp_path)
+    told = [json.loads(line) for line in (folder / "entries.ndjson").read_text().splitlines()][:2]
+    assert [(row["seq"], row["private_sha256"], row["shredded_at"]) for row in lines(folder / "private.ndjson")] == [
+        (entry["seq"], json.loads(entry["leaf"])["privateSha256"], None) for entry in told
+    ]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert not any(salt and (salt in path.read_bytes() or salt.hex().encode() in path.read_bytes()) for salt in salts)
+
+
+def test_every_event_type_has_its_schema() -> None:
+    schemas = archive.schemas()
+    assert schemas["unlearning.request.received"] == RequestReceived.model_json_schema(by_alias=True)
+    assert {"key.added", "key.retired", "evaluation.rejected", "model.published"} <= set(schemas)
+    assert "" not in schemas
+
+
+@pytest.mark.one_database
+def test_an_export_that_fails_leaves_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    grow(1)
+    logs.notary().round()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(export._Folder, "close", full)
+    with pytest.raises(OSError, match="no space"):
+        archive.tar(get_settings(), tmp_path)
+    monkeypatch.undo()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("expunge-export")]
+    assert tarfile.is_tarfile(archive.tar(get_settings(), tmp_path))

@@ -1,0 +1,171 @@
+"""What people decide about certificates and versions afterwards: revocation by two, disposition, and what the ledger keeps."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from fastapi.testclient import TestClient
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError
+
+from service import db, sockets
+from service.audit.leaves import Actor
+from service.auth import current_actor
+from service.certificates import dsse, revocations, signing
+from service.config import get_settings
+from service.storage import get_store
+from service.tables import Checkpoint, LedgerEntry, new_id
+from tests.service.certificates.doubles import is_signed_by
+from tests.support import ask, code_of, publish, register
+
+ALICE, BOB = Actor(kind="user", id="alice"), Actor(kind="user", id="bob")
+
+
+@pytest.fixture
+def published(client: TestClient, tmp_path: Path) -> dict[str, Any]:
+    model = register(client, tmp_path)
+    checkpoint = publish(model, ask(client, model, 1).json()["id"], {"w.safetensors": b"x"}, tmp_path)
+    return {"model": model["id"], "id": checkpoint}
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch, client: TestClient) -> Iterator[Any]:
+    """Two people are needed; `two(ALICE)` says who calls from now on."""
+    monkeypatch.setenv("EXPUNGE_FOUR_EYES", "two")
+    get_settings.cache_clear()
+
+    def speaks(actor: Actor) -> None:
+        client.app.dependency_overrides[current_actor] = lambda: actor  # type: ignore[attr-defined]
+
+    speaks(ALICE)
+    yield speaks
+    client.app.dependency_overrides.clear()  # type: ignore[attr-defined]
+    get_settings.cache_clear()
+
+
+def told(action: str) -> list[dict[str, Any]]:
+    with db.reading() as session:
+        chosen = select(LedgerEntry.leaf).where(LedgerEntry.action == action).order_by(LedgerEntry.seq)
+        return [json.loads(leaf or b"")["public"] for leaf in session.scalars(chosen)]
+
+
+def test_a_revocation_takes_two_people(client: TestClient, published: dict[str, Any], two: Any) -> None:
+    address = f"/checkpoints/{published['id']}"
+    assert code_of(client.post(f"{address}/revoke/approve")) == "revocation_not_asked"
+    asked = client.post(f"{address}/revoke", json={"reason": "result_wrong"})
+    assert (asked.status_code, asked.json()["status"], asked.json()["approved_by"]) == (201, "asked", None)
+    assert code_of(client.post(f"{address}/revoke", json={"reason": "other"})) == "revocation_exists"
+    assert client.get(address).json()["status"] == "current"
+    assert client.get(f"{address}/files/w.safetensors").status_code == 200
+    assert code_of(client.post(f"{address}/revoke/approve")) == "four_eyes"
+    two(BOB)
+    done = client.post(f"{address}/revoke/approve").json()
+    assert (done["status"], done["asked_by"], done["approved_by"], done["self_approved"]) == (
+        "approved", "user:alice", "user:bob", False,
+    )  # fmt: skip
+    gone = client.get(f"{address}/files/w.safetensors")
+    assert (gone.status_code, code_of(gone)) == (410, "checkpoint_revoked")
+    assert client.get(address).json()["status"] == "revoked"
+    assert client.get(f"{address}/certificate").status_code == 200  # what was said stays readable
+    (fact,) = told("certificate.revoked")
+    assert (fact["checkpointId"], fact["reason"], fact["selfApproved"]) == (published["id"], "result_wrong", False)
+
+
+def test_one_person_is_enough_where_the_operator_says_so_and_the_record_shows_it(
+    client: TestClient, published: dict[str, Any]
+) -> None:
+    done = client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "withdrawn"}).json()
+    assert (done["status"], done["self_approved"]) == ("approved", True)
+    assert told("certificate.revoked")[0]["selfApproved"] is True
+
+
+def test_the_database_itself_refuses_the_same_person_twice(client: TestClient, published: dict[str, Any], two: Any) -> None:
+    client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "other"})
+    row = "INSERT INTO checkpoint_revocation VALUES (:id, 'approved', 'other', 'user:alice', :at, :self)"
+    with pytest.raises(DBAPIError, match="two people"), db.transaction() as session:
+        session.execute(text(row), {"id": published["id"], "at": "2026-11-21 10:00:00", "self": False})
+    for statement in ("UPDATE checkpoint_revocation SET reason = 'x'", "DELETE FROM checkpoint_revocation"):
+        with pytest.raises(DBAPIError, match="append-only"), db.transaction() as session:
+            session.execute(text(statement))
+
+
+@pytest.mark.one_database
+def test_bad_wishes(client: TestClient, published: dict[str, Any]) -> None:
+    address = f"/checkpoints/{published['id']}"
+    assert client.post(f"{address}/revoke", json={"reason": "whim"}).status_code == 422
+    assert client.post(f"{address}/revoke", json={"reason": "other", "note": "x"}).status_code == 422
+    assert client.post("/checkpoints/ckpt_x/revoke", json={"reason": "other"}).status_code == 404
+    assert code_of(client.get(f"{address}/membership", params={"item": "x"})) == "commitment_erased"
+    assert client.get(f"{address}/files/UNLEARNING/other.json").status_code == 404
+
+
+def test_the_list_of_revocations_is_signed(client: TestClient, published: dict[str, Any], tmp_path: Path) -> None:
+    assert code_of(client.get("/revocations")) == "signer_away"
+    key, stop, ready = ec.generate_private_key(ec.SECP256R1()), threading.Event(), threading.Event()
+    desks = signing.desks(signing.KeySigner(dsse.key_of(key), get_store()))
+    path = client.app.state.settings.socket_path  # type: ignore[attr-defined]
+    thread = threading.Thread(target=sockets.serve, args=(path, desks), kwargs={"ready": ready.set, "stop": stop})
+    thread.start()
+    try:
+        assert ready.wait(10)
+        before = client.get("/revocations").json()
+        client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "key_compromised"})
+        after = client.get("/revocations").json()
+    finally:
+        stop.set()
+        thread.join(10)
+    lists = []
+    for bundle in (before, after):
+        assert is_signed_by(bundle, key.public_key())
+        said = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        assert revocations.objections(said, datetime.now(UTC)) == []
+        lists.append(said["predicate"])
+    assert lists[0]["revoked"] == []
+    assert [one["checkpoint"] for one in lists[1]["revoked"]] == [published["id"]]
+    assert lists[1]["ledgerSize"] == lists[0]["ledgerSize"] + 2
+
+
+def test_what_became_of_a_replaced_version_is_recorded(client: TestClient, published: dict[str, Any]) -> None:
+    address = f"/models/{published['model']}/versions"
+    assert code_of(client.post(f"{address}/2/disposition", json={"state": "withdrawn"})) == "version_current"
+    assert code_of(client.post(f"{address}/9/disposition", json={"state": "withdrawn"})) == "version_not_found"
+    for state in ("withdrawn", "destroyed"):
+        assert client.post(f"{address}/1/disposition", json={"state": state}).json()["state"] == state
+    assert code_of(client.post(f"{address}/1/disposition", json={"state": "quarantined"})) == "version_destroyed"
+    assert [fact["state"] for fact in told("model.parent.disposed")] == ["withdrawn", "destroyed"]
+    assert client.post(f"{address}/1/disposition", json={"state": "sold"}).status_code == 422
+
+
+def test_certificates_of_older_releases_are_bare_envelopes_and_are_revoked_all_the_same(
+    client: TestClient, tmp_path: Path
+) -> None:
+    model = register(client, tmp_path)
+    request_id, old = ask(client, model, 1).json()["id"], new_id("ckpt")
+    with db.transaction() as session:
+        session.add(
+            Checkpoint(id=old, request_id=request_id, model_id=model["id"], fence=1, digest="0" * 64,
+                       certificate={"payload": "e30=", "payloadType": "x", "signatures": []}, created_at=db.now(session))
+        )  # fmt: skip
+    assert client.post(f"/checkpoints/{old}/revoke", json={"reason": "other"}).status_code == 201
+    assert client.get("/audit/questions/without-third-party-evidence").status_code == 200
+    assert client.get(f"/checkpoints/{old}/files/UNLEARNING/plan.tlog-proof").status_code == 404
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**63])
+def test_a_version_number_that_none_can_have(client: TestClient, published: dict[str, Any], number: int) -> None:
+    address = f"/models/{published['model']}/versions/{number}/disposition"
+    assert client.post(address, json={"state": "withdrawn"}).status_code == 422
+
+
+def test_ids_that_are_none_are_not_looked_up(client: TestClient) -> None:
+    assert client.post("/audit/redactions/%00/approve").status_code == 404
+    for query in ("request-history?request_id=%00", "requests-of-model?model_id=%00"):
+        assert client.get(f"/audit/questions/{query}").status_code == 422

@@ -1,0 +1,92 @@
+"""When the law's clocks end: month ends, leap years, extensions."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.compliance.rules import JURISDICTIONS, RULES_FILE, add_months, due, extend, rules_of
+
+
+def day(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC, hour=14, minute=30)
+
+
+@pytest.mark.parametrize(
+    ("received", "expected"),
+    [
+        ("2026-11-20", "2026-12-20"),
+        ("2026-01-31", "2026-02-28"),  # no 31st of February: its last day
+        ("2028-01-31", "2028-02-29"),  # a leap year
+        ("2100-01-31", "2100-02-28"),  # divisible by 100 and not by 400
+        ("2000-01-30", "2000-02-29"),
+        ("2026-02-28", "2026-03-28"),  # the last day of February is no last day of March
+        ("2028-02-29", "2028-03-29"),
+        ("2026-03-31", "2026-04-30"),
+        ("2026-12-31", "2027-01-31"),
+        ("2026-12-01", "2027-01-01"),
+    ],
+)
+def test_a_month_is_a_calendar_month(received: str, expected: str) -> None:
+    for law in ("gdpr", "uk-gdpr"):
+        assert due(law, day(received)) == day(expected)
+
+
+@pytest.mark.parametrize(
+    ("received", "expected"),
+    [("2026-01-01", "2026-02-15"), ("2028-01-31", "2028-03-16"), ("2026-01-31", "2026-03-17"), ("2026-12-01", "2027-01-15")],
+)
+def test_california_counts_45_days(received: str, expected: str) -> None:
+    assert due("ccpa", day(received)) == day(expected) == day(received) + timedelta(days=45)
+
+
+def test_no_law_no_clock() -> None:
+    assert due("none", day("2026-01-31")) is None
+    with pytest.raises(ValueError, match="nothing to extend"):
+        extend("none", day("2026-01-31"), day("2026-02-01"))
+    with pytest.raises(KeyError):
+        rules_of("atlantis")
+
+
+@pytest.mark.parametrize(
+    ("law", "received", "expected"),
+    [
+        ("gdpr", "2026-01-31", "2026-04-30"),  # three months from the receipt, not two from the 28th of February
+        ("gdpr", "2026-11-30", "2027-02-28"),
+        ("gdpr", "2027-11-30", "2028-02-29"),
+        ("ccpa", "2026-01-01", "2026-04-01"),  # 90 days
+    ],
+)
+def test_an_extension_counts_from_the_receipt(law: str, received: str, expected: str) -> None:
+    first = due(law, day(received))
+    assert first is not None
+    in_time = extend(law, day(received), first)
+    assert (in_time.due_at, in_time.late) == (day(expected), False)
+    late = extend(law, day(received), first + timedelta(microseconds=1))
+    assert (late.due_at, late.late) == (first, True)  # it moves nothing
+
+
+def test_a_moment_is_one_whatever_its_offset() -> None:
+    """Half past midnight on the 1st in Auckland (+13) is still the 31st in UTC, and the month is counted there."""
+    there = datetime(2026, 2, 1, 0, 30, tzinfo=timezone(timedelta(hours=13)))
+    assert due("gdpr", there) == datetime(2026, 2, 28, 11, 30, tzinfo=UTC)
+
+
+@given(st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)), st.integers(0, 40))
+def test_months_keep_the_day_or_take_the_last(moment: datetime, months: int) -> None:
+    later = add_months(moment, months)
+    assert (later.year * 12 + later.month) - (moment.year * 12 + moment.month) == months
+    assert later.timetz() == moment.timetz()
+    assert later.day == moment.day or (later.day < moment.day and (later + timedelta(days=1)).day == 1)
+
+
+def test_the_rules_are_those_that_a_request_may_name() -> None:
+    assert set(json.loads(RULES_FILE.read_text())["jurisdictions"]) == set(JURISDICTIONS)
+    for name in JURISDICTIONS:
+        rules = rules_of(name)
+        assert rules.grounds
+        assert bool(rules.extension_reasons) == (rules.answer is not None) == (rules.extended is not None)
