@@ -7,7 +7,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
+.PHONY: help install demo test attacks test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -25,6 +25,9 @@ demo: $(STAMP)   ## Watch a real image generator forget a digit, end to end.
 
 test: $(STAMP)   ## Run the whole default suite.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not gpu' $(ARGS)
+
+attacks: $(STAMP) ## Every attack on a ledger, a certificate, a receipt and a dossier; the last line counts what went unseen.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -49,6 +52,9 @@ train-example: $(STAMP) ## Train the digits model again, from its seed (minutes)
 
 bench-post: $(STAMP) ## Latency of POST /unlearn-requests under load.
 	$(BIN)/python tests/benchmarks/bench_post.py
+
+bench-ledger: $(STAMP) ## The audit ledger: appends a second, a million entries, signing 200 MB; 10 minutes.
+	$(BIN)/python -m tests.benchmarks.bench_ledger $(ARGS)
 
 bench-demo: $(STAMP) ## Time and memory of the demo's run, import time of the service.
 	$(BIN)/python tests/benchmarks/bench_demo.py

@@ -13,7 +13,7 @@ RUN python -m venv /opt/expunge && \
 
 FROM python:3.13-slim
 RUN useradd --system --create-home --uid 10001 expunge && \
-    install -d -o expunge -g expunge /data /signer
+    install -d -o expunge -g expunge /data /keks /signer
 COPY --from=build /opt/expunge /opt/expunge
 ENV PATH=/opt/expunge/bin:$PATH PYTHONUNBUFFERED=1
 USER expunge

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from sqlalchemy import select
 
 from service import db
+from service.certificates.dsse import BUNDLE
 from service.files import FileEntry, tree_digest
 from service.requests.lifecycle import Status
 from service.storage import get_store
@@ -239,7 +240,7 @@ def publish(model: Json, request_id: str, files: dict[str, bytes], scratch: Path
                 model_id=model["id"],
                 fence=1,
                 digest=tree_digest(entries),
-                certificate={"payloadType": "application/vnd.in-toto+json", "payload": "e30=", "signatures": []},
+                certificate={"mediaType": BUNDLE, "verificationMaterial": {}, "dsseEnvelope": {"payload": "e30="}},
                 created_at=at,
             )
         )

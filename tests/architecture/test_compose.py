@@ -39,6 +39,22 @@ def test_only_the_signer_mounts_the_key() -> None:
     assert holders == ["signer"]
 
 
+def test_the_logs_verifier_keys_reach_those_who_need_them_and_its_record_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.config import Settings
+
+    for key, value in SERVICES["signer"]["environment"].items():
+        monkeypatch.setenv(key, str(value))
+    settings = Settings()
+    assert settings.log_folder == Path("/keys/ledger")
+    assert settings.log_keys_file == Path("/signer/ledger.vkeys")
+    for name in ("api", "worker"):
+        monkeypatch.delenv("EXPUNGE_SIGNING_KEY", raising=False)
+        for key, value in SERVICES[name]["environment"].items():
+            monkeypatch.setenv(key, str(value))
+        assert Settings().log_keys_file == settings.log_keys_file
+        assert any(volume.startswith("signer:/signer") for volume in SERVICES[name]["volumes"])
+
+
 def test_every_expunge_setting_in_the_file_exists() -> None:
     from service.config import Settings
 

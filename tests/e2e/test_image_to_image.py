@@ -98,7 +98,7 @@ def ask(registered: Registered, *classes: str, **retain: Any) -> dict[str, Any]:
 
 
 def predicate_of(checkpoint: Path) -> dict[str, Any]:
-    envelope = json.loads((checkpoint / "UNLEARNING" / "certificate.dsse.json").read_text())
+    envelope = json.loads((checkpoint / "UNLEARNING" / "certificate.sigstore.json").read_text())["dsseEnvelope"]
     predicate: dict[str, Any] = json.loads(base64.b64decode(envelope["payload"]))["predicate"]
     return predicate
 

@@ -1,0 +1,314 @@
+"""What can be done to a published checkpoint, its proofs, a receipt and a dossier."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from service.verifier.certificate import verify_directory
+from service.verifier.proofs import verify_dossier, verify_receipt
+from service.verifier.reading import UNDECIDED, Report
+from tests.attacks.conftest import Field, refused, unseen
+from tests.service.certificates.doubles import FILES
+from tests.service.verifier.dossiers import dossier
+from tests.service.verifier.ledgers import a_request
+from tests.service.verifier.published import Published, bundle, model_signature, publish, publish_logged
+
+pytestmark = pytest.mark.attack
+
+
+@pytest.fixture
+def published(field: Field) -> Published:
+    return publish_logged(field.folder, field.ledger)
+
+
+def verify(made: Published, *, logged: bool = True) -> Report:
+    return verify_directory(made.folder, made.key_file, made.policy if logged else None)
+
+
+def test_a_checkpoint_as_published_is_good(published: Published) -> None:
+    report = verify(published)
+    unseen(report)
+    assert report.facts["as_of"] == "2026-11-18T11:06:40Z"  # of the witness's cosignature
+    unseen(verify(published, logged=False))
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def swap_weights(made: Published) -> None:
+    (made.folder / "unet/weights.safetensors").write_bytes(b"other")
+
+
+def rename(made: Published) -> None:
+    (made.folder / "README.md").rename(made.folder / "README.rst")
+
+
+def rename_and_sign_the_set_anew(made: Published) -> None:
+    """The root binds the set and not the names: cosign alone and the root alone do not see this."""
+    files = {("README.rst" if name == "README.md" else name): data for name, data in FILES.items()}
+    rename(made)
+    (made.folder / "model.sig").write_text(json.dumps(model_signature(files, made.key)))
+
+
+def drop(name: str) -> Callable[[Published], None]:
+    return lambda made: (made.folder / name).unlink()
+
+
+def add(name: str) -> Callable[[Published], None]:
+    return lambda made: (made.folder / name).write_text("import os")
+
+
+def code_where_stock_tools_do_not_look(made: Published) -> None:
+    (made.folder / ".git").mkdir()
+    (made.folder / ".git/hook.py").write_text("import os")
+
+
+@pytest.mark.parametrize(
+    ("attack", "named"),
+    [
+        (swap_weights, "unet/weights.safetensors was changed"),
+        (rename, "README.md is missing"),
+        (rename_and_sign_the_set_anew, "model.sig: it is of other files"),
+        (drop("README.md"), "README.md is missing"),
+        (add("modeling.py"), "modeling.py is not named by the certificate"),
+        (add("UNLEARNING/hook.py"), "UNLEARNING/hook.py is not named by the certificate"),
+        (code_where_stock_tools_do_not_look, ".git/hook.py is not named by the certificate"),
+    ],
+)
+def test_other_files_than_those_certified_are_named(
+    published: Published, attack: Callable[[Published], None], named: str
+) -> None:
+    attack(published)
+    refused(verify(published), named)
+    refused(verify(published, logged=False), named)
+
+
+# ---------------------------------------------------------------------------------------------------------- certificates
+
+
+def test_another_models_certificate_is_refused(published: Published, tmp_path: Path) -> None:
+    other = publish(tmp_path / "other", files={"w.safetensors": b"x"})
+    other.key = published.key
+    published.certificate.write_text(json.dumps(bundle(other.sign(other.statement), published.key)))
+    refused(verify(published, logged=False), "")
+
+
+def test_another_statement_of_the_same_key_is_no_certificate(published: Published) -> None:
+    shutil.copy(published.folder / "UNLEARNING/provenance.sigstore.json", published.certificate)
+    refused(verify(published), "the certificate: it is a statement of another kind")
+    shutil.copy(published.folder / "model.sig", published.certificate)
+    refused(verify(published), "the certificate: it is a statement of another kind")
+
+
+def test_a_forged_or_edited_certificate_is_refused(published: Published) -> None:
+    payload = json.dumps(published.statement).encode()
+    published.certificate.write_text(json.dumps(bundle(payload, ec.generate_private_key(ec.SECP256R1()))))
+    refused(verify(published), "the certificate: it is not signed by this key")
+    made = bundle(payload, published.key)
+    edited = payload.replace(b'"iterations": 50', b'"iterations": 51')
+    made["dsseEnvelope"]["payload"] = base64.b64encode(edited).decode()
+    published.certificate.write_text(json.dumps(made))
+    refused(verify(published), "the certificate: it is not signed by this key")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda made: made.update(mediaType="application/json"), "expected a Sigstore bundle"),
+        (lambda made: made.update(extra=1), "expected a Sigstore bundle"),
+        (lambda made: made["verificationMaterial"]["tlogEntries"].append({}), "expected a Sigstore bundle"),
+        (lambda made: made["verificationMaterial"].update(x509=1), "expected a Sigstore bundle"),
+        (lambda made: made["verificationMaterial"]["publicKey"].update(hint="00"), "not signed by this key"),
+        (lambda made: made["dsseEnvelope"].update(payloadType="text/plain"), "expected a payload"),
+        (lambda made: made["dsseEnvelope"]["signatures"].append({}), "exactly one signature"),
+        (lambda made: made["dsseEnvelope"]["signatures"][0].update(keyid="00"), "not signed by this key"),
+        (lambda made: made.pop("dsseEnvelope"), "expected a Sigstore bundle"),
+    ],
+)
+def test_a_bundle_of_another_shape_is_refused(published: Published, change: Callable[[Any], Any], named: str) -> None:
+    made = json.loads(published.certificate.read_text())
+    change(made)
+    published.certificate.write_text(json.dumps(made))
+    refused(verify(published), "the certificate")
+    refused(verify(published), named)
+
+
+def test_a_wrong_root_over_the_right_files_is_refused(published: Published) -> None:
+    published.statement["subject"][0]["digest"]["sha256"] = "00" * 32
+    published.sign(published.statement)
+    refused(verify(published, logged=False), "its first subject is not the model")
+
+
+@pytest.mark.parametrize("name", ["provenance.sigstore.json", "mlbom.cdx.json"])
+def test_other_evidence_than_the_certificate_names_is_named(published: Published, name: str) -> None:
+    path = published.folder / "UNLEARNING" / name
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"1.6", b"1.7") if name.startswith("mlbom") else before.replace(b"=", b"", 1))
+    refused(verify(published), f"UNLEARNING/{name}")
+    path.unlink()
+    assert verify(published).status == UNDECIDED
+    published.statement["predicate"]["attestations"] = []
+    published.sign(published.statement)
+    path.write_bytes(before)
+    refused(verify(published, logged=False), "")
+
+
+# -------------------------------------------------------------------------------------------------------- in the ledger
+
+
+def test_a_certificate_that_was_never_logged_is_refused(published: Published) -> None:
+    """The certificate's key in wrong hands: whatever it signs is not in the ledger."""
+    published.statement["predicate"]["certificate"]["issuedAt"] = "2026-11-22T10:00:00Z"
+    published.sign(published.statement)
+    unseen(verify(published, logged=False))  # a signature alone cannot tell
+    refused(
+        verify(published), "certificate.tlog-proof: its entry is no certificate.issued that names what the certificate does"
+    )
+
+
+def test_without_its_proofs_a_certificate_is_not_believed_to_be_logged(published: Published) -> None:
+    for name in ("certificate", "plan"):
+        path = published.folder / f"UNLEARNING/{name}.tlog-proof"
+        path.rename(path.with_suffix(".away"))
+        report = verify(published)
+        assert (report.status, report.reason) == (UNDECIDED, f"there is no UNLEARNING/{name}.tlog-proof")
+        path.with_suffix(".away").rename(path)
+
+
+def test_a_plan_that_came_after_the_run_is_refused(published: Published, field: Field) -> None:
+    """Time travel: the thresholds were fixed when the result was known."""
+    published.statement["predicate"]["run"]["startedAt"] = "2020-01-01T00:00:00Z"
+    relog(published, field)
+    refused(verify(published), "plan.tlog-proof: the plan is not the entry that the certificate names, or came after the run")
+
+
+def relog(made: Published, field: Field) -> None:
+    """Sign what the statement says now, and log that."""
+    payload = made.sign(made.statement)
+    begin = len(field.ledger.rows())
+    field.ledger.append(*a_request("ureq_2", "ckpt_1", hashlib.sha256(payload).hexdigest()))
+    field.ledger.sign()
+    (made.folder / "UNLEARNING/certificate.tlog-proof").write_text(field.ledger.proof(begin + 4))
+
+
+def test_a_proof_of_another_request_plan_or_ledger_is_refused(published: Published, field: Field) -> None:
+    published.statement["predicate"]["certificate"]["supersedes"] = "ckpt_0"
+    relog(published, field)
+    refused(verify(published), "certificate.tlog-proof: its entry is of another ledger or of another request")
+    plan = published.folder / "UNLEARNING/plan.tlog-proof"
+    plan.write_text(field.ledger.proof(field.ledger.seq("plan.committed")))
+    refused(verify(published), "plan.tlog-proof: its entry is of another ledger or of another request")
+    plan.write_text(field.ledger.proof(field.ledger.seq("run.finished")))
+    refused(verify(published), "plan.tlog-proof: its entry is no plan.committed")
+
+
+def test_too_few_witnesses_of_a_proof_are_named(published: Published, field: Field) -> None:
+    tree = field.ledger.tree()
+    note = field.ledger.signers.note(tree.size, tree.root(), witnesses=1)
+    seq = field.ledger.seq("plan.committed", -1)
+    (published.folder / "UNLEARNING/plan.tlog-proof").write_text(field.ledger.proof(seq, note))
+    refused(verify(published), "plan.tlog-proof: too few witnesses have seen this checkpoint: W0")
+
+
+# -------------------------------------------------------------------------------------------------- receipts and dossiers
+
+
+def test_a_receipt_holds_for_its_entry_place_and_log_alone(field: Field) -> None:
+    seq, file, text = 20, field.folder / "a.tlog-proof", field.folder / "leaf"
+    proof = field.ledger.proof(seq)
+    rows = field.ledger.rows()
+    file.write_text(proof)
+    unseen(verify_receipt(file, field.policy))
+    text.write_bytes(rows[seq]["leaf"])
+    unseen(verify_receipt(file, field.policy, text))
+    text.write_bytes(rows[seq + 1]["leaf"])
+    refused(verify_receipt(file, field.policy, text), "a.tlog-proof: the proof does not lead from this entry")
+    lines = proof.split("\n")
+    for wrong in (
+        proof.replace("index 20", "index 21"),
+        "\n".join(lines[:4] + lines[5:]),
+        proof.replace("log.example", "dog.example"),
+        proof.replace("w1.example", "w9.example"),
+        proof.replace(lines[1], "extra " + base64.b64encode(rows[seq + 1]["leaf"]).decode()),
+    ):
+        file.write_text(wrong)
+        refused(verify_receipt(file, field.policy), "a.tlog-proof: ")
+    file.write_text(field.ledger.proof(seq, extra=False))
+    assert verify_receipt(file, field.policy).status == UNDECIDED
+
+
+def test_a_dossier_is_good_and_says_whether_the_request_has_ended(field: Field) -> None:
+    report = verify_dossier(dossier(field.ledger, "ureq_09", field.folder / "d.zip"), field.policy)
+    unseen(report)
+    assert (report.facts["events"], report.facts["closed"], report.facts["redacted"]) == (6, True, [])
+    report = verify_dossier(dossier(field.ledger, "ureq_07", field.folder / "d.zip"), field.policy)
+    assert (report.valid, report.facts["redacted"]) == (True, [44])
+
+
+def test_an_event_left_out_of_the_middle_of_a_dossier_is_named(field: Field) -> None:
+    path = dossier(field.ledger, "ureq_09", field.folder / "d.zip", lambda rows: rows[:2] + rows[3:])
+    refused(verify_dossier(path, field.policy), "entry 58: it does not follow the entry before it of ureq_09, as number 2")
+
+
+def test_limit_events_left_out_of_the_end_of_a_dossier_leave_it_open(field: Field) -> None:
+    path = dossier(field.ledger, "ureq_09", field.folder / "d.zip", lambda rows: rows[:-1])
+    report = verify_dossier(path, field.policy)
+    assert (report.valid, report.facts["closed"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda rows: rows[::-1], "entry 60: it does not follow"),
+        (lambda rows: [], "events.ndjson holds no entry"),
+    ],
+)
+def test_events_out_of_order_and_none_at_all_are_refused(field: Field, change: Callable[[Any], Any], named: str) -> None:
+    refused(verify_dossier(dossier(field.ledger, "ureq_09", field.folder / "d.zip", change), field.policy), named)
+
+
+def rezip(path: Path, name: str, data: bytes | None, *, honest_sums: bool = True) -> None:
+    with zipfile.ZipFile(path) as old:
+        files = {one: old.read(one) for one in old.namelist()} | ({name: data} if data is not None else {})
+    if data is None:
+        files.pop(name)
+    if honest_sums:
+        listed = {one: hashlib.sha256(files[one]).hexdigest() for one in sorted(files) if one != "SHA256SUMS"}
+        files["SHA256SUMS"] = "".join(f"{digest}  {one}\n" for one, digest in listed.items()).encode()
+    with zipfile.ZipFile(path, "w") as new:
+        for one, content in files.items():
+            new.writestr(one, content)
+
+
+def test_a_changed_dossier_is_named(field: Field) -> None:
+    def fresh() -> Path:
+        return dossier(field.ledger, "ureq_09", field.folder / "d.zip")
+
+    certificate = "certificates/ckpt_ureq_09.sigstore.json"
+    other = json.dumps(bundle(b"{}", ec.generate_private_key(ec.SECP256R1()))).encode()
+    rezip(fresh(), "proofs/57.tlog-proof", b"x", honest_sums=False)
+    refused(verify_dossier(field.folder / "d.zip", field.policy), "proofs/57.tlog-proof was changed")
+    for name, data, named in (
+        ("proofs/57.tlog-proof", field.ledger.proof(58).encode(), "entry 57: the proof does not lead"),
+        ("proofs/57.tlog-proof", None, "entry 57 is not readable"),
+        ("proofs/99.tlog-proof", b"x", "proofs/99.tlog-proof"),
+        ("manifest.json", b'{"request_id":"ureq_10","size":306,"origin":"log.example/2026"}', "entry 55: its request_id"),
+        ("manifest.json", b'{"request_id":"ureq_09","size":305,"origin":"log.example/2026"}', "entry 55: its proof is of"),
+        (certificate, None, f"{certificate} is missing"),
+        (certificate, other, f"{certificate} was changed"),
+        ("certificates/ckpt_9.sigstore.json", other, "certificates/ckpt_9.sigstore.json is not named by the entries"),
+    ):  # fmt: skip
+        rezip(fresh(), name, data)
+        refused(verify_dossier(field.folder / "d.zip", field.policy), named)
+    (field.folder / "d.zip").write_bytes(b"no zip")
+    refused(verify_dossier(field.folder / "d.zip", field.policy), "d.zip is no zip file")
