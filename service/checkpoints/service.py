@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service.audit import repository as ledgers
 from service.audit import trust
 from service.audit.leaves import rfc3339
-from service.certificates import commitment, publication, revocations
+from service.certificates import commitment, revocations
 from service.checkpoints import evidence, repository, revocation
 from service.checkpoints.schemas import CheckpointRead, EvidenceFile, Opening, RevocationRead, Status
 from service.config import get_settings
@@ -39,7 +39,7 @@ def read(session: OrmSession, checkpoint_id: str) -> CheckpointRead:
         files=[File(path=f.path, size=f.size, sha256=f.sha256) for f in repository.files(session, row.id)],
         forgotten=ForgetSet.of_both(version.forgotten_classes, class_names, len(version.forgotten_samples)),
         evidence=[EvidenceFile(path=p.path, size=len(p.content), sha256=p.sha256) for p in evidence.listed(session, row)],
-        later=list(publication.LATER),
+        later=evidence.later(session, row),
         certificate_url=f"/checkpoints/{row.id}/certificate",
         status="revoked" if revocation.is_revoked(session, row.id) else status,
         superseded_by=replaced,
