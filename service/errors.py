@@ -6,7 +6,7 @@
     │                             · report_not_found · file_not_found · entry_not_found · receipt_not_found
     ├── SelfApproval 403          self_approval_forbidden
     ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold · private_gone
-    │                             · already_recorded
+    │                             · already_recorded · concurrent_change
     ├── Revoked 410               checkpoint_revoked
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
@@ -151,6 +151,12 @@ class InvalidTransition(Conflict):
     """The request's status does not allow this move."""
 
     code, title = "invalid_state_transition", "The request's status does not allow this move"
+
+
+class ConcurrentChange(Conflict):
+    """Two people decided about the same thing at the same moment, and the other one was first. Look at it, and decide again."""
+
+    code, title, retryable = "concurrent_change", "Somebody else changed it at the same moment", True
 
 
 class Revoked(ServiceError):

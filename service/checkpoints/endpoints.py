@@ -15,12 +15,14 @@ from service.certificates.dsse import BUNDLE
 from service.certificates.signing import SignerUnavailable, SocketSigner
 from service.checkpoints import evidence, repository, revocation, service
 from service.checkpoints.schemas import CheckpointRead, Opening, RevocationCreate, RevocationRead
-from service.db import reading, transaction
+from service.db import reading
 from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file
+from service.edge import writing
 from service.errors import (
     BadLocation,
     BadRequest,
     CheckpointNotFound,
+    ConcurrentChange,
     FileNotFound,
     NotFound,
     NotYetSigned,
@@ -120,11 +122,11 @@ def read_checkpoint_certificate(checkpoint_id: str) -> Response:
     status_code=201,
     response_model=RevocationRead,
     summary="Ask that a certificate be taken back",
-    responses=problems(CheckpointNotFound, revocation.AlreadyAsked, Unprocessable, BadRequest),
+    responses=problems(CheckpointNotFound, revocation.AlreadyAsked, ConcurrentChange, Unprocessable, BadRequest),
 )
 def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Caller) -> RevocationRead:
     """A second person approves it, unless the operator has set that one is enough: the record then says so."""
-    with transaction() as session:
+    with writing() as session:
         revocation.ask(session, checkpoint_id, reason=wanted.reason, by=actor)
     with reading() as session:
         return service.revocation_read(session, checkpoint_id)
@@ -134,11 +136,13 @@ def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Calle
     "/checkpoints/{checkpoint_id}/revoke/approve",
     response_model=RevocationRead,
     summary="Approve a revocation",
-    responses=problems(CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson),
+    responses=problems(
+        CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson, ConcurrentChange
+    ),
 )
 def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
     """From then on the files answer 410, and the revocation list names the certificate."""
-    with transaction() as session:
+    with writing() as session:
         revocation.approve(session, checkpoint_id, by=actor)
     with reading() as session:
         return service.revocation_read(session, checkpoint_id)
