@@ -19,8 +19,8 @@ from service.errors import ConcurrentChange, Unavailable
 
 PATIENCE_SECONDS = 10.0
 DECISIONS = frozenset({"checkpoint_revocation", "version_disposition", "ledger_redaction"})
-"""Tables where the same key twice means two people at the same moment, and no mistake of ours. Whoever writes them locks what the
-decision is about first; this is for those whom a lock cannot hold."""
+"""Tables where the same key twice means two people at the same moment, and no mistake of ours. Whoever writes them locks first
+what the decision is about; this is for those whom a lock does not hold."""
 _SQLITE_UNIQUE = frozenset({"SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_TRIGGER"})
 _SQLITE_TABLE = re.compile(r"(?:UNIQUE constraint failed: (\w+)\.|(\w+) rows are not replaced$)")
 _turn = threading.Lock()

@@ -4,8 +4,9 @@
     ├── BadRequest 400            malformed
     ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
     │                             · report_not_found · file_not_found · entry_not_found · receipt_not_found
+    │                             · kek_not_found
     ├── SelfApproval 403          self_approval_forbidden
-    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold · private_gone
+    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold
     │                             · already_recorded · concurrent_change
     ├── Revoked 410               checkpoint_revoked
     ├── BodyTooLarge 413          body_too_large
@@ -99,6 +100,12 @@ class CheckpointNotFound(NotFound):
     code, title = "checkpoint_not_found", "No checkpoint has this id"
 
 
+class KekNotFound(NotFound):
+    """Nothing was ever sealed under a key of this name, and there is none."""
+
+    code, title = "kek_not_found", "No key has this name"
+
+
 class QuestionNotFound(NotFound):
     """No saved question or report has this name."""
 
@@ -169,12 +176,6 @@ class LegalHold(Conflict):
     """A dispute or an authority wants these data kept."""
 
     code, title = "legal_hold", "A legal hold keeps these data"
-
-
-class PrivateGone(Conflict):
-    """The key of private data was lost or destroyed without their being shredded."""
-
-    code, title = "private_gone", "The private data cannot be opened: their key is gone"
 
 
 class AlreadyRecorded(Conflict):
@@ -319,12 +320,6 @@ class InvalidCursor(Unprocessable):
     """The page cursor is not one of ours."""
 
     code, title = "invalid_cursor", "The page cursor is not valid"
-
-
-class PrivateDamaged(ServiceError):
-    """A sealed payload is not the one that was sealed."""
-
-    code, title = "private_damaged", "The private data are damaged: they are not what was sealed"
 
 
 class Unavailable(ServiceError):

@@ -14,7 +14,7 @@ from service.auth import CurrentActor
 from service.compliance import formats
 from service.db import reading
 from service.edge import writing
-from service.errors import InvalidCursor, PrivateDamaged, PrivateGone, Unprocessable, problems
+from service.errors import InvalidCursor, Unprocessable, problems
 from service.paging import Page, fetch_page, page
 from service.tables import LedgerEntry
 
@@ -28,7 +28,7 @@ COLUMNS = ("seq", "at", "action", "outcome", "actor", "tenant", "request_id", "r
     "/entries",
     response_model=Page[EntryRead],
     summary="Search the ledger",
-    responses=problems(InvalidCursor, PrivateGone, PrivateDamaged, Unprocessable),
+    responses=problems(InvalidCursor, Unprocessable),
 )
 def list_audit_entries(
     query: Annotated[EntryQuery, Query()], request: Request, response: Response, actor: CurrentActor
@@ -36,13 +36,13 @@ def list_audit_entries(
     """In order of their sequence numbers, which have no gaps. Reading is an entry, too: the next page may hold it."""
     with reading() as session:
         found = fetch_page(session, repository.filtered(query), (LedgerEntry.seq,), query, query.order)
-    private: dict[int, dict[str, Any]] = {}
+    private: dict[int, shredding.Opened] = {}
     with writing() as session:
         if query.include:
             keys = get_keys(request.app.state.settings)
             private = shredding.opened(session, keys, [row.seq for row in found.rows], actor=actor)
         access.add_read(session, actor, "entries", query, len(found.rows))
-    return page(found, lambda row: service.read(row, private.get(row.seq)), request, response)
+    return page(found, lambda row: service.read(row, private.get(row.seq, shredding.NOTHING)), request, response)
 
 
 @router.get(

@@ -8,13 +8,14 @@ from typing import Any
 
 from service.audit import repository
 from service.audit.schemas import EntryFilters, EntryRead
+from service.audit.shredding import NOTHING, Opened
 from service.db import reading
 from service.tables import LedgerEntry
 
 EXPORT_BATCH = 500
 
 
-def read(row: LedgerEntry, private: dict[str, Any] | None = None) -> EntryRead:
+def read(row: LedgerEntry, private: Opened = NOTHING) -> EntryRead:
     """One entry, with what it commits to where that was opened."""
     return EntryRead(
         seq=row.seq,
@@ -27,7 +28,8 @@ def read(row: LedgerEntry, private: dict[str, Any] | None = None) -> EntryRead:
         leaf_hash=row.leaf_hash.hex(),
         leaf=None if row.leaf is None else json.loads(row.leaf),
         redacted_by=row.redacted_by,
-        private=private,
+        private=private.values,
+        private_fault=private.fault,
     )
 
 
