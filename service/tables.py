@@ -306,6 +306,20 @@ class CheckpointRevocation(Row):
     self_approved: Mapped[bool]
 
 
+class RevocationList(Row):
+    """The signed list of revocations: one row, which whoever has it signed anew claims first."""
+
+    __tablename__ = "revocation_list"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    number: Mapped[int]
+    revoked: Mapped[int] = mapped_column(comment="how many it names; revocations are only ever added")
+    key_sha256: Mapped[str] = mapped_column(String(64), comment="of the public key that it was signed for")
+    next_update: Mapped[datetime | None]
+    bundle: Mapped[str | None] = mapped_column(Text, comment="as it is answered; null: none was signed yet")
+    claimed_until: Mapped[datetime | None] = mapped_column(comment="somebody has the next one signed")
+
+
 class VersionDisposition(Row):
     """What an operator says has become of a version: the last one counts."""
 
