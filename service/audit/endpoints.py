@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse
+from starlette.background import BackgroundTask
 
 from service.audit import access, repository, service, shredding
 from service.audit.schemas import EntryFilters, EntryQuery, EntryRead
@@ -21,7 +22,6 @@ from service.tables import LedgerEntry
 router = APIRouter(prefix="/audit", tags=["audit"])
 
 JSONL = "application/jsonl"
-COLUMNS = ("seq", "at", "action", "outcome", "actor", "tenant", "request_id", "request_ordinal", "model_id", "redacted_by")
 
 
 @router.get(
@@ -47,7 +47,7 @@ def list_audit_entries(
 
 @router.get(
     "/export",
-    response_class=StreamingResponse,
+    response_class=FileResponse,
     summary="All entries as JSON lines, or as a table",
     responses={
         200: {"content": {JSONL: {"schema": {"type": "string"}}, formats.CSV: {"schema": {"type": "string"}}}},
@@ -56,17 +56,18 @@ def list_audit_entries(
 )
 def export_audit_entries(
     filters: Annotated[EntryFilters, Query()], actor: CurrentActor, accept: Annotated[str, Header()] = JSONL
-) -> StreamingResponse:
-    """Those there are when the export starts. `leaf` holds the exact text whose hash is `leaf_hash`.
+) -> FileResponse:
+    """Those there are at one moment. `leaf` holds the exact text whose hash is `leaf_hash`.
 
-    With `Accept: text/csv` the searchable columns alone, for a spreadsheet. The export is an entry, too: the first after it.
+    With `Accept: text/csv` the searchable columns alone, for a spreadsheet. The export is an entry, too, of a later moment.
     """
-    with reading() as session:
-        below = repository.size(session)
-        count = repository.count(session, filters, below=below)
-    access.note_export(actor, "entries", filters, count)
-    if formats.preferred(accept, default="jsonl") == "csv":
-        rows = ({name: getattr(row, name) for name in COLUMNS} for row in service.entries(filters, below))
-        return formats.stream("audit", COLUMNS, rows, "csv")
-    headers = {"Content-Disposition": 'attachment; filename="audit.jsonl"', "Cache-Control": "no-store"}
-    return StreamingResponse(service.export(filters, below), media_type=JSONL, headers=headers)
+    csv = formats.preferred(accept, default="jsonl") == "csv"
+    path, count = service.export(filters, "csv" if csv else "jsonl")
+    gone = BackgroundTask(path.unlink, missing_ok=True)
+    try:
+        access.note_export(actor, "entries", filters, count)
+    except BaseException:  # nothing is shown that is not on record
+        path.unlink()
+        raise
+    kind, name = (formats.CSV, "audit.csv") if csv else (JSONL, "audit.jsonl")
+    return FileResponse(path, media_type=kind, filename=name, headers={"Cache-Control": "no-store"}, background=gone)
