@@ -1,7 +1,7 @@
 """The signed list of revocations, as it is answered: kept until something is revoked, it runs out, or the key is another.
 
 Anybody may ask for it, so an answer costs two small reads, and the signer is asked once for each change. Whoever finds it out
-of date claims its row for a few seconds, asks the signer outside any transaction, and puts the answer there; others wait for it.
+of date claims its row for a few seconds, asks the signer outside any transaction and puts the answer there; others wait for it.
 Version number and next update are those of X.509's lists (RFC 5280 §5.1.2.5, §5.2.3).
 """
 
