@@ -28,7 +28,7 @@ def upgrade() -> None:
 # -------------------------------------------------------------------------------------------------------------- SQLite
 
 TIME_SQLITE = (
-    "EXISTS (SELECT 1 FROM ledger_head AS head WHERE head.log_id = NEW.log_id AND (NEW.at < ifnull(head.last_at, '') OR "
+    "EXISTS (SELECT 1 FROM ledger_head AS head WHERE head.log_id = NEW.log_id AND (NEW.at < ifnull(head.last_at, '') OR "  # noqa: S608 — names of our own
     f"NEW.at > max(strftime('%Y-%m-%d %H:%M:%f', 'now', '+{SKEW_SECONDS} seconds'), ifnull(head.last_at, ''))))"
 )
 OF_REQUEST_SQLITE = "FROM ledger_entry AS e WHERE e.log_id = NEW.log_id AND e.request_id = NEW.request_id"
@@ -111,7 +111,7 @@ BEGIN
     RAISE EXCEPTION '{WRONG_TEXT}'; END IF;
   RETURN NEW;
 END
-"""
+"""  # noqa: S608
 REDACTION_POSTGRESQL = """
 BEGIN
   IF TG_OP = 'UPDATE' AND OLD.leaf IS NOT NULL AND NEW.leaf IS NULL
