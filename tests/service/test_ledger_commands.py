@@ -91,11 +91,8 @@ def test_a_signer_whose_key_is_gone_does_not_start(tmp_path: Path) -> None:
     next((tmp_path / "keys" / "ledger").glob("*.pem")).unlink()
     for command, status in ((("signer",), 2), (("ledger", "rotate-key"), 1)):
         done = expunge(tmp_path, *command)
-        assert (done.returncode, "put the PEM back" in " ".join(done.stderr.split()), "Traceback" in done.stderr) == (
-            status,
-            True,
-            False,
-        )
+        told = " ".join(done.stderr.split())
+        assert (done.returncode, "put the PEM back" in told, "Traceback" in told) == (status, True, False)
 
 
 def test_an_origin_that_was_changed_stops_the_signer_in_one_sentence(tmp_path: Path) -> None:

