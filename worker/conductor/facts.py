@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from service import catalogue
 from service.audit.leaves import sample_digest
-from service.certificates import commitment
 from service.catalogue import get_catalogue
+from service.certificates import commitment
 from service.certificates.statement import prompts_digest
 from service.errors import InvalidParams, PolicyUnfit, UnknownMethod
 from service.policies import service as policies
@@ -132,9 +132,7 @@ def _opened(wanted: Wanted, committed: Any, count: int) -> set[str]:
     """
     openings = [one for path in wanted.samples for one in read_json(path, list)]
     if not all(isinstance(one, dict) for one in openings):
-        raise Undecidable(
-            "--samples: the certificate commits to the ids: an opening of each is needed, not the id alone"
-        )
+        raise Undecidable("--samples: the certificate commits to the ids: an opening of each is needed, not the id alone")
     try:
         good = all(one["commitment"] == committed and commitment.holds(one) for one in openings)
         found = {str(one["item"]) for one in openings}
@@ -143,9 +141,7 @@ def _opened(wanted: Wanted, committed: Any, count: int) -> set[str]:
     if not good:
         raise Misused("--samples: an opening does not lead to the commitment of the certificate")
     if len(found) != count:
-        raise Undecidable(
-            f"openings of the {count} forgotten samples (--samples) are needed, {len(found)} are here"
-        )
+        raise Undecidable(f"openings of the {count} forgotten samples (--samples) are needed, {len(found)} are here")
     return found
 
 

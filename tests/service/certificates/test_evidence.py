@@ -26,6 +26,7 @@ from securesystemslib.signer import SSlibKey
 from sigstore_models.bundle.v1 import Bundle
 
 from service.certificates import commitment, dsse, mlbom, oms, provenance
+from service.verifier.merkle import Frontier
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}", "unet/a b.json": b"[]"}
 

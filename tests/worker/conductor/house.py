@@ -156,6 +156,12 @@ def request(request_id: str) -> UnlearnRequest:
         return session.get_one(UnlearnRequest, request_id)
 
 
+def request_of(checkpoint_id: str) -> str:
+    """Which request published it."""
+    with db.reading() as session:
+        return session.get_one(Checkpoint, checkpoint_id).request_id
+
+
 def attempts(request_id: str) -> list[Attempt]:
     with db.reading() as session:
         chosen = select(Attempt).where(Attempt.request_id == request_id).order_by(Attempt.fence)

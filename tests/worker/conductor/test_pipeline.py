@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
 
 from service import db
-from service.certificates.dsse import payload_of
-from service.certificates.signing import SignerUnavailable, SigningRefused
+from service.audit import trust
+from service.certificates.dsse import key_of, payload_of
+from service.certificates.signing import KeySigner, SignerUnavailable, SigningRefused
 from service.certificates.statement import prompts_digest
 from service.requests import endings
 from service.requests.endings import Problem
