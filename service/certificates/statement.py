@@ -292,7 +292,7 @@ def objections(statement: Mapping[str, Any], origin: str | None = None) -> list[
 def _unlogged(predicate: Mapping[str, Any], origin: str | None) -> list[str]:
     """A certificate that names no ledger can never be held against one. Raises: KeyError, TypeError."""
     ledger = predicate["certificate"]["ledger"]
-    named, seq = ledger.get("origin"), ledger.get("planSeq")
+    named, seq = (ledger.get("origin"), ledger.get("planSeq")) if isinstance(ledger, Mapping) else (None, None)
     if not isinstance(named, str) or not named:
         return ["it does not name the ledger that it is logged in"]
     found = [] if origin in (None, named) else ["it names another ledger than the one that is signed here"]

@@ -106,12 +106,13 @@ def opening(checkpoint_id: str, item: str) -> Opening:
         version = repository.version(session, row.id)
         secrets = _secrets(session, version)
         where = items.source(session, models.get(session, row.model_id).dataset_id)
+        gone = tuple(version.forgotten_classes), tuple(version.forgotten_samples)
     if kept is None or not any(secrets):
         raise CommitmentErased
     if kept.leaves is not None:
         leaves = commitment.unpacked(kept.leaves)
     elif kept.secret is not None:
-        leaves = _leaves_of(kept.secret, where, tuple(version.forgotten_classes), tuple(version.forgotten_samples))
+        leaves = _leaves_of(kept.secret, where, *gone)
     else:
         raise CommitmentErased
     try:

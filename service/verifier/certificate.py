@@ -135,10 +135,11 @@ def _logged(predicate: Mapping[str, Any], payload_sha256: str, present: Mapping[
     """Plan before run, certificate after, both in the ledger that the certificate names. Returns up to when that is known."""
     with about("the certificate"):
         ledger, plan, run = predicate["certificate"].get("ledger"), predicate["plan"], predicate["run"]
-        if ledger is None or "origin" not in ledger:
+        if not ledger or ledger.get("origin") is None:
             raise Undecided("the certificate names no ledger: it is of a release that signed none")
         started = datetime.fromisoformat(run.get("startedAt") or run["startedOn"])
         issued = {"payloadSha256": payload_sha256, "checkpointId": predicate["certificate"]["id"]}
+        origin, requests, plan_seq = ledger["origin"], list(ledger["requestIds"]), ledger["planSeq"]
         planned = {"specSha256": plan["specSha256"], "policySha256": plan["policySha256"]}
     seqs, as_of = list[int](), ""
     for name, action, facts in ((PLANNED, "plan.committed", planned), (ISSUED, "certificate.issued", issued)):
@@ -150,9 +151,9 @@ def _logged(predicate: Mapping[str, Any], payload_sha256: str, present: Mapping[
             seq, body, tree = proved(proof, policy)
             if body["type"] != action or any(body["public"].get(field) != fact for field, fact in facts.items()):
                 raise Tampered(f"its entry is no {action} that names what the certificate does")
-            if tree.origin != ledger["origin"] or body["request"]["id"] not in ledger["requestIds"]:
+            if tree.origin != origin or body["request"]["id"] not in requests:
                 raise Tampered("its entry is of another ledger or of another request than the certificate")
-            if action == "plan.committed" and (seq != ledger["planSeq"] or datetime.fromisoformat(body["at"]) > started):
+            if action == "plan.committed" and (seq != plan_seq or datetime.fromisoformat(body["at"]) > started):
                 raise Tampered("the plan is not the entry that the certificate names, or came after the run had begun")
             seqs, as_of = [*seqs, seq], instant(tree.seen_at) or body["at"]
     if seqs[0] >= seqs[1]:

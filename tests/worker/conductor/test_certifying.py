@@ -139,7 +139,7 @@ def test_what_opens_a_commitment_goes_with_the_requests_private_data(house: h.Ho
     seq = h.seq_of(request_id, "run.finished")
     with db.transaction() as session:
         if how == "shred":
-            shredding._erase_copies(session, request_id)
+            shredding.erase_commitment(session, request_id)
         else:
             redaction.request(session, seq=seq, ground="personal_data", actor=LOCAL, four_eyes="solo")
     for checkpoint_id in (first, second):
