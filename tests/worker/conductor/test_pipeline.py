@@ -473,7 +473,7 @@ def test_no_certificate_is_issued_before_the_ledger_has_a_name(house: h.House) -
     request_id = h.ask(house)
     assert pipeline.run(request_id, room) == "queued"
     assert published() == 0
-    assert h.request(request_id).error["code"] == "log_key_missing"
+    assert (h.attempts(request_id)[0].detail or {})["code"] == "log_key_missing"
     assert "waiting" in h.events(request_id)
     away.rename(keys)
     h.make_due(request_id)
