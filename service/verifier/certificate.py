@@ -134,9 +134,10 @@ def _check_evidence(said: Mapping[str, Any], key: ec.EllipticCurvePublicKey, pre
 def _logged(predicate: Mapping[str, Any], payload_sha256: str, present: Mapping[str, Path], policy: Policy) -> str:
     """Plan before run, certificate after, both in the ledger that the certificate names. Returns up to when that is known."""
     with about("the certificate"):
-        ledger, plan, run = predicate["certificate"].get("ledger"), predicate["plan"], predicate["run"]
+        ledger = predicate["certificate"].get("ledger")
         if not ledger or ledger.get("origin") is None:
             raise Undecided("the certificate names no ledger: it is of a release that signed none")
+        plan, run = predicate["plan"], predicate["run"]
         started = datetime.fromisoformat(run.get("startedAt") or run["startedOn"])
         issued = {"payloadSha256": payload_sha256, "checkpointId": predicate["certificate"]["id"]}
         origin, requests, plan_seq = ledger["origin"], list(ledger["requestIds"]), ledger["planSeq"]
