@@ -24,6 +24,10 @@ CATEGORIES = {
     "signing_refused": "certificate",
     "signer_unavailable": "certificate",
     "base_moved": "service",
+    "store_unavailable": "infrastructure",
+    "store_refused": "infrastructure",
+    "store_corrupt": "infrastructure",
+    "disk_full": "infrastructure",
     "worker_error": "service",
 }
 """What kind of thing went wrong, by code: whom to ask."""
