@@ -17,7 +17,6 @@ from pathlib import Path
 
 import httpx2
 
-CHUNK = 1 << 20
 TRIES = 5
 """In a row without a byte more."""
 FIRST_PAUSE = 0.2
@@ -100,7 +99,7 @@ def _more(ask: Ask, part: Path, sha256: str | None) -> str | None:
         if goes_on and not _begins_at(answer.body, done):
             raise _NotThere
         with part.open("ab" if goes_on else "wb") as file:
-            for chunk in answer.body.iter_bytes(CHUNK):
+            for chunk in answer.body.iter_bytes():  # as it comes: what is gathered into blocks is lost when the line breaks
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
