@@ -26,8 +26,8 @@ CUT_AT = len(DATA) * 9 // 10
 class Handler(BaseHTTPRequestHandler):
     """A service behind proxies. By path:
 
-    /good serves the file with ranges; /flipped has one wrong byte; /breaks hangs up at 90 %, once, /always-breaks twice after 1000
-    bytes, then at once; /html and /html-later are a proxy's 502 page with status 200, from the start or after a cut; /changed is
+    /good serves the file with ranges; /flipped has one wrong byte; /breaks hangs up at 90 %, once; /always-breaks does after
+    1000 bytes, then at once; /html and /html-later are a 502 page with status 200, from the start or after a cut; /changed is
     another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects.
     """
 
