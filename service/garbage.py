@@ -180,12 +180,13 @@ def _delete(store: Store, digest: str, before: datetime) -> bool:
     """Delete an object unless a row names it by now or somebody wrote it again. False: it stays, or is gone already."""
     with transaction() as session:
         _lock(session, exclusive=True)
-        if _is_named(session, digest):
-            return False
         try:
             if store.stat(digest).modified >= before:
                 return False
         except Missing:
+            return False
+        # After the store's answer, however long it took: that the rows still answer shows that the lock is still ours.
+        if _is_named(session, digest):
             return False
         store.delete(digest)
         return True
