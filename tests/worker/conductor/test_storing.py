@@ -41,7 +41,8 @@ def test_a_failing_store_requeues_then_fails_and_publishes_nothing(
     assert pipeline.run(request_id, room) == "failed"
     error = h.request(request_id).error
     assert error is not None
-    assert (error["code"], error["category"]) == (code, "infrastructure")
+    assert (error["code"], error["category"]) == ("attempts_exhausted", "infrastructure")
+    assert [(a.detail or {})["code"] for a in h.attempts(request_id)] == [code, code]
     assert CATEGORIES[code] == "infrastructure"
     assert h.request(request_id).checkpoint_id is None
     assert list(room.store.objects()) == []
