@@ -59,10 +59,10 @@ def fetch(ask: Ask, target: Path, sha256: str | None) -> None:
         part.unlink(missing_ok=True)  # of what, nobody knows
     resumed = part.exists()
     wanted = _to_the_end(ask, part, sha256)
-    if resumed and wanted and _sha256(part) != wanted:  # the part that lay here may have been another file's
+    if resumed and wanted and sha256_of_file(part) != wanted:  # the part that lay here may have been another file's
         part.unlink()
         wanted = _to_the_end(ask, part, sha256)
-    if wanted and _sha256(part) != wanted:
+    if wanted and sha256_of_file(part) != wanted:
         part.unlink()
         raise DownloadRefused(f"{target.name} did not arrive as the manifest names it")
     os.replace(part, target)
@@ -115,6 +115,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _sha256(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Of a file's bytes, in hex. Raises: OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
