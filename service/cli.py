@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`. Neither: `ledger` (beside the signer or the database), `witness` (elsewhere), `verify` (offline), `verify-model` and
-`demo`.
+`audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness` (elsewhere),
+`verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, privacy_commands
+from service import __version__, privacy_commands, storage_commands
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
 
@@ -28,6 +28,7 @@ for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(ledger, name="ledger")
 app.command()(witness)
+app.command()(storage_commands.gc)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)
 

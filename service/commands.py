@@ -38,7 +38,8 @@ def fail(message: str, status: int = 1) -> typer.Exit:
 
 @contextmanager
 def _client(url: str) -> Iterator[Any]:
-    from service.client import ApiError, Client, DownloadRefused, Unreachable
+    from service.client import ApiError, Client, Unreachable
+    from service.fetching import DownloadRefused
 
     try:
         with Client(url) as client:

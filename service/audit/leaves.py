@@ -268,6 +268,14 @@ class CachesPurged(Fact):
     entries: int
 
 
+class StoredFilesGivenUp(Fact):
+    """Files that a run put into the store, and that nothing published names, are deleted once nobody wrote them again."""
+
+    action = "store.files.given_up"
+    fence: int
+    files: tuple[Sha256, ...] = Field(description="their digests")
+
+
 class ModelPublished(Fact):
     """The lineage has a new current version."""
 

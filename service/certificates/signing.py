@@ -32,6 +32,7 @@ from service.config import Settings
 from service.sockets import ANSWERING_SECONDS, Desk, ask
 from service.sockets import SignerUnavailable as SignerUnavailable
 from service.sockets import SigningRefused as SigningRefused
+from service.storage.errors import StoreUnavailable
 from service.verifier.reading import Tampered, about, signed
 
 log = logging.getLogger("expunge.signer")
@@ -197,6 +198,8 @@ class KeySigner:
             with self._store.open(digest) as file:
                 while chunk := file.read(CHUNK):
                     sha.update(chunk)
+        except StoreUnavailable as error:  # it will be asked again: nothing speaks against the file
+            raise SignerUnavailable("the store does not answer the signer") from error
         except Exception as error:  # whatever the store raises, the file cannot be vouched for
             log.exception("signer.unreadable", extra={"digest": digest})
             raise SigningRefused(f"a named file cannot be read from the store ({type(error).__name__})") from error

@@ -27,6 +27,7 @@ from service.errors import (
     NotYetSigned,
     ReceiptNotFound,
     Revoked,
+    Unavailable,
     Unprocessable,
     problems,
 )
@@ -43,7 +44,8 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}},
     206: {"description": "The range asked for"},
     304: {"description": "The client has these bytes"},
-    **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned),
+    307: {"description": "The bytes are at a signed URL of the store, for a short time; the digest is in this answer"},
+    **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned, Unavailable),
 }
 
 

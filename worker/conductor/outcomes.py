@@ -26,6 +26,10 @@ CATEGORIES = {
     "signature_invalid": "certificate",
     "log_key_missing": "certificate",
     "base_moved": "service",
+    "store_unavailable": "infrastructure",
+    "store_refused": "infrastructure",
+    "store_corrupt": "infrastructure",
+    "disk_full": "infrastructure",
     "worker_error": "service",
 }
 """What kind of thing went wrong, by code: whom to ask."""

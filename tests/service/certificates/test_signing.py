@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import sockets
 from service.certificates import dsse, oms, publication, revocations, signing
+from service.storage import StoreUnavailable
 from tests.service.certificates.doubles import (
     FILES,
     LEDGER,
@@ -147,6 +148,16 @@ def test_a_list_of_revocations_is_signed_and_nothing_else_in_its_name(key: ec.El
 def test_a_file_that_is_not_in_the_store_is_refused(key: ec.EllipticCurvePrivateKey) -> None:
     with pytest.raises(signing.SigningRefused, match="cannot be read"):
         a_signer(key, MemoryStore({})).sign(a_publication())
+
+
+def test_a_store_that_is_away_is_no_refusal(key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_digest: str) -> None:
+        raise StoreUnavailable("reading: 503")
+
+    store = MemoryStore()
+    monkeypatch.setattr(store, "open", away)
+    with pytest.raises(signing.SignerUnavailable):
+        a_signer(key, store).sign(a_publication())
 
 
 def test_stored_bytes_that_rotted_are_refused(key: ec.EllipticCurvePrivateKey) -> None:
