@@ -8,6 +8,7 @@ Ids are text: a type prefix and a UUIDv4 (`ureq_…`), which tells a reader what
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import JSON
 
 from service.db import UtcDateTime
-from service.requests.lifecycle import PHASES, STATUSES
+from service.requests.lifecycle import HOLDS_LINEAGE, PHASES, PRIORITIES, STATUSES
 
 BigId = BigInteger().with_variant(Integer, "sqlite")
 """SQLite gives rowids to INTEGER PRIMARY KEY alone."""
@@ -41,7 +42,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> str:
+def _one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(repr(v) for v in values)})"
 
 
@@ -118,6 +119,9 @@ class ModelVersion(Row):
 # -------------------------------------------------------------------------------------------------------- the requests
 
 
+HELD = _one_of("status", [status for status in STATUSES if status in HOLDS_LINEAGE])
+
+
 class UnlearnRequest(Row):
     """The wish, and where its fulfilment stands. The row is the job: broker messages only ring about it."""
 
@@ -131,9 +135,11 @@ class UnlearnRequest(Row):
             "uq_unlearn_request_one_at_a_time",
             "model_id",
             unique=True,
-            sqlite_where=text("status IN ('running', 'cancelling')"),
-            postgresql_where=text("status IN ('running', 'cancelling')"),
+            sqlite_where=text(HELD),
+            postgresql_where=text(HELD),
         ),
+        Index("uq_unlearn_request_supersedes", "supersedes", unique=True),
+        CheckConstraint(_one_of("priority", PRIORITIES), name="priority"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -152,6 +158,12 @@ class UnlearnRequest(Row):
     reason: Mapped[str | None] = mapped_column(Text)
     external_id: Mapped[str | None] = mapped_column(String(200))
     client_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSON())
+    gpu_class: Mapped[str] = mapped_column(String(32), default="default", server_default=text("'default'"))
+    supersedes: Mapped[str | None] = mapped_column(ForeignKey("unlearn_request.id"))
+
+    priority: Mapped[str] = mapped_column(String(16), default="standard", server_default=text("'standard'"))
+    expected_run_seconds: Mapped[float | None]
+    latest_start_at: Mapped[datetime | None] = mapped_column(comment="null: no law's clock runs")
 
     status: Mapped[str] = mapped_column(String(16))
     phase: Mapped[str | None] = mapped_column(String(16))
@@ -222,6 +234,7 @@ class Attempt(Row):
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    # or paused, since 0010
     outcome: Mapped[str | None] = mapped_column(String(16), comment="succeeded failed cancelled drained lost")
     detail: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(), comment="worker.contract.Report, kept pass or fail")
@@ -241,6 +254,21 @@ class RequestEvent(Row):
     type: Mapped[str] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
     at: Mapped[datetime]
+
+
+class Worker(Row):
+    """A worker that is there, or was until a moment ago. It says so itself, at every sweep."""
+
+    __tablename__ = "worker"
+    __table_args__ = (CheckConstraint("state IN ('active', 'draining')", name="state"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, comment="digest of the lease owner's name")
+    host: Mapped[str] = mapped_column(String(32), comment="digest of the host's name")
+    gpu_classes: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    request_id: Mapped[str | None] = mapped_column(String(64), comment="what it is at work on")
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime] = mapped_column(comment="its last word to the database")
 
 
 # --------------------------------------------------------------------------------------------------------- the results

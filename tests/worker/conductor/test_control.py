@@ -31,7 +31,7 @@ ELSEWHERE = "another-host|1|1|another-boot"
 @pytest.fixture
 def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     heard: list[str] = []
-    monkeypatch.setattr(bell, "ring", lambda _app, request_id: heard.append(request_id))
+    monkeypatch.setattr(bell, "ring", lambda _app, request_id, _class: heard.append(request_id))
     return heard
 
 
@@ -93,7 +93,7 @@ def test_a_broker_that_is_away_spoils_a_ring_and_nothing_else(
     sweeper.sweep()
     assert sweeper.healthy_since is not None
     heard: list[str] = []
-    monkeypatch.setattr(bell, "ring", lambda _app, ring_id: heard.append(ring_id))
+    monkeypatch.setattr(bell, "ring", lambda _app, ring_id, _class: heard.append(ring_id))
     sweeper.sweep()
     assert heard == [request_id]  # the failed ring does not count
 
