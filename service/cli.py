@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from service import __version__, privacy_commands
+from service import lifecycle_commands as _of_request  # noqa: F401 — its commands belong to a group of `commands`
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
 

@@ -97,7 +97,7 @@ def amend(session: OrmSession, request_id: str, wanted: Amendment, if_match: str
     request.version += 1
     announce(session, request.id, "amended", {"changed": sorted(changed), "priority": request.priority})
     names = tuple(sorted(changed))
-    fact = RequestAmended(priority=changed.pop("priority", None), changed=names)  # type: ignore[arg-type]
+    fact = RequestAmended(priority=changed.pop("priority", None), changed=names)
     private = changed or None
     ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
     return request
@@ -125,7 +125,7 @@ def wanted_again(settings: Settings, ended: UnlearnRequest, different: Retry) ->
         seed=ended.seed if different.seed is None else different.seed,
         policy=different.policy or policy,
         resources=Resources(ranks=ended.ranks, gpu_class=ended.gpu_class),
-        priority=ended.priority,  # type: ignore[arg-type]
+        priority=ended.priority,
         reason=ended.reason,
         external_id=ended.external_id,
         metadata=ended.client_metadata,

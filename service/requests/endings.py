@@ -143,8 +143,8 @@ def reap(
 ) -> Status | None:
     """Take a request from a worker that fell silent. None: it has moved on meanwhile, or another sweeper has it.
 
-    It is put back, or paused if somebody asked for that, unless somebody cancelled it, its attempts are used up, or a report that
-    it kept has decided.
+    It is put back, or paused if somebody asked for that, unless somebody cancelled it, its attempts are used up, or a report
+    that it kept has decided.
 
     Args:
         reason: how it was noticed; kept with the attempt.

@@ -162,11 +162,12 @@ def reference() -> str:
             "| | `queued` | `POST /unlearn-requests`, or `POST …/retry` on one that failed or was cancelled |",
             *(f"| `{start}` | {_shown(end)} | {why} |" for start, end, why in moves),
             "",
-            "A paused request keeps its place: younger requests of its model wait for it, for they were judged as if it had been",
-            "carried out by then. They say so in `status_reason`; resume it or cancel it to let them go on. No law's clock stops.",
+            "A paused request keeps its place: younger requests of its model wait for it, for they were judged as if it had",
+            "been carried out by then. They say so in `status_reason`; resume it or cancel it to let them go on. No law's",
+            "clock stops.",
             "",
-            "A cancellation and a publication race for one row: whichever commits first wins. A pause that comes when the result is",
-            "being certified lets it be published, for that needs no GPU.",
+            "A cancellation and a publication race for one row: whichever commits first wins. A pause that comes when the",
+            "result is being certified lets it be published, for that needs no GPU.",
             "",
         ]
     )

@@ -110,7 +110,7 @@ def retry_unlearn_request(
     different: Retry | None = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
-    """A new request for the same, which `supersedes` this one, under the same law's clock. The one that ended does not change."""
+    """A new request for the same, which `supersedes` this one, under the same law's clock. The old one does not change."""
     settings, different = request.app.state.settings, different or Retry()
     with reading() as session:
         ended = repository.get(session, request_id)

@@ -63,7 +63,7 @@ def etag(request: UnlearnRequest, seen: Around) -> str:
 
 
 def is_version(if_match: str, request: UnlearnRequest) -> bool:
-    """True where an If-Match header names the request's version. What is around it may have changed: it is not what is amended."""
+    """True where an If-Match header names the request's version. What is around it may have changed."""
     given = [tag.strip() for tag in if_match.split(",")]
     return given == ["*"] or any(tag.strip('"').partition("-")[0] == str(request.version) for tag in given)
 

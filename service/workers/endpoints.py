@@ -30,7 +30,7 @@ def list_workers(request: Request) -> WorkerList:
                 id=row.id,
                 host=row.host,
                 gpu_classes=row.gpu_classes,
-                state=row.state,  # type: ignore[arg-type]  # the database holds it to the same values
+                state=row.state,
                 alive=row.seen_at >= since,
                 request_id=row.request_id,
                 started_at=row.started_at,
@@ -43,7 +43,7 @@ def list_workers(request: Request) -> WorkerList:
 
 @router.get("/queue", response_model=Queue, summary="What waits, in order", responses=problems(Unprocessable))
 def read_queue(request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 100) -> Queue:
-    """Earliest latest start first, then priority, then age; a request is as urgent as those that wait behind it on its model."""
+    """Earliest latest start first, then priority, then age; a request is as urgent as those behind it on its model."""
     settings = request.app.state.settings
     with reading() as session:
         waiting = select(UnlearnRequest).where(UnlearnRequest.status.in_(sorted(KEEPS_PLACE)))
@@ -54,8 +54,8 @@ def read_queue(request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN
                 position=position,
                 request_id=row.id,
                 model_id=row.model_id,
-                status=row.status,  # type: ignore[arg-type]
-                priority=row.priority,  # type: ignore[arg-type]
+                status=row.status,
+                priority=row.priority,
                 gpu_class=row.gpu_class,
                 latest_start_at=row.latest_start_at,
                 waiting_seconds=max((at - row.created_at).total_seconds(), 0.0),
