@@ -119,9 +119,9 @@ def _guard_sqlite() -> None:
         f"{same} AND NEW.reason IS NULL AND NEW.external_id IS NULL AND NEW.metadata = '{{}}' "
         f"AND NEW.version = OLD.version + 1 AND {SHREDDED}"
     )
-    for name, when, message in (
-        ("terminal", f"OLD.status IN ({_quoted(TERMINAL)}) AND NOT ({erasure})", "a terminal request never changes"),
+    for name, when, message in (  # the last one made is asked first
         ("moves", _illegal_move(), "illegal change of status"),
+        ("terminal", f"OLD.status IN ({_quoted(TERMINAL)}) AND NOT ({erasure})", "a terminal request never changes"),
     ):
         op.execute(f"DROP TRIGGER unlearn_request_{name}")
         op.execute(

@@ -52,9 +52,10 @@ def test_of_a_pause_and_a_cancellation_the_cancellation_wins(
     room = h.make_room()
     request_id = h.ask(house, unlearn="long_once")
     outcome, _ = h.start(request_id, room, background)
-    with db.transaction() as session:
-        if first == "pause":
+    if first == "pause":
+        with db.transaction() as session:
             changes.pause(session, request_id)
+    with db.transaction() as session:  # it may be paused by now, and then it is cancelled at once
         requests.cancel(session, request_id)
     h.until(lambda: outcome)
     assert outcome == ["cancelled"]
