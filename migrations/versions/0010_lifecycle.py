@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010"
-down_revision = "0007"
+down_revision = "0008"
 
 MOVES = {
     "queued": ("running", "paused", "cancelled", "failed"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.audit.leaves import Outcome
+from service.audit.shredding import Fault
 from service.compliance.rules import Jurisdiction
 from service.models.schemas import Key
 from service.paging import Moment, Order, PageQuery
@@ -76,6 +77,11 @@ class EntryRead(BaseModel):
     redacted_by: int | None = Field(description="sequence number of the entry that says so")
     private: dict[str, Any] | None = Field(
         default=None, description="with `include=private`: what the entry commits to, unless it was shredded"
+    )
+    private_fault: Fault | None = Field(
+        default=None,
+        description="with `include=private`: why values that nobody shredded are not here. `key_gone`: the key of their month "
+        "is lost; `damaged`: they are not what was sealed",
     )
 
 

@@ -245,8 +245,12 @@ def export_audit_ledger(request: Request, actor: CurrentActor) -> Response:
         path = archive.tar(request.app.state.settings)
     except (trust.NoLogKey, archive.NothingSigned) as error:
         raise NotYetSigned from error
-    access.note_export(actor, "ledger", {}, 1)
     gone = BackgroundTask(path.unlink, missing_ok=True)
+    try:
+        access.note_export(actor, "ledger", {}, 1)
+    except BaseException:  # nothing is shown that is not on record
+        path.unlink()
+        raise
     return FileResponse(path, media_type=TAR, filename="ledger.tar", headers={"Cache-Control": "no-store"}, background=gone)
 
 

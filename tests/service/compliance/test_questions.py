@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import example, given
+from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from service import db
@@ -298,10 +300,25 @@ def test_csv_and_lines_say_the_same_and_are_exports(client: TestClient, model: J
     assert [r["action"] for r in csv.DictReader(io.StringIO(table.text))] == ["unlearning.request.received"] * 3
 
 
-@pytest.mark.parametrize("value", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
-def test_no_cell_is_a_formula(value: str) -> None:
-    assert formats.cell(value) == "'" + value
-    body = b"".join(formats.lines(("a",), [{"a": value}], "csv", name="x")).decode()
-    ((_,), (cell,)) = csv.reader(io.StringIO(body, newline=""))
-    assert cell == "'" + value
-    assert (formats.cell(-1), formats.cell("a=1"), formats.cell(None), formats.cell(["=a", "b"])) == ("-1", "a=1", "", "'=a b")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+"""Surrogates are no text: they have no UTF-8."""
+LIKELY = st.tuples(st.sampled_from(["'", "''", *FORMULA, "＝", "＠", '"', ",", " ", ""]), ANY_TEXT).map("".join)
+
+
+@given(first=ANY_TEXT | LIKELY, second=ANY_TEXT | LIKELY, third=st.lists(LIKELY, min_size=2))
+@example(first="'=1+1", second="=1+1", third=["=a", "b"])
+@example(first="\r\n", second="\t=1", third=["-1", '"'])
+@example(first="'", second="＝1+1", third=["", "=1"])
+def test_no_cell_is_a_formula_and_every_text_comes_back(first: str, second: str, third: list[str]) -> None:
+    """As documented: take one apostrophe off the front of each text that has one."""
+    row = {"a": first, "b": second, "c": third}
+    body = b"".join(formats.lines(("a", "b", "c"), [row], "csv", name="x")).decode()
+    header, cells = csv.reader(io.StringIO(body, newline=""))
+    assert header == ["a", "b", "c"]
+    assert not any(cell.startswith((*FORMULA, "＝", "＋", "－", "＠")) for cell in cells)
+    assert [cell.removeprefix("'") for cell in cells] == [first, second, " ".join(third)]
+
+
+def test_what_is_no_text_is_left_as_it_is() -> None:
+    assert [formats.cell(v) for v in (-1, -0.5, True, None, "a=1")] == ["-1", "-0.5", "true", "", "a=1"]
