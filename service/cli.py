@@ -19,8 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, privacy_commands
-from service import lifecycle_commands as _of_request  # noqa: F401 — its commands belong to a group of `commands`
+from service import __version__, lifecycle_commands, privacy_commands
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
 
@@ -29,6 +28,8 @@ for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(ledger, name="ledger")
 app.command()(witness)
+for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
+    GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)
 

@@ -6,27 +6,24 @@ from typing import Annotated
 
 import typer
 
-from service.commands import DEFAULT_URL, Url, request
+from service.commands import DEFAULT_URL, Url
 from service.commands import _client as client_of
 from service.commands import _json as parsed
 from service.commands import _show as show
 
 
-@request.command()
 def pause(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Keep a request from running; one that runs leaves a step checkpoint first. No law's clock stops."""
     with client_of(url) as client:
         show(client.pause(request_id))
 
 
-@request.command()
 def resume(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Put a paused request back into the queue."""
     with client_of(url) as client:
         show(client.resume(request_id))
 
 
-@request.command()
 def retry(
     request_id: str,
     method: Annotated[str | None, typer.Option(help="Another method; default: as it was.")] = None,
@@ -37,12 +34,12 @@ def retry(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Take up a request that failed or was cancelled: a new one, with the same law's clock."""
-    given = {"method": method, "params": params and parsed(params, "--params"), "seed": seed, "policy": policy}
+    wanted = None if params is None else parsed(params, "--params")
+    given = {"method": method, "params": wanted, "seed": seed, "policy": policy}
     with client_of(url) as client:
         show(client.retry(request_id, {k: v for k, v in given.items() if v is not None}, idempotency_key=idempotency_key))
 
 
-@request.command()
 def prioritise(
     request_id: str,
     priority: Annotated[str, typer.Argument(help="urgent, standard or bulk.")],

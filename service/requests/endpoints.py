@@ -127,15 +127,17 @@ def read_unlearn_request(request_id: str, request: Request, if_none_match: Annot
     """Status, phase, progress, attempts and findings."""
     with reading() as session:
         settings, row = request.app.state.settings, repository.get(session, request_id)
-        tag = views.etag(row, views.around(session, settings, row))
-        if unchanged(if_none_match, tag):
+        seen = views.around(session, settings, row)
+        if unchanged(if_none_match, tag := views.etag(row, seen)):
             return Response(status_code=304, headers={"ETag": tag})
-        return answer(session, settings, row, 200)
+        return answer(session, settings, row, 200, seen)
 
 
-def answer(session: Session, settings: Settings, row: UnlearnRequest, status: int) -> Response:
+def answer(
+    session: Session, settings: Settings, row: UnlearnRequest, status: int, seen: views.Around | None = None
+) -> Response:
     """The request as JSON, when to look again, and the tag of what was seen."""
-    seen = views.around(session, settings, row)
+    seen = seen or views.around(session, settings, row)
     headers = {"ETag": views.etag(row, seen), "Cache-Control": "no-cache"}
     if row.finished_at is None:
         headers["Retry-After"] = POLL_AFTER_SECONDS

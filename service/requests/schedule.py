@@ -10,6 +10,7 @@ explained from its rows alone, and does not change under its readers.
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -65,11 +66,28 @@ def refresh(session: OrmSession, settings: Settings, request: UnlearnRequest, la
     request.latest_start_at = latest_start(law.due_at, expected_seconds=expected, margin_seconds=margin)
 
 
-def why_waiting(session: OrmSession, settings: Settings, request: UnlearnRequest) -> StatusReason | None:
+@dataclass(frozen=True)
+class Floor:
+    """What is the same for all that wait, at one moment."""
+
+    at: datetime
+    served: frozenset[str]
+    """GPU classes that some worker takes requests of."""
+    full: int | None
+    """As many run as may: so many; None: there is room."""
+
+
+def look(session: OrmSession, settings: Settings) -> Floor:
+    """As it stands now."""
+    full = None if quotas.may_start(session, settings) else settings.max_active_requests
+    return Floor(now(session), workers.served(session, settings), full)
+
+
+def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> StatusReason | None:
     """What keeps a queued request from starting; None: only that other requests come first, or it does not wait."""
     if request.status != "queued":
         return None
-    if request.gpu_class not in workers.served(session, settings):
+    if request.gpu_class not in floor.served:
         return StatusReason(code="no_worker", message=f"no worker that is there serves the GPU class {request.gpu_class}")
     other, this = aliased(UnlearnRequest), aliased(UnlearnRequest)
     in_front = session.execute(
@@ -83,8 +101,8 @@ def why_waiting(session: OrmSession, settings: Settings, request: UnlearnRequest
         code = "behind_paused" if in_front.status == "paused" else "behind"
         message = f"an older request of the model comes first, and it is {in_front.status}"
         return StatusReason(code=code, message=message, request_id=in_front.id)
-    if request.not_before > now(session):
+    if request.not_before > floor.at:
         return StatusReason(code="resting", message="its last attempt died; it rests before the next one")
-    if not quotas.may_start(session, settings):
-        return StatusReason(code="quota", message=f"{settings.max_active_requests} requests run, and no more may at once")
+    if floor.full is not None:
+        return StatusReason(code="quota", message=f"{floor.full} requests run, and no more may at once")
     return None

@@ -47,7 +47,8 @@ class Around:
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
-    return Around(schedule.why_waiting(session, settings, row), by)
+    waits = row.status == "queued"
+    return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
 
 
 def etag(request: UnlearnRequest, seen: Around) -> str:

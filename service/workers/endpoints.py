@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
 from service import outbox
-from service.db import now, reading
+from service.db import reading
 from service.errors import Unprocessable, problems
 from service.requests import schedule
 from service.requests.lifecycle import KEEPS_PLACE
@@ -48,7 +48,7 @@ def read_queue(request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN
     with reading() as session:
         waiting = select(UnlearnRequest).where(UnlearnRequest.status.in_(sorted(KEEPS_PLACE)))
         rows = session.scalars(waiting.order_by(*outbox.order()).limit(limit + 1)).all()
-        at = now(session)
+        floor = schedule.look(session, settings)
         shown = [
             QueueEntry(
                 position=position,
@@ -58,8 +58,8 @@ def read_queue(request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN
                 priority=row.priority,
                 gpu_class=row.gpu_class,
                 latest_start_at=row.latest_start_at,
-                waiting_seconds=max((at - row.created_at).total_seconds(), 0.0),
-                status_reason=schedule.why_waiting(session, settings, row),
+                waiting_seconds=max((floor.at - row.created_at).total_seconds(), 0.0),
+                status_reason=schedule.why_waiting(session, row, floor),
             )
             for position, row in enumerate(rows[:limit], start=1)
         ]
