@@ -155,7 +155,7 @@ def signer() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     desks = {
-        **signing.desks(signing.KeySigner(key, get_store(settings))),
+        **signing.desks(signing.KeySigner(key, get_store(settings), folder.origin)),
         "log": logsigner.desk(logsigner.LogSigner(folder)),
     }
     sockets.serve(settings.socket_path, desks, stop=stop)

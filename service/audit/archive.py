@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import checkpoints, export, repository, trust
 from service.audit import legal as legal  # its event types are in the schemas, too
-from service.audit.export import Private, Stored
+from service.audit.export import Inconsistent, Private, Stored
 from service.audit.leaves import EntryRedacted, Fact, PrivateShredded, private_digest
 from service.audit.ledger import LOG_ID
 from service.config import Settings
@@ -64,7 +64,10 @@ def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
 def write(folder: Path, settings: Settings) -> dict[str, Any]:
     """Lay the ledger out, as of one moment, in a folder that is not there yet. Returns its manifest. Raises: as `tar`."""
     with snapshot() as session:
-        newest = checkpoints.accepted(session, trust.policy(settings))
+        policy = trust.policy(settings)
+        if (lost := checkpoints.beyond(session, policy)) is not None:
+            raise Inconsistent(f"{lost.size} entries were signed, and here are {repository.size(session)}")
+        newest = checkpoints.accepted(session, policy)
         if newest is None:
             raise NothingSigned
         _require_nothing_taken(session, newest.size)
@@ -72,7 +75,7 @@ def write(folder: Path, settings: Settings) -> dict[str, Any]:
         last = newest.size, newest.created_at
         stored = [
             Stored(row.size, row.note, row.time_stamp)
-            for row in checkpoints.every(session)
+            for row in checkpoints.every(session, policy)
             if (row.size, row.created_at) <= last
         ]
         return export.write(

@@ -126,3 +126,7 @@ class LogStatus(BaseModel):
     accepted: CheckpointStatus | None = Field(description="the newest that enough witnesses have seen")
     witnesses: dict[str, bool] = Field(description="by its name in the policy: has it cosigned the newest checkpoint")
     time_stamped: CheckpointStatus | None = Field(description="the newest with a time stamp of an authority")
+    status: Literal["ok", "degraded"] = Field(description="degraded: somebody should look at the problems")
+    problems: list[str] = Field(
+        description="stored checkpoints that are none of this ledger (of the largest and the latest), entries other than signed"
+    )

@@ -87,11 +87,12 @@ def read_audit_policy(request: Request) -> Response:
 
 @router.get("/status", response_model=LogStatus, summary="How far the ledger is signed", responses=problems(NotYetSigned))
 def read_audit_status(request: Request) -> LogStatus:
-    """Entries, the newest checkpoint there is, and which witnesses have seen it."""
+    """Entries, the newest checkpoint there is, which witnesses have seen it, and what is wrong with those that are stored."""
     policy = _policy(request)
     with reading() as session:
-        size, last = repository.size(session), checkpoints.newest(session)
-        good, stamped = checkpoints.accepted(session, policy), checkpoints.newest_stamped(session)
+        size, last = repository.size(session), checkpoints.newest(session, policy)
+        good, stamped = checkpoints.accepted(session, policy), checkpoints.newest_stamped(session, policy)
+        problems = checkpoints.problems(session, policy)
     signed = {(name, told) for name, told, _ in Note.parse(last.note).signatures} if last else set()
     seen = {name: (key.name, key.id) in signed for name, key in policy.witnesses.items()}
     return LogStatus(
@@ -101,6 +102,8 @@ def read_audit_status(request: Request) -> LogStatus:
         accepted=_shown(good),
         witnesses=seen,
         time_stamped=_shown(stamped),
+        status="degraded" if problems else "ok",
+        problems=problems,
     )
 
 

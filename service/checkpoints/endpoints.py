@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from service.audit import proofs, receipts
+from service.audit import access, proofs, receipts
 from service.audit.leaves import Actor, CertificateIssued
 from service.auth import current_actor
 from service.certificates import oms, publication
 from service.certificates.dsse import BUNDLE
-from service.checkpoints import evidence, repository, revocation, revocation_list, service
+from service.checkpoints import evidence, membership, repository, revocation, revocation_list, service
 from service.checkpoints.schemas import CheckpointRead, Opening, RevocationCreate, RevocationRead
 from service.db import reading
 from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file, unchanged
@@ -145,11 +145,20 @@ def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
     "/checkpoints/{checkpoint_id}/membership",
     response_model=Opening,
     summary="Prove that an item was among what was forgotten",
-    responses=problems(CheckpointNotFound, service.NotForgotten, service.CommitmentErased, BadLocation),
+    responses=problems(CheckpointNotFound, membership.NotForgotten, membership.CommitmentErased, BadLocation),
 )
-def read_membership(checkpoint_id: str, item: Annotated[str, Query(min_length=1, max_length=512)]) -> Opening:
-    """One item's salt and its path to the commitment in the certificate; of no other item anything is said."""
-    return service.opening(checkpoint_id, item)
+def read_membership(checkpoint_id: str, actor: Caller, item: Annotated[str, Query(min_length=1, max_length=512)]) -> Opening:
+    """One item's salt and its path to the commitment in the certificate; of no other item anything is said.
+
+    Who asked of which checkpoint is written into the ledger, whatever the answer; of which item is not.
+    """
+    try:
+        opened = membership.opening(checkpoint_id, item)
+    except (membership.NotForgotten, membership.CommitmentErased):
+        access.note_read(actor, "membership", {"checkpoint_id": checkpoint_id}, 0)
+        raise
+    access.note_read(actor, "membership", {"checkpoint_id": checkpoint_id}, 1)
+    return opened
 
 
 @router.get(

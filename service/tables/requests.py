@@ -136,7 +136,7 @@ class Attempt(Row):
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    # or paused, since 0010
+    # or paused, since 0011
     outcome: Mapped[str | None] = mapped_column(String(16), comment="succeeded failed cancelled drained lost")
     detail: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(), comment="worker.contract.Report, kept pass or fail")

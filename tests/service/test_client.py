@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fastapi.testclient import TestClient
 
 from service.client import ApiError, Client, DownloadRefused, Unreachable
-from tests.support import ask, register
 
 DATA = bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -95,16 +93,3 @@ def test_an_answer_that_is_none_of_ours_is_an_error(client: Client) -> None:
 def test_nobody_there_is_unreachable() -> None:
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(Unreachable):
         nobody.get("/healthz")
-
-
-def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient, tmp_path: Path) -> None:
-    api = Client("http://testserver")
-    api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
-    request_id = ask(client, register(client, tmp_path), 1).json()["id"]
-    assert api.pause(request_id)["status"] == "paused"
-    assert api.amend(request_id, priority="urgent")["priority"] == "urgent"
-    assert api.resume(request_id)["status"] == "queued"
-    api.post(f"/unlearn-requests/{request_id}/cancel")
-    assert api.retry(request_id, {"seed": 4})["supersedes"] == request_id
-    with pytest.raises(ApiError, match="already_superseded"):
-        api.retry(request_id)

@@ -23,6 +23,8 @@ CATEGORIES = {
     "stalled": "engine",
     "signing_refused": "certificate",
     "signer_unavailable": "certificate",
+    "signature_invalid": "certificate",
+    "log_key_missing": "certificate",
     "base_moved": "service",
     "worker_error": "service",
 }

@@ -126,8 +126,10 @@ def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
     times = Times(started, rfc3339(heart.write(db.now)))
     report = _verify(room, heart, job, plan, manifest)
     files = _keep_files(room, heart, job, manifest)
-    sign = partial(certifying.ask, heart, room.signer, patience_seconds=room.signer_patience_seconds)
-    result = certifying.certify(heart, room.settings, sign, plan, manifest, report, files, times)
+    patience = room.signer_patience_seconds
+    origin = certifying.ledger_origin(heart, room.settings, patience_seconds=patience)
+    sign = partial(certifying.ask, heart, room.settings, room.signer, patience_seconds=patience)
+    result = certifying.certify(heart, room.settings, sign, origin, plan, manifest, report, files, times)
     heart.enter("publishing", may_drain=False)
     heart.write(lambda session: publish(session, heart.lease, result))
     _purge(room, heart, plan)

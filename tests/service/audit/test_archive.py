@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
 
 from service import db
-from service.audit import archive, checkpoints, export, repository
+from service.audit import archive, checkpoints, export, repository, trust
 from service.audit.leaves import RequestReceived
 from service.config import get_settings
 from service.tables import LedgerCheckpoint, LedgerEntry, LedgerPrivate
@@ -50,7 +50,7 @@ def test_the_export_is_checked_by_what_lies_in_it(client: TestClient, tmp_path: 
     notary = logs.notary()
     notary.round()
     with db.transaction() as session:
-        last = checkpoints.newest(session)
+        last = checkpoints.newest(session, trust.policy(get_settings()))
         assert last is not None
         session.add(
             LedgerCheckpoint(log_id=1, size=last.size, created_at=db.now(session), note=last.note, time_stamp=b"a stamp")
@@ -94,7 +94,7 @@ def test_the_newest_that_the_policy_accepts_comes_last(client: TestClient, tmp_p
     grow(2)
     logs.notary().round()
     with db.transaction() as session:
-        good = checkpoints.newest(session)
+        good = checkpoints.newest(session, trust.policy(get_settings()))
         assert good is not None
         text = good.note.partition("\n\n")[0] + "\n\n— nobody.example AAAAAAAA\n"
         session.add(LedgerCheckpoint(log_id=1, size=good.size, created_at=db.now(session), note=text))
@@ -107,7 +107,7 @@ def test_entries_that_are_no_longer_those_that_were_signed_are_not_exported(clie
     grow(2)
     logs.notary().round()
     with db.snapshot() as session:
-        good, rows = checkpoints.newest(session), list(archive._entries(session, 3))
+        good, rows = checkpoints.newest(session, trust.policy(get_settings())), list(archive._entries(session, 3))
     assert good is not None
     told = {"private": [], "policy": "", "schemas": {}, "created_at": good.created_at}
     stored = [export.Stored(3, good.note)]

@@ -8,7 +8,6 @@ import hmac
 import json
 import sqlite3
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service import db
 from service.audit import ledger
-from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed
+from service.audit.leaves import LOCAL, ModelRegistered
 from service.audit.ledger import LockOrderViolation
 from service.config import get_settings
 from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerPrivate, ModelVersion
@@ -39,31 +38,6 @@ def _append(count: int, **more: Any) -> None:
     for _ in range(count):
         with db.transaction() as session:
             ledger.append(session, FACT, actor=LOCAL, **more)
-
-
-def test_eight_writers_leave_no_gap(database: str) -> None:
-    """8 threads of 20 appends, every third rolled back: the sequence has 112 entries, 0 to 111."""
-
-    def work(worker: int) -> None:
-        for n in range(20):
-            try:
-                with db.transaction() as session:
-                    ledger.append(session, RequestClosed(status="failed"), actor=LOCAL, request_id=f"ureq_{worker}")
-                    if n % 3 == 2:  # 2, 5, 8, 11, 14, 17: six of twenty
-                        raise KeyError("roll back")
-            except KeyError:
-                pass
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(work, range(8)))
-    entries = _entries()
-    assert [e.seq for e in entries] == list(range(8 * 14))
-    assert [e.at for e in entries] == sorted(e.at for e in entries)
-    for worker in range(8):  # each request's history is a chain of its own
-        chain = [e for e in entries if e.request_id == f"ureq_{worker}"]
-        assert [e.request_ordinal for e in chain] == list(range(14))
-        previous = [json.loads(e.leaf)["request"]["prev"] for e in chain]
-        assert previous == [None, *(e.leaf_hash.hex() for e in chain[:-1])]
 
 
 def test_an_entry_is_canonical_and_hashes_to_its_leaf_hash(database: str) -> None:

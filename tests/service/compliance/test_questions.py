@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from service.compliance import formats, questions
 from service.compliance.questions import QUESTIONS
 from service.compliance.reports import REPORTS
 from service.tables import Checkpoint, LedgerCheckpoint, ModelVersion, UnlearnRequest
+from tests.service.audit.logs import grow, signed
 from tests.service.audit.people import acting, ask_about, entries, received, said
 from tests.support import Json, ask, code_of, publish, register
 
@@ -201,11 +203,15 @@ def test_redactions_and_shreds(client: TestClient, tmp_path: Path) -> None:
 
 def test_checkpoint_gaps(client: TestClient, database: str) -> None:
     assert answer(client, "checkpoint-gaps") == []  # nothing was recorded before it was asked
+    grow(3)
     with db.transaction() as session:
         at = db.now(session)
         # of an hour ago, and of 50 and 70 hours after the first entry's day, as if that lay in the past
         for hours, size in ((200, 1), (190, 1), (150, 2), (1, 3)):
-            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note="x"))
+            note = signed("log.example/l", Ed25519PrivateKey.generate(), size, bytes(32))
+            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note=note))
+        for hours, size, no in ((170, 1, "junk"), (171, 9, note), (100, 4, note)):  # nothing was signed in between
+            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note=no))
     rows = answer(client, "checkpoint-gaps")
     assert [(r["size"], r["hours"]) for r in rows] == [(1, 40), (2, 149)]
     assert all(r["next_at"] for r in rows)

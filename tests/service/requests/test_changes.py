@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from service import db
 from service.audit import shredding
 from service.audit.leaves import LOCAL
+from service.client import ApiError, Client
 from service.requests import lifecycle
 from tests.support import ask, code_of, move, register
 from tests.worker.conductor import house as h
@@ -203,3 +204,16 @@ def test_shredding_what_an_amendment_said_takes_the_copy_too(client: TestClient,
         rows = shredding.private_rows(session, seq=h.seq_of(request["id"], "unlearning.request.amended"), lock=True)
         shredding.shred(session, rows, actor=LOCAL, ground="erasure_request")
     assert read(client, request)["external_id"] is None
+
+
+def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient, tmp_path: Path) -> None:
+    api = Client("http://testserver")
+    api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
+    request_id = ask(client, register(client, tmp_path), 1).json()["id"]
+    assert api.pause(request_id)["status"] == "paused"
+    assert api.amend(request_id, priority="urgent")["priority"] == "urgent"
+    assert api.resume(request_id)["status"] == "queued"
+    api.post(f"/unlearn-requests/{request_id}/cancel")
+    assert api.retry(request_id, {"seed": 4})["supersedes"] == request_id
+    with pytest.raises(ApiError, match="already_superseded"):
+        api.retry(request_id)
