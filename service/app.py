@@ -22,10 +22,13 @@ from service.middleware import BodyLimit, RequestId
 from service.models import endpoints as models
 from service.policies import endpoints as policies
 from service.requests import endpoints as requests
+from service.requests import moves
+from service.workers import endpoints as workers
 
 VERSION = "0.1.0"
 ROUTERS: tuple[APIRouter, ...] = (
     requests.router,
+    moves.router,
     models.router,
     datasets.router,
     checkpoints.router,
@@ -35,6 +38,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     compliance.router,
     catalogue.router,
     policies.router,
+    workers.router,
     health.router,
 )
 

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, privacy_commands, storage_commands
+from service import __version__, lifecycle_commands, privacy_commands, storage_commands
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
 
@@ -29,6 +29,8 @@ for name, group in GROUPS.items():
 app.add_typer(ledger, name="ledger")
 app.command()(witness)
 app.command()(storage_commands.gc)
+for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
+    GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)
 

@@ -68,6 +68,24 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return _body(self._send("POST", path, json=body, headers=headers))
 
+    def patch(self, path: str, body: Json, *, if_match: str) -> Json:
+        return _body(self._send("PATCH", path, json=body, headers={"If-Match": if_match}))
+
+    def pause(self, request_id: str) -> Json:
+        return self.post(f"/unlearn-requests/{request_id}/pause")
+
+    def resume(self, request_id: str) -> Json:
+        return self.post(f"/unlearn-requests/{request_id}/resume")
+
+    def retry(self, request_id: str, different: Json | None = None, *, idempotency_key: str | None = None) -> Json:
+        """Take up a request that failed or was cancelled; returns the new one."""
+        return self.post(f"/unlearn-requests/{request_id}/retry", different or {}, idempotency_key=idempotency_key)
+
+    def amend(self, request_id: str, **changes: Any) -> Json:
+        """Change priority, external_id or metadata of the request as it stands now. Raises: ApiError: it changed meanwhile."""
+        address = f"/unlearn-requests/{request_id}"
+        return self.patch(address, changes, if_match=f'"{self.get(address)["version"]}"')
+
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a keyset list, page after page."""
         cursor: str | None = None

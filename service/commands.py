@@ -15,7 +15,7 @@ from rich.table import Table
 
 datasets = typer.Typer(no_args_is_help=True, help="Register and list datasets.")
 models = typer.Typer(no_args_is_help=True, help="Register and list models.")
-request = typer.Typer(no_args_is_help=True, help="Create, follow and cancel unlearn requests.")
+request = typer.Typer(no_args_is_help=True, help="Create, follow, pause, retry and cancel unlearn requests.")
 checkpoint = typer.Typer(no_args_is_help=True, help="Download certified checkpoints.")
 audit = typer.Typer(no_args_is_help=True, help="Read the audit ledger.")
 GROUPS = {"datasets": datasets, "models": models, "request": request, "checkpoint": checkpoint, "audit": audit}
@@ -154,6 +154,8 @@ def request_create(
     seed: Annotated[int | None, typer.Option()] = None,
     policy: Annotated[str | None, typer.Option(help="Verification policy that the result is held to; see /policies.")] = None,
     ranks: Annotated[int | None, typer.Option()] = None,
+    gpu_class: Annotated[str | None, typer.Option(help="Only workers that serve it take the request.")] = None,
+    priority: Annotated[str | None, typer.Option(help="urgent, standard or bulk.")] = None,
     reason: Annotated[str | None, typer.Option()] = None,
     external_id: Annotated[str | None, typer.Option()] = None,
     on_conflict: Annotated[str | None, typer.Option(help="queue_after, reject or use_existing.")] = None,
@@ -164,14 +166,14 @@ def request_create(
     """Ask a model to forget classes (--forget), or single training items (--sample, --samples-file)."""
     body: dict[str, Any] = {"model_id": model, "forget": _wish(forget, sample, samples_file)}
     optional = {"method": method, "seed": seed, "policy": policy, "reason": reason, "external_id": external_id}
-    optional["on_conflict"] = on_conflict
+    optional |= {"on_conflict": on_conflict, "priority": priority}
     body.update({k: v for k, v in optional.items() if v is not None})
     if retain := _retain(retain_class, retain_real, proxy_class, proxy_dataset):
         body["retain"] = retain
     if params is not None:
         body["params"] = _json(params, "--params")
-    if ranks is not None:
-        body["resources"] = {"ranks": ranks}
+    if resources := {k: v for k, v in {"ranks": ranks, "gpu_class": gpu_class}.items() if v is not None}:
+        body["resources"] = resources
     with _client(url) as client:
         created = client.post("/unlearn-requests", body, idempotency_key=idempotency_key)
         _show(created)

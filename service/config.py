@@ -59,6 +59,19 @@ class Settings(BaseSettings):
         description="verification policy of every request, which none may replace by another; unset: see /policies",
     )
     ranks: int = Field(default=0, ge=0, description="most ranks of one run on this worker; 0: all GPUs, or 1 without")
+    gpu_class: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,31}(,[a-z0-9][a-z0-9._-]{0,31})*$",
+        description="classes of requests that this worker takes, separated by commas; a request that names none is `default`",
+    )
+    max_active_requests: int = Field(default=0, ge=0, description="requests of a project that may run at once; 0: any number")
+    max_queued_requests: int = Field(default=0, ge=0, description="of a project that may wait; 0: any number")
+    expected_run_seconds: float = Field(
+        default=3600.0, gt=0, description="of a run, where no past run of the same family and method tells"
+    )
+    deadline_margin_seconds: float = Field(
+        default=86_400.0, ge=0, description="kept free between a run's expected end and its legal deadline"
+    )
     max_attempts: int = Field(default=3, ge=1, description="attempts that may die before a request fails")
     lease_seconds: float = Field(default=60.0, gt=0, description="a worker silent for so long has lost its request")
     renew_seconds: float = Field(default=5.0, gt=0, description="between two signs of life; at most half of lease_seconds")
@@ -155,6 +168,10 @@ class Settings(BaseSettings):
     @property
     def store(self) -> str:
         return self.store_url or (self.data_dir.resolve() / "store").as_uri()
+
+    @property
+    def gpu_classes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.gpu_class.split(",")))
 
     @property
     def jobs_dir(self) -> Path:

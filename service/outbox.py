@@ -6,15 +6,17 @@ lost to `service.requests.endings.reap`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import aliased
 
 from service.db import now
-from service.requests.lifecycle import HOLDS_LINEAGE
+from service.requests.lifecycle import HOLDS_LINEAGE, KEEPS_PLACE, PRIORITIES
 from service.tables import UnlearnRequest
 
 
@@ -24,6 +26,7 @@ class Due:
 
     request_id: str
     fence: int
+    gpu_class: str = "default"
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,10 @@ def claimable(at: datetime) -> ColumnElement[bool]:
     """True for a row of `unlearn_request` that may be claimed at this time of the database's clock.
 
     Requests of one model run one after the other, oldest first: an older one that waits out a pause still comes first, or
-    the younger would start from weights that the older is about to replace.
+    the younger would start from weights that the older is about to replace. So does a paused one (`requests.lifecycle`).
     """
     other = aliased(UnlearnRequest)
-    older = or_(
-        other.created_at < UnlearnRequest.created_at,
-        and_(other.created_at == UnlearnRequest.created_at, other.id < UnlearnRequest.id),
-    )
-    in_the_way = exists().where(
-        other.model_id == UnlearnRequest.model_id,
-        or_(other.status.in_(sorted(HOLDS_LINEAGE)), and_(other.status == "queued", older)),
-    )
+    in_the_way = exists().where(blocks(other, UnlearnRequest))
     return and_(
         UnlearnRequest.status == "queued",
         UnlearnRequest.not_before <= at,
@@ -59,15 +55,54 @@ def claimable(at: datetime) -> ColumnElement[bool]:
     )
 
 
-def due(session: OrmSession, *, limit: int) -> list[Due]:
-    """At most `limit` claimable requests, oldest first."""
-    rows = session.execute(
-        select(UnlearnRequest.id, UnlearnRequest.fence)
-        .where(claimable(now(session)))
-        .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
-        .limit(limit)
+def blocks(other: Any, request: Any) -> ColumnElement[bool]:
+    """True where `other` must end, or be taken up, before `request` of the same model may be claimed. Both are requests."""
+    older = or_(
+        other.created_at < request.created_at,
+        and_(other.created_at == request.created_at, other.id < request.id),
     )
-    return [Due(request_id, fence) for request_id, fence in rows]
+    waits_in_front = and_(other.status.in_(sorted(KEEPS_PLACE)), older)
+    return and_(other.model_id == request.model_id, or_(other.status.in_(sorted(HOLDS_LINEAGE)), waits_in_front))
+
+
+def rank(priority: Any) -> ColumnElement[int]:
+    """A column of priorities as numbers, the most urgent first."""
+    return case({name: number for number, name in enumerate(PRIORITIES)}, value=priority, else_=len(PRIORITIES))
+
+
+def order() -> tuple[Any, ...]:
+    """Who comes first: the earliest latest start, then the class, then the oldest. No law's clock: after those that have one.
+
+    A request inherits latest start and class of the most urgent one that waits behind it on its model: else an urgent request
+    would wait for a bulk one that in turn waits for everybody's.
+    """
+    behind = aliased(UnlearnRequest)
+    same_or_younger = or_(
+        behind.created_at > UnlearnRequest.created_at,
+        and_(behind.created_at == UnlearnRequest.created_at, behind.id >= UnlearnRequest.id),
+    )
+
+    def inherited(column: Any) -> ColumnElement[Any]:
+        chosen = select(func.min(column)).where(
+            behind.model_id == UnlearnRequest.model_id, behind.status.in_(sorted(KEEPS_PLACE)), same_or_younger
+        )
+        return chosen.correlate(UnlearnRequest).scalar_subquery()
+
+    latest = inherited(behind.latest_start_at)
+    return (latest.is_(None), latest, inherited(rank(behind.priority)), UnlearnRequest.created_at, UnlearnRequest.id)
+
+
+def due(session: OrmSession, *, limit: int, classes: Collection[str] | None = None) -> list[Due]:
+    """At most `limit` claimable requests, in `order`.
+
+    Args:
+        classes: GPU classes that the asker serves; None: all.
+    """
+    query = select(UnlearnRequest.id, UnlearnRequest.fence, UnlearnRequest.gpu_class).where(claimable(now(session)))
+    if classes is not None:
+        query = query.where(UnlearnRequest.gpu_class.in_(sorted(classes)))
+    rows = session.execute(query.order_by(*order()).limit(limit))
+    return [Due(request_id, fence, gpu_class) for request_id, fence, gpu_class in rows]
 
 
 def held(session: OrmSession) -> list[Held]:

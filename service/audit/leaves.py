@@ -111,6 +111,9 @@ class RequestReceived(Fact):
     received_at: str | None = Field(default=None, description="when the person asked; the entry is when it was recorded")
     due_at: str | None = Field(default=None, description="as the rules of that day have it: later rules do not move it")
     recipients: tuple[str, ...] | None = Field(default=None, description="who was given the data and is to be told")
+    supersedes: str | None = Field(default=None, description="the request whose wish, and whose law's clock, it takes up")
+    priority: str | None = Field(default=None, description="None: standard")
+    gpu_class: str | None = Field(default=None, description="None: default")
 
 
 class RequestWithdrawn(Fact):
@@ -125,6 +128,34 @@ class RequestClosed(Fact):
 
     action = "unlearning.request.closed"
     status: str
+
+
+class RequestPaused(Fact):
+    """Somebody asked to pause it (`pausing`), or no worker is at it any more until somebody resumes it (`paused`)."""
+
+    action = "unlearning.request.paused"
+    status: Literal["pausing", "paused"]
+
+
+class RequestResumed(Fact):
+    """Somebody put it back into the queue."""
+
+    action = "unlearning.request.resumed"
+
+
+class RequestAmended(Fact):
+    """Somebody changed what may be changed of a request that has not ended. What a client said of it is a commitment only."""
+
+    action = "unlearning.request.amended"
+    priority: Literal["urgent", "standard", "bulk"] | None = Field(default=None, description="None: as it was")
+    changed: tuple[Literal["external_id", "metadata", "priority"], ...]
+
+
+class RequestSuperseded(Fact):
+    """A new request takes up the wish of this one, which ended without a result."""
+
+    action = "unlearning.request.superseded"
+    by: str
 
 
 class RunStarted(Fact):

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
-from service.audit.leaves import Actor, PrivateShredded
+from service.audit.leaves import Actor, PrivateShredded, RequestAmended
 from service.audit.ledger import LOG_ID
 from service.audit.legal import HoldReleased, HoldSet, PrivateOpened
 from service.audit.vault import KekGone, KeyStore, Sealed, Unopenable, unseal
@@ -97,11 +97,19 @@ def shred(session: OrmSession, rows: Sequence[LedgerPrivate], *, actor: Actor, g
         row.salt = row.dek_wrapped = row.ciphertext = None
         row.shredded_at = at
     session.flush()  # the database lets go of a request's copies only once its private row is shredded
-    for request_id in sorted(r for r, ordinal in places.values() if r is not None and ordinal == FIRST):
+    for request_id in sorted(r for r in _copied(session, places) if r is not None):
         _erase_copies(session, request_id)
     seqs = [row.seq for row in rows]
     ledger.append(session, PrivateShredded(seqs=tuple(seqs), ground=ground), actor=actor)
     return seqs
+
+
+def _copied(session: OrmSession, places: dict[int, tuple[str | None, int | None]]) -> set[str | None]:
+    """Requests whose rows hold a copy of what one of these entries commits to: the first of each, or one that changed it."""
+    amended = select(LedgerEntry.request_id).where(
+        LedgerEntry.log_id == LOG_ID, LedgerEntry.seq.in_(list(places)), LedgerEntry.action == RequestAmended.action
+    )
+    return {request_id for request_id, ordinal in places.values() if ordinal == FIRST} | set(session.scalars(amended))
 
 
 def held_among(session: OrmSession, request_ids: set[str]) -> set[str]:

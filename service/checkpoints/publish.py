@@ -18,6 +18,7 @@ from service.checkpoints.membership import Committed
 from service.db import now
 from service.files import FileEntry
 from service.requests.leases import Lease, LeaseLost, announce
+from service.requests.lifecycle import MAY_PUBLISH
 from service.tables import (
     Attempt,
     Checkpoint,
@@ -68,7 +69,7 @@ def publish(session: OrmSession, lease: Lease, result: Result) -> None:
             UnlearnRequest.id == lease.request_id,
             UnlearnRequest.fence == lease.fence,
             UnlearnRequest.lease_owner == lease.owner,
-            UnlearnRequest.status == "running",
+            UnlearnRequest.status.in_(sorted(MAY_PUBLISH)),
             UnlearnRequest.cancel_requested_at.is_(None),
         )
         .values(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import ColumnElement, Select, exists, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from service.audit import checkpoints
@@ -104,7 +104,9 @@ def _days(span: timedelta) -> int:
 
 
 def _overdue(asked: Asking) -> Iterator[Row]:
-    for row, request in law(RequestCompliance.due_at < asked.at, RequestCompliance.answered_at.is_(None)):
+    later = aliased(UnlearnRequest)
+    handed_on = exists().where(later.supersedes == RequestCompliance.request_id)  # the later request is the one that is late
+    for row, request in law(RequestCompliance.due_at < asked.at, RequestCompliance.answered_at.is_(None), ~handed_on):
         assert row.due_at is not None
         yield {
             "request_id": row.request_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
@@ -13,10 +13,13 @@ from service.audit.leaves import Actor, Fact, rfc3339
 from service.audit.legal import DeadlineExtended, RecipientNotified, RequestAnswered, RequestRefused
 from service.compliance import rules
 from service.compliance.schemas import Answer, ComplianceRead, Extension, Notification, Refusal
+from service.config import get_settings
 from service.db import now
 from service.errors import AlreadyRecorded, ComplianceUnfit
 from service.requests import repository as requests
-from service.tables import RequestCompliance
+from service.requests import schedule
+from service.requests.lifecycle import TERMINAL
+from service.tables import RequestCompliance, UnlearnRequest
 
 CLOCKS_APART = timedelta(minutes=5)
 """A client's clock may be this far ahead of the database's."""
@@ -46,6 +49,14 @@ def begin(
     return row
 
 
+def hand_on(session: OrmSession, earlier: RequestCompliance, request_id: str) -> RequestCompliance:
+    """The law's side of a request that supersedes another: the person asked once, so the clock is the same and runs on."""
+    kept = {c.key for c in inspect(RequestCompliance).column_attrs} - {"request_id"}
+    row = RequestCompliance(request_id=request_id, **{name: getattr(earlier, name) for name in kept})
+    session.add(row)
+    return row
+
+
 def _not_ahead(moment: datetime, at: datetime, pointer: str) -> datetime:
     if moment > at + CLOCKS_APART:
         raise ComplianceUnfit("expected a time that is not in the future", pointer=pointer)
@@ -70,12 +81,16 @@ def record(session: OrmSession, request_id: str, said: Extension | Refusal | Not
     match said:
         case Extension():
             fact = _extended(row, said, at)
+            if request.status not in TERMINAL:
+                schedule.refresh(session, get_settings(), request, row)
+                request.version += 1
         case Refusal():
             fact = _refused(row, said, at)
         case Notification():
             fact = _notified(row, said, at)
         case Answer():
             fact = _answered(row, said, at)
+            _answer_earlier(session, request, row)
     private: dict[str, Any] | None = None if said.note is None else {"note": said.note}
     return ledger.append(session, fact, actor=actor, request_id=request_id, model_id=request.model_id, private=private)
 
@@ -127,6 +142,16 @@ def _answered(row: RequestCompliance, said: Answer, at: datetime) -> Fact:
     row.answered_at = moment
     late = None if row.due_at is None else moment > row.due_at
     return RequestAnswered(answered_at=rfc3339(moment), result=said.result, late=late)
+
+
+def _answer_earlier(session: OrmSession, request: UnlearnRequest, answered: RequestCompliance) -> None:
+    """An answer is an answer to the person: the requests that this one supersedes are answered, too, and their data may go."""
+    before = request.supersedes
+    while before is not None:
+        row = of(session, before)
+        if row is not None and row.answered_at is None:
+            row.answered_at = answered.answered_at
+        before = session.scalars(select(UnlearnRequest.supersedes).where(UnlearnRequest.id == before)).one()
 
 
 def read(row: RequestCompliance, at: datetime) -> ComplianceRead:

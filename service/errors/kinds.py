@@ -7,10 +7,13 @@
     │                             · kek_not_found
     ├── SelfApproval 403          self_approval_forbidden
     ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold
-    │                             · already_recorded · concurrent_change
+    │                             · already_recorded · already_superseded · concurrent_change
     ├── Revoked 410               checkpoint_revoked
+    ├── VersionMismatch 412       version_mismatch
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
+    ├── PreconditionRequired 428  precondition_required
+    ├── QuotaExceeded 429         quota_exceeded
     └── Unavailable 503           unavailable · not_yet_signed
 
 Bodies are RFC 9457 problem+json. They never carry an input value or a traceback: a problem may end up in a log, a ticket or
@@ -169,6 +172,30 @@ class AlreadyRecorded(Conflict):
     """This can be said of a request once."""
 
     code, title = "already_recorded", "Already recorded for this request"
+
+
+class AlreadySuperseded(Conflict):
+    """Another request has taken up this one's wish; its id is `superseded_by`."""
+
+    code, title = "already_superseded", "Another request has taken up this one's wish"
+
+
+class VersionMismatch(ServiceError):
+    """The request changed since the ETag was given: read it again."""
+
+    status, code, title = 412, "version_mismatch", "Changed since the ETag in If-Match was given"
+
+
+class PreconditionRequired(ServiceError):
+    """A change says what it changes: If-Match with the ETag that was read."""
+
+    status, code, title = 428, "precondition_required", "If-Match with the ETag that was read is required"
+
+
+class QuotaExceeded(ServiceError):
+    """As many requests wait as may."""
+
+    status, code, title, retryable, retry_after = 429, "quota_exceeded", "As many requests wait as may", True, 60
 
 
 class SelfApproval(ServiceError):

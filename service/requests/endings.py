@@ -15,10 +15,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
-from service.audit.leaves import Actor, Fact, RequestClosed, RunFailed, RunLost, RunStopped
+from service.audit.leaves import Actor, Fact, RequestClosed, RequestPaused, RunFailed, RunLost, RunStopped
 from service.db import now
 from service.requests.leases import Lease, Progress, announce, locked, set_progress
-from service.requests.lifecycle import HOLDS_LINEAGE, TERMINAL, Status, after_lost_lease
+from service.requests.lifecycle import HOLDS_LINEAGE, TERMINAL, Status, after_lost_lease, at_rest
 from service.requests.rungs import CODES, FINAL, REJECTED, SPENT, ladder_of, rung_after
 from service.tables import Attempt, UnlearnRequest
 
@@ -79,12 +79,11 @@ def reject(session: OrmSession, lease: Lease, problem: Problem) -> Status:
         return _end_cancelled(session, row, lease, problem)
     shown = problem.shown(row.attempts_charged)
     row.attempts_charged -= 1
-    _requeue(session, row, pause=timedelta(0))
     _end_attempt(session, lease, "failed", {**shown, SPENT: True, "log_tail": problem.log_tail})
     next_up = ladder_of(row.method, row.params, row.policy)[lease.rung]
     said = {"rung": lease.rung + 1, "rungs": lease.rungs, "method": next_up.method}
-    announce(session, row.id, "requeued", {"reason": shown, "pause_seconds": 0.0, "next": said})
-    return _written(session, row, lease.actor, (RunFailed(fence=lease.fence, code=problem.code),))
+    resting = _let_go(session, row, pause=timedelta(0), reason=shown, next=said)
+    return _written(session, row, lease.actor, (RunFailed(fence=lease.fence, code=problem.code), *resting))
 
 
 def retry(session: OrmSession, lease: Lease, problem: Problem, *, max_attempts: int) -> Status:
@@ -104,9 +103,7 @@ def retry(session: OrmSession, lease: Lease, problem: Problem, *, max_attempts: 
         announce(session, row.id, "failed", {"error": error})
         facts.append(RequestClosed(status="failed"))
     else:
-        pause = pause_after(row.attempts_charged)
-        _requeue(session, row, pause=pause)
-        announce(session, row.id, "requeued", {"reason": shown, "pause_seconds": pause.total_seconds()})
+        facts += _let_go(session, row, pause=pause_after(row.attempts_charged), reason=shown)
     return _written(session, row, lease.actor, facts)
 
 
@@ -115,16 +112,25 @@ def give_back(session: OrmSession, lease: Lease, *, reason: str) -> Status:
 
     Raises: LeaseLost.
     """
+    return _put_back(session, lease, "drained", reason)
+
+
+def pause(session: OrmSession, lease: Lease) -> Status:
+    """Say that the request is paused; as `give_back` else. Call it when no process of it is left. Raises: LeaseLost."""
+    return _put_back(session, lease, "paused", "somebody asked to pause")
+
+
+def _put_back(session: OrmSession, lease: Lease, outcome: str, reason: str) -> Status:
     row = locked(session, lease)
     if row.status == "cancelling":
         return _end_cancelled(session, row, lease, None)
     if decided := _decided(session, row):
         return fail(session, lease, decided)
     row.attempts_charged -= 1
-    _requeue(session, row, pause=timedelta(0))
-    _end_attempt(session, lease, "drained", {"code": "drained", "message": reason})
-    announce(session, row.id, "requeued", {"reason": {"code": "drained", "message": reason}, "pause_seconds": 0.0})
-    return _written(session, row, lease.actor, (RunStopped(fence=lease.fence),))
+    why = {"code": outcome, "message": reason}
+    _end_attempt(session, lease, outcome, why)
+    resting = _let_go(session, row, pause=timedelta(0), reason=why)
+    return _written(session, row, lease.actor, (RunStopped(fence=lease.fence), *resting))
 
 
 def cancelled(session: OrmSession, lease: Lease) -> Status:
@@ -137,7 +143,8 @@ def reap(
 ) -> Status | None:
     """Take a request from a worker that fell silent. None: it has moved on meanwhile, or another sweeper has it.
 
-    It is put back, unless somebody cancelled it, its attempts are used up, or a report that it kept has decided.
+    It is put back, or paused if somebody asked for that, unless somebody cancelled it, its attempts are used up, or a report
+    that it kept has decided.
 
     Args:
         reason: how it was noticed; kept with the attempt.
@@ -163,16 +170,14 @@ def reap(
     facts: list[Fact] = [RunLost(fence=fence)]
     row.fence += 1
     # a cancellation that reached the row before its status did is still a cancellation
-    status: Status = "cancelling" if row.cancel_requested_at is not None else "running"
+    status: Status = "cancelling" if row.cancel_requested_at is not None else row.status  # type: ignore[assignment]
     end = after_lost_lease(status, attempts=row.attempts_charged, max_attempts=max_attempts)
     decided = _decided(session, row) if end != "cancelled" else None
     if decided is not None:
         end = "failed"
-    if end == "queued":
-        pause = pause_after(row.attempts_charged)
-        _requeue(session, row, pause=pause)
-        reason_shown = problem.shown(row.attempts_charged)
-        announce(session, row.id, "requeued", {"reason": reason_shown, "pause_seconds": pause.total_seconds()})
+    if end not in TERMINAL:
+        rest, shown = pause_after(row.attempts_charged), problem.shown(row.attempts_charged)
+        facts += _let_go(session, row, pause=rest, reason=shown)
     else:
         error = _exhausted(row.attempts_charged, problem) if end == "failed" else None
         if decided is not None:
@@ -242,15 +247,21 @@ def _close(session: OrmSession, row: UnlearnRequest, status: Status, *, error: d
     row.version += 1
 
 
-def _requeue(session: OrmSession, row: UnlearnRequest, *, pause: timedelta) -> None:
+def _let_go(session: OrmSession, row: UnlearnRequest, *, pause: timedelta, reason: dict[str, Any], **more: Any) -> list[Fact]:
+    """Back into the queue, or to where it waits to be resumed. Returns what the ledger is to hear of it."""
     at = now(session)
-    row.status = "queued"
+    row.status = at_rest(row.status)  # type: ignore[arg-type]  # the database holds it to the same values
     row.phase = None
     row.not_before = at + pause
     row.lease_owner = None
     row.lease_expires_at = None
     row.version += 1
     set_progress(row, Progress(), at)
+    if row.status == "paused":
+        announce(session, row.id, "paused", {"reason": reason, **more}, at)
+        return [RequestPaused(status="paused")]
+    announce(session, row.id, "requeued", {"reason": reason, "pause_seconds": pause.total_seconds(), **more}, at)
+    return []
 
 
 def _end_attempt(session: OrmSession, lease: Lease, outcome: str, detail: dict[str, Any]) -> None:

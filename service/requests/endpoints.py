@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from service.audit import proofs, receipts
 from service.auth import CurrentActor
+from service.config import Settings
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
 from service.edge import writing
@@ -32,6 +34,7 @@ from service.errors import (
     NotYetSigned,
     PolicyUnfit,
     ProxyForgotten,
+    QuotaExceeded,
     ReceiptNotFound,
     ReportNotFound,
     RequestNotFound,
@@ -76,7 +79,7 @@ POLL_AFTER_SECONDS = "2"
         BadRequest, ModelNotFound, DatasetNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
         NothingToRetain, EmptiedClass, AlreadyForgotten, RetainUnsupported, RetainUnfit, ProxyForgotten, UnknownMethod,
         InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, BadLocation, ComplianceUnfit, IdempotencyKeyReused,
-        Unprocessable,
+        QuotaExceeded, Unprocessable,
     ),
 )  # fmt: skip
 def create_unlearn_request(
@@ -92,8 +95,7 @@ def create_unlearn_request(
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
         row, replayed = service.create(session, settings, wanted, idempotency_key, known, actor)
-        shown = views.read(session, row)
-    response = _answer(row, shown, 202)
+        response = answer(session, settings, row, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
@@ -121,22 +123,25 @@ def list_unlearn_requests(query: Annotated[RequestQuery, Query()], request: Requ
     summary="Read an unlearn request",
     responses={304: {"description": "Unchanged since the ETag was given"}, **problems(RequestNotFound)},
 )
-def read_unlearn_request(request_id: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+def read_unlearn_request(request_id: str, request: Request, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """Status, phase, progress, attempts and findings."""
     with reading() as session:
-        row = repository.get(session, request_id)
-        if unchanged(if_none_match, views.etag(row)):
-            return Response(status_code=304, headers={"ETag": views.etag(row)})
-        shown = views.read(session, row)
-    return _answer(row, shown, 200)
+        settings, row = request.app.state.settings, repository.get(session, request_id)
+        seen = views.around(session, settings, row)
+        if unchanged(if_none_match, tag := views.etag(row, seen)):
+            return Response(status_code=304, headers={"ETag": tag})
+        return answer(session, settings, row, 200, seen)
 
 
-def _answer(row: UnlearnRequest, shown: UnlearnRequestRead, status: int) -> Response:
+def answer(
+    session: Session, settings: Settings, row: UnlearnRequest, status: int, seen: views.Around | None = None
+) -> Response:
     """The request as JSON, when to look again, and the tag of what was seen."""
-    headers = {"ETag": views.etag(row), "Cache-Control": "no-cache"}
+    seen = seen or views.around(session, settings, row)
+    headers = {"ETag": views.etag(row, seen), "Cache-Control": "no-cache"}
     if row.finished_at is None:
         headers["Retry-After"] = POLL_AFTER_SECONDS
-    return Response(shown.model_dump_json(), status, headers, "application/json")
+    return Response(views.read(session, row, seen).model_dump_json(), status, headers, "application/json")
 
 
 @router.post(
@@ -146,12 +151,14 @@ def _answer(row: UnlearnRequest, shown: UnlearnRequestRead, status: int) -> Resp
     summary="Withdraw an unlearn request",
     responses=problems(RequestNotFound, InvalidTransition),
 )
-def cancel_unlearn_request(request_id: str, actor: CurrentActor) -> Response:
-    """A queued request is cancelled at once; a running one is `cancelling` until its worker has stopped. Safe to repeat."""
+def cancel_unlearn_request(request_id: str, request: Request, actor: CurrentActor) -> Response:
+    """A queued or paused request is cancelled at once; a running one is `cancelling` until its worker has stopped.
+
+    Safe to repeat.
+    """
     with writing() as session:
         row = service.cancel(session, request_id, actor)
-        shown = views.read(session, row)
-    return _answer(row, shown, 202)
+        return answer(session, request.app.state.settings, row, 202)
 
 
 @router.get(

@@ -4,12 +4,13 @@ A lease is (request, fence, owner). The claim raises the fence, and every later 
 thought dead and comes back changes nothing. Times are the database's. Each function is one short transaction of its caller;
 business rows first, the ledger last.
 
-    claim -> renew* -> publish | fail | retry | give_back | cancelled
+    claim -> renew* -> publish | fail | retry | give_back | pause | cancelled
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,15 +28,24 @@ from service.audit.leaves import (
     RunStarted,
 )
 from service.db import now
-from service.outbox import claimable
-from service.requests import repository
-from service.requests.lifecycle import HOLDS_LINEAGE, Phase
+from service.outbox import claimable, due
+from service.requests import quotas, repository
+from service.requests.lifecycle import HOLDS_LINEAGE, Phase, Wish
 from service.requests.rungs import REJECTED, SPENT, ladder_of, rung_after
 from service.tables import Attempt, Model, ModelVersion, RequestEvent, UnlearnRequest
 from service.values import sha256_of
 
 BEFORE = "rejected_before"
 """In the detail of a run with a report: other requests for the same that had been rejected by then."""
+
+
+CANDIDATES = 8
+"""A worker that finds this many of the best requests taken before its eyes looks again at the next bell."""
+
+
+def digest(name: str) -> str:
+    """A machine or a worker as others may see it: its name says too much of where it stands."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Lease:
     @property
     def actor(self) -> Actor:
         """The worker as audit entries name it: a digest, since an owner's name holds that of its machine."""
-        return Actor(kind="worker", id=hashlib.sha256(self.owner.encode()).hexdigest()[:16])
+        return Actor(kind="worker", id=digest(self.owner))
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,41 @@ class LeaseLost(Exception):
     """Somebody else holds the request, or it has ended: stop at once and write nothing."""
 
 
+class NoRoom(Exception):
+    """As many requests run as may run at once: roll back, for the claim has been written."""
+
+
 # --------------------------------------------------------------------------------------------------- taking and keeping
 
 
-def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: float) -> Lease | None:
+def claim_next(
+    session: OrmSession, *, owner: str, lease_seconds: float, classes: Collection[str], most_active: int = 0
+) -> Lease | None:
+    """Take the request that comes first among those that this worker may run. None: there is none.
+
+    Args:
+        classes: GPU classes that the worker serves.
+        most_active: requests that may run at once; 0: any number.
+
+    Raises:
+        NoRoom: see there.
+    """
+    for one in due(session, limit=CANDIDATES, classes=classes):
+        lease = claim(session, one.request_id, owner=owner, lease_seconds=lease_seconds, most_active=most_active)
+        if lease is not None:
+            return lease
+    return None
+
+
+def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: float, most_active: int = 0) -> Lease | None:
     """Take a queued request. None: it is not due, or another worker was quicker.
 
     One conditional UPDATE decides. Two requests of one model that both pass the condition (PostgreSQL, two snapshots) meet
-    at the unique index, and the second one waits.
+    at the unique index, and the second one waits. How many run is counted last, under the ledger's lock: whoever else claims
+    has been counted by then, or will count this one.
+
+    Raises:
+        NoRoom: see there.
     """
     at = now(session)
     base = (
@@ -134,6 +171,8 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
     announce(session, request_id, "started", started, at)
     fact = RunStarted(fence=lease.fence, base_version_id=str(row.base_version_id))
     ledger.append(session, fact, actor=lease.actor, request_id=request_id, model_id=row.model_id)
+    if most_active and quotas.usage(session).active > most_active:
+        raise NoRoom(f"{most_active} requests run already")
     return lease
 
 
@@ -166,8 +205,8 @@ def renew(
     lease_seconds: float,
     progress: Progress | None = None,
     phase: Phase | None = None,
-) -> bool:
-    """Extend the lease; write what has changed. Returns True when somebody asked to cancel.
+) -> Wish | None:
+    """Extend the lease; write what has changed. Returns what somebody wants of the request, as `asked` does.
 
     Args:
         progress: written when it differs from the row's; followers hear of whole percents.
@@ -190,13 +229,13 @@ def renew(
         row.version += 1
         if progress.percent != before.percent:
             announce(session, row.id, "progress", _shown(row, lease), at)
-    return row.cancel_requested_at is not None
+    return _wish(row.status, row.cancel_requested_at)
 
 
-def is_cancelled(session: OrmSession, lease: Lease) -> bool:
-    """True when somebody asked to cancel; a read, without a lock. Raises: LeaseLost."""
+def asked(session: OrmSession, lease: Lease) -> Wish | None:
+    """Whether somebody asked to cancel the request, or to pause it; a read, without a lock. Raises: LeaseLost."""
     found = session.execute(
-        select(UnlearnRequest.cancel_requested_at).where(
+        select(UnlearnRequest.status, UnlearnRequest.cancel_requested_at).where(
             UnlearnRequest.id == lease.request_id,
             UnlearnRequest.fence == lease.fence,
             UnlearnRequest.lease_owner == lease.owner,
@@ -205,7 +244,14 @@ def is_cancelled(session: OrmSession, lease: Lease) -> bool:
     ).one_or_none()
     if found is None:
         raise LeaseLost(f"request {lease.request_id} is no longer held under fence {lease.fence}")
-    return found[0] is not None
+    return _wish(*found)
+
+
+def _wish(status: str, cancel_requested_at: datetime | None) -> Wish | None:
+    """A cancellation that reached the row before its status did is still a cancellation."""
+    if cancel_requested_at is not None:
+        return "cancel"
+    return "pause" if status == "pausing" else None
 
 
 def record(session: OrmSession, lease: Lease, fact: Fact, *, detail: dict[str, Any] | None = None) -> None:

@@ -78,6 +78,11 @@ def pending(session: OrmSession, model_id: str) -> list[Waiting]:
     ]
 
 
+def successor(session: OrmSession, request_id: str) -> str | None:
+    """The request that supersedes this one."""
+    return session.scalars(select(UnlearnRequest.id).where(UnlearnRequest.supersedes == request_id)).one_or_none()
+
+
 def sample_counts(session: OrmSession, ids: Iterable[str]) -> dict[str, int]:
     """How many single samples each of these requests asks for, counted by the database."""
     counted = select(UnlearnRequest.id, func.json_array_length(UnlearnRequest.forget_samples))

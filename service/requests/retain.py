@@ -44,6 +44,11 @@ class Choice:
     proxy_classes: tuple[int, ...] = ()
     proxy_dataset_id: str | None = None
 
+    @property
+    def stands_in(self) -> bool:
+        """True when there are proxy data."""
+        return bool(self.proxy_classes or self.proxy_dataset_id)
+
     def row(self) -> dict[str, Any]:
         """JSON values, for the database."""
         return {

@@ -22,7 +22,7 @@ from service.compliance.schemas import ComplianceRead, Recipient
 from service.datasets.schemas import ItemId
 from service.models.schemas import ClassSet, ForgetSet, Key, SampleCount
 from service.paging import Moment, Order, PageQuery
-from service.requests.lifecycle import Phase, Status
+from service.requests.lifecycle import Phase, Priority, Status
 from service.values import LARGEST_INT, Text, small_json
 
 OnConflict = Literal["queue_after", "reject", "use_existing"]
@@ -124,12 +124,19 @@ class Retain(BaseModel):
         return self
 
 
+GpuClass = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+
+
 class Resources(BaseModel):
     """What to run on."""
 
     model_config = ConfigDict(extra="forbid")
 
     ranks: StrictInt | None = Field(default=None, ge=1, le=4096, description="default: all GPUs of the worker, 1 on CPU")
+    gpu_class: GpuClass = Field(
+        default="default",
+        description="only workers that serve it take the request; see /workers",
+    )
 
 
 class UnlearnRequestCreate(BaseModel):
@@ -157,6 +164,9 @@ class UnlearnRequestCreate(BaseModel):
         "operator's, or the packaged one that fits model and wish",
     )
     resources: Resources = Field(default_factory=Resources)
+    priority: Priority = Field(
+        default="standard", description="among requests whose latest start is the same, or that have none; see /queue"
+    )
     reason: Annotated[Text, StringConstraints(max_length=2000)] | None = None
     external_id: Annotated[Text, StringConstraints(min_length=1, max_length=200)] | None = None
     metadata: Annotated[dict[str, JsonValue], small_json(8_192), Field(max_length=50)] = Field(default_factory=dict)
@@ -187,6 +197,45 @@ class UnlearnRequestCreate(BaseModel):
         if self.legal and self.on_conflict == "use_existing":
             raise ValueError("expected no legal fields beside use_existing: another request's clock is another's")
         return self
+
+
+class Retry(BaseModel):
+    """What is to be different from the request that ended. All else is as it was: wish, retain data, law's clock."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: Key | None = Field(default=None, description="default: as it was; another one starts from its own parameters")
+    params: Annotated[dict[str, JsonValue], small_json(16_384)] | None = Field(
+        default=None, description="of the method, in place of all that were given; default: as they were"
+    )
+    seed: StrictInt | None = Field(default=None, ge=0, le=LARGEST_INT, description="default: as it was")
+    policy: Key | None = Field(default=None, description="default: the same by name, as it reads today")
+
+
+class Amendment(BaseModel):
+    """What may be changed of a request that has not ended. A field that is left out stays; null takes `external_id` away."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: Priority | None = None
+    external_id: Annotated[Text, StringConstraints(min_length=1, max_length=200)] | None = None
+    metadata: Annotated[dict[str, JsonValue], small_json(8_192), Field(max_length=50)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("expected priority, external_id or metadata")
+        if any(name in self.model_fields_set and getattr(self, name) is None for name in ("priority", "metadata")):
+            raise ValueError("expected a value: only external_id may be null")
+        return self
+
+
+class StatusReason(BaseModel):
+    """What keeps a queued request from starting."""
+
+    code: Literal["no_worker", "behind", "behind_paused", "resting", "quota"]
+    message: str
+    request_id: str | None = Field(default=None, description="the request that it waits for")
 
 
 class Progress(BaseModel):
@@ -270,6 +319,13 @@ class UnlearnRequestSummary(BaseModel):
     params: dict[str, Any]
     seed: int
     resources: Resources
+    priority: Priority
+    latest_start_at: datetime | None = Field(
+        description="deadline less expected run and margin: the earliest is taken first. null: no law's clock runs"
+    )
+    expected_run_seconds: float | None = Field(
+        description="median of past runs of the method on this family, or the operator's guess; null: no law's clock runs"
+    )
     on_conflict: str
     policy: Policy
     reason: str | None
@@ -280,6 +336,7 @@ class UnlearnRequestSummary(BaseModel):
     error: dict[str, Any] | None
     attempt_count: int
     cancel_requested_at: datetime | None
+    supersedes: str | None = Field(description="the request that ended without a result, and whose wish this one takes up")
     created_at: datetime
     created_by: str
     started_at: datetime | None
@@ -290,6 +347,10 @@ class UnlearnRequestRead(UnlearnRequestSummary):
     """An unlearn request with its attempts and what verification found."""
 
     forget: ForgetRead  # type: ignore[assignment]  # the same shape, with the ids
+    status_reason: StatusReason | None = Field(
+        description="what keeps it from starting; null: only that others come first, or it is not queued"
+    )
+    superseded_by: str | None = Field(description="the request that takes up this one's wish")
     cumulative_forget: ForgetSet = Field(description="this and all that was forgotten before on this lineage")
     base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
     rung: RungRead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ from service.audit.leaves import (
     Actor,
     RequestClosed,
     RequestReceived,
+    RequestSuperseded,
     RequestWithdrawn,
     RetainChosen,
     rfc3339,
@@ -36,7 +38,7 @@ from service.errors import (
 )
 from service.models import repository as models
 from service.policies import service as policies
-from service.requests import repository, retain
+from service.requests import quotas, repository, retain, schedule
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.places import Known
@@ -58,6 +60,15 @@ from service.values import decimal_string, sha256_of
 LARGEST_RANDOM_SEED = 2**31
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """A request that ended without a result, whose wish a new one takes up."""
+
+    request: UnlearnRequest
+    keep_recipe: bool
+    """The new one has its method and parameters, every value of them."""
+
+
 def create(
     session: OrmSession,
     settings: Settings,
@@ -65,6 +76,7 @@ def create(
     key: str | None,
     known: Known | None = None,
     actor: Actor = LOCAL,
+    earlier: Earlier | None = None,
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
@@ -72,6 +84,7 @@ def create(
 
     Args:
         known: what `places.read_places` found; None for a repetition.
+        earlier: the request that this one supersedes, its row locked.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
@@ -82,8 +95,10 @@ def create(
             ProxyForgotten, ComplianceUnfit: it cannot be meant.
         DuplicateRequest, LineageBusy: another request stands in the way.
         IdempotencyKeyReused: the key was used with another body.
+        QuotaExceeded: as many requests wait as may.
     """
-    body_sha256 = sha256_of(wanted.model_dump(mode="json", exclude_unset=True))
+    body = wanted.model_dump(mode="json", exclude_unset=True)
+    body_sha256 = sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
     model = models.get(session, wanted.model_id, lock=True)
     if key is not None and (first := _replay(session, settings, key, body_sha256)):
         return first, True
@@ -92,7 +107,7 @@ def create(
     choice = _choice(wanted.retain, model)
     waiting = repository.pending(session, model.id)
     existing = _judge_conflicts(session, wanted, wish, choice, waiting)
-    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor)
+    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
     if key is not None:
         first = _insert_with_key(session, settings, request, key, body_sha256)
         if first is not None:
@@ -100,13 +115,25 @@ def create(
     if existing is None:
         session.add(request)
         session.flush()  # the event refers to it
-        law = None
-        if wanted.legal:
-            given = wanted.jurisdiction or "none"
-            received, recipients = wanted.received_at, wanted.recipients
-            law = compliance.begin(session, request.id, jurisdiction=given, received_at=received, recipients=recipients)
+        law = _law(session, wanted, request, earlier)
+        if law is not None:
+            schedule.refresh(session, settings, request, law)
         _record(session, request, known.stand_in, law, actor)
+        quotas.require_place(session, settings)
     return request, False
+
+
+def _law(
+    session: OrmSession, wanted: UnlearnRequestCreate, request: UnlearnRequest, earlier: Earlier | None
+) -> RequestCompliance | None:
+    if earlier is not None:
+        before = compliance.of(session, earlier.request.id)
+        return compliance.hand_on(session, before, request.id) if before else None
+    if not wanted.legal:
+        return None
+    given = wanted.jurisdiction or "none"
+    received, recipients = wanted.received_at, wanted.recipients
+    return compliance.begin(session, request.id, jurisdiction=given, received_at=received, recipients=recipients)
 
 
 def _wish(wanted: UnlearnRequestCreate, model: Model, known: Items | None) -> Wish:
@@ -206,6 +233,7 @@ def _row(
     waiting: list[Waiting],
     known: Known,
     actor: Actor,
+    earlier: Earlier | None,
 ) -> UnlearnRequest:
     forgotten = models.forgotten_by(session, model)
     _require_forgettable(model, wish, forgotten, waiting, known.items)
@@ -213,7 +241,10 @@ def _row(
     if choice is not None:
         retain.require_usable(choice, gone.classes, model.class_names, known.stand_in)
     unit: catalogue.Unit = "sample" if wish.samples else "class"
-    method, params = ladders.choose(model.family, wanted.method, wanted.params, unit=unit)
+    if earlier is not None and earlier.keep_recipe:
+        method, params = earlier.request.method, earlier.request.params
+    else:
+        method, params = ladders.choose(model.family, wanted.method, wanted.params, unit=unit)
     policy = _policy(settings, model, gone, choice, known.items, wanted.policy)
     at = now(session)
     # requests of one model run in this order, and SQLite's clock ticks in milliseconds
@@ -228,6 +259,9 @@ def _row(
         params=params,
         seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
         ranks=wanted.resources.ranks,
+        gpu_class=wanted.resources.gpu_class,
+        priority=wanted.priority,
+        supersedes=earlier.request.id if earlier else None,
         on_conflict=wanted.on_conflict,
         policy=ladders.charged(policy, len(ladder_of(method, params, policy))),
         reason=wanted.reason,
@@ -282,6 +316,9 @@ def _record(
         received_at=rfc3339(law.received_at) if law else None,
         due_at=rfc3339(law.due_at) if law and law.due_at else None,
         recipients=tuple(law.recipients) if law and law.recipients else None,
+        supersedes=request.supersedes,
+        priority=request.priority if request.priority != "standard" else None,
+        gpu_class=request.gpu_class if request.gpu_class != "default" else None,
     )
     private = {
         "reason": request.reason,
@@ -291,6 +328,9 @@ def _record(
     if ids := request.forget_samples:  # which ones the entry commits to under its salt
         private["samples_sha256"] = sample_digest(request.id, ids).sha256
     ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
+    if request.supersedes is not None:
+        superseded = RequestSuperseded(by=request.id)
+        ledger.append(session, superseded, actor=actor, request_id=request.supersedes, model_id=request.model_id)
 
 
 def _chosen(choice: Choice | None, stand_in: StandIn | None) -> RetainChosen | None:
@@ -315,7 +355,7 @@ def cancel(session: OrmSession, request_id: str, actor: Actor = LOCAL) -> Unlear
     request = repository.get(session, request_id, lock=True)
     target = after_cancel(request.status)  # type: ignore[arg-type]  # the database holds it to the same values
     if target is None:
-        raise InvalidTransition("the request has ended", current_status=request.status)
+        raise InvalidTransition("the request has ended", current_status=request.status, allowed=[])
     if target == request.status:
         return request
     at = now(session)

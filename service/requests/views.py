@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import proofs
 from service.compliance import service as compliance
+from service.config import Settings
 from service.db import now
 from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
-from service.requests import repository
+from service.requests import repository, schedule
+from service.requests.lifecycle import RETRIABLE
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of, rung_after
 from service.requests.schemas import (
@@ -25,6 +28,7 @@ from service.requests.schemas import (
     RetainRead,
     RungRead,
     SampleSet,
+    StatusReason,
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
@@ -32,24 +36,49 @@ from service.tables import Attempt, Model, UnlearnRequest
 from service.values import sha256_of
 
 
-def etag(request: UnlearnRequest) -> str:
-    """Changes with every change of state and every reading of the progress."""
-    if request.progress_at is None:
-        return f'"{request.version}"'
-    return f'"{request.version}-{int(request.progress_at.timestamp() * 1e6)}"'
+@dataclass(frozen=True)
+class Around:
+    """What is shown of a request and is not in its row: it changes without the row's version."""
+
+    status_reason: StatusReason | None
+    superseded_by: str | None
+
+
+def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
+    """As it stands now."""
+    by = repository.successor(session, row.id) if row.status in RETRIABLE else None
+    waits = row.status == "queued"
+    return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
+
+
+def etag(request: UnlearnRequest, seen: Around) -> str:
+    """Changes with every change of state, every reading of the progress, and what is around it."""
+    parts = [str(request.version)]
+    if request.progress_at is not None:
+        parts.append(str(int(request.progress_at.timestamp() * 1e6)))
+    if seen.status_reason is not None:
+        parts += [seen.status_reason.code, seen.status_reason.request_id or ""]
+    if seen.superseded_by is not None:
+        parts.append(seen.superseded_by)
+    return f'"{"-".join(parts)}"'
+
+
+def is_version(if_match: str, request: UnlearnRequest) -> bool:
+    """True where an If-Match header names the request's version. What is around it may have changed."""
+    given = [tag.strip() for tag in if_match.split(",")]
+    return given == ["*"] or any(tag.strip('"').partition("-")[0] == str(request.version) for tag in given)
 
 
 def _retain(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
     if choice is None:
         return None
     kept = ClassSet.of(list(choice.classes), class_names) if choice.classes else None
-    stands_in = bool(choice.proxy_classes or choice.proxy_dataset_id)
     aside = ClassSet.of(list(choice.proxy_classes), class_names)
     return RetainRead(
         classes=kept.classes if kept else None,
         class_names=kept.class_names if kept else None,
         real=choice.real,
-        proxy=ProxyRead(**aside.model_dump(), dataset_id=choice.proxy_dataset_id) if stands_in else None,
+        proxy=ProxyRead(**aside.model_dump(), dataset_id=choice.proxy_dataset_id) if choice.stands_in else None,
     )
 
 
@@ -65,7 +94,11 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
         "method": row.method,
         "params": row.params,
         "seed": row.seed,
-        "resources": Resources(ranks=row.ranks),
+        "resources": Resources(ranks=row.ranks, gpu_class=row.gpu_class),
+        "priority": row.priority,
+        "latest_start_at": row.latest_start_at,
+        "expected_run_seconds": row.expected_run_seconds,
+        "supersedes": row.supersedes,
         "on_conflict": row.on_conflict,
         "policy": Policy(name=row.policy["name"], sha256=sha256_of(row.policy)),
         "reason": row.reason,
@@ -102,7 +135,7 @@ def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, 
     }
 
 
-def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
+def read(session: OrmSession, row: UnlearnRequest, seen: Around) -> UnlearnRequestRead:
     """One request with its attempts and findings."""
     model = session.get_one(Model, row.model_id)
     base = repository.base_version(session, row)
@@ -120,6 +153,8 @@ def read(session: OrmSession, row: UnlearnRequest) -> UnlearnRequestRead:
         cumulative_forget=ForgetSet.of_both(
             before.classes.union(row.forget_classes), model.class_names, len(before.samples.union(wanted))
         ),
+        status_reason=seen.status_reason,
+        superseded_by=seen.superseded_by,
         base_version=base.number if base else None,
         rung=_rung(row, attempts),
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],

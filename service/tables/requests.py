@@ -18,8 +18,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import JSON
 
-from service.requests.lifecycle import PHASES, STATUSES
+from service.requests.lifecycle import HOLDS_LINEAGE, PHASES, PRIORITIES, STATUSES
 from service.tables.base import BigId, Row, one_of
+
+_HELD = one_of("status", [status for status in STATUSES if status in HOLDS_LINEAGE])
 
 
 class UnlearnRequest(Row):
@@ -35,9 +37,11 @@ class UnlearnRequest(Row):
             "uq_unlearn_request_one_at_a_time",
             "model_id",
             unique=True,
-            sqlite_where=text("status IN ('running', 'cancelling')"),
-            postgresql_where=text("status IN ('running', 'cancelling')"),
+            sqlite_where=text(_HELD),
+            postgresql_where=text(_HELD),
         ),
+        Index("uq_unlearn_request_supersedes", "supersedes", unique=True),
+        CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -56,6 +60,12 @@ class UnlearnRequest(Row):
     reason: Mapped[str | None] = mapped_column(Text)
     external_id: Mapped[str | None] = mapped_column(String(200))
     client_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSON())
+    gpu_class: Mapped[str] = mapped_column(String(32), default="default", server_default=text("'default'"))
+    supersedes: Mapped[str | None] = mapped_column(ForeignKey("unlearn_request.id"))
+
+    priority: Mapped[str] = mapped_column(String(16), default="standard", server_default=text("'standard'"))
+    expected_run_seconds: Mapped[float | None]
+    latest_start_at: Mapped[datetime | None] = mapped_column(comment="null: no law's clock runs")
 
     status: Mapped[str] = mapped_column(String(16))
     phase: Mapped[str | None] = mapped_column(String(16))
@@ -126,6 +136,7 @@ class Attempt(Row):
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
+    # or paused, since 0011
     outcome: Mapped[str | None] = mapped_column(String(16), comment="succeeded failed cancelled drained lost")
     detail: Mapped[dict[str, Any] | None]
     report: Mapped[dict[str, Any] | None] = mapped_column(JSON(), comment="worker.contract.Report, kept pass or fail")
@@ -145,3 +156,18 @@ class RequestEvent(Row):
     type: Mapped[str] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
     at: Mapped[datetime]
+
+
+class Worker(Row):
+    """A worker that is there, or was until a moment ago. It says so itself, at every sweep."""
+
+    __tablename__ = "worker"
+    __table_args__ = (CheckConstraint("state IN ('active', 'draining')", name="state"),)
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True, comment="digest of the lease owner's name")
+    host: Mapped[str] = mapped_column(String(32), comment="digest of the host's name")
+    gpu_classes: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    request_id: Mapped[str | None] = mapped_column(String(64), comment="what it is at work on")
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime] = mapped_column(comment="its last word to the database")

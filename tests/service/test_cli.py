@@ -50,7 +50,7 @@ def test_every_promised_command_exists() -> None:
             "witness",
         },
         ("models",): {"register", "list"},
-        ("request",): {"create", "list", "show", "watch", "cancel"},
+        ("request",): {"create", "list", "show", "watch", "cancel", "pause", "resume", "retry", "prioritise"},
         ("checkpoint",): {"download"},
         ("audit",): {"list", "export"},
         ("ledger",): {"policy", "rotate-key", "retire-key", "adopt"},

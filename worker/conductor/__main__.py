@@ -20,7 +20,7 @@ from service.certificates.signing import SocketSigner
 from service.config import Settings, get_settings
 from service.storage import get_store
 from worker.conductor import identity, launch, tasks
-from worker.conductor.app import QUEUE, make_app
+from worker.conductor.app import make_app, queue_of
 from worker.conductor.control import Sweeper
 from worker.conductor.pipeline import Room
 
@@ -64,14 +64,18 @@ def main(command: launch.Command = launch.torchrun) -> int:
     app = make_app(settings)
     tasks.register(app, room)
     stop = threading.Event()
-    sweeper = threading.Thread(target=Sweeper(app, room).run, args=(stop,), name="sweeper", daemon=True)
+    control = Sweeper(app, room)
+    sweeper = threading.Thread(target=control.run, args=(stop,), name="sweeper", daemon=True)
     sweeper.start()
-    log.info("worker.started", extra={"embedded": settings.embedded, "gpus": launch.gpu_count()})
-    worker = app.Worker(pool="threads", concurrency=1, queues=[QUEUE], without_gossip=True, without_mingle=True, quiet=True)
+    served = {"gpus": launch.gpu_count(), "gpu_classes": settings.gpu_classes}
+    log.info("worker.started", extra={"embedded": settings.embedded, **served})
+    queues = [queue_of(name) for name in settings.gpu_classes]
+    worker = app.Worker(pool="threads", concurrency=1, queues=queues, without_gossip=True, without_mingle=True, quiet=True)
     worker.start()
     room.draining.set()
     stop.set()
     sweeper.join(timeout=settings.sweep_seconds + 5)
+    control.leave()
     log.info("worker.stopped", extra={"status": worker.exitcode})
     return int(worker.exitcode or 0)
 

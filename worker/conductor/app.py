@@ -13,6 +13,11 @@ RUN = "expunge.run"
 """The one task's name; its message is a request id."""
 
 
+def queue_of(gpu_class: str) -> str:
+    """The bells of a GPU class: a worker hears those of the classes that it serves."""
+    return f"{QUEUE}.{gpu_class}"
+
+
 def make_app(settings: Settings) -> Celery:
     """The app for these settings; it connects to nothing yet."""
     app = Celery("expunge", broker=settings.broker_url.get_secret_value(), set_as_current=False)
@@ -56,7 +61,7 @@ def _transport(settings: Settings) -> dict[str, Any]:
     }
 
 
-def ring(app: Celery, request_id: str) -> None:
+def ring(app: Celery, request_id: str, gpu_class: str) -> None:
     """Ring for a request. Ringing twice is harmless, and so is a ring that gets lost.
 
     Over a connection of its own: one that broke since the last ring costs that ring and no more.
@@ -65,4 +70,4 @@ def ring(app: Celery, request_id: str) -> None:
         kombu.exceptions.OperationalError, OSError: the broker does not answer.
     """
     with app.connection_for_write() as connection:
-        app.send_task(RUN, args=[request_id], queue=QUEUE, connection=connection, retry=False, ignore_result=True)
+        app.send_task(RUN, args=[request_id], queue=queue_of(gpu_class), connection=connection, retry=False, ignore_result=True)

@@ -1,7 +1,8 @@
 """The sweeper: every so often it rings for what is due, takes back what is lost, and clears what dead workers left.
 
 It runs as a thread of every worker. Many sweepers are as good as one: a ring too many finds nothing to claim, and a lost
-request is taken back under its row's lock. It also reminds the notary, who has the ledger signed.
+request is taken back under its row's lock. It also says that its worker is there, and reminds the notary, who has the ledger
+signed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from datetime import timedelta
 from celery import Celery
 from kombu.exceptions import KombuError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session as OrmSession
 
 from service import db, garbage, outbox
 from service.audit import retention, vault
 from service.outbox import Due, Held
-from service.requests import endings
+from service.requests import endings, leases, quotas
 from service.storage import StoreError
+from service.workers import repository as workers
 from worker.conductor import app as bell
 from worker.conductor import workspace
 from worker.conductor.heart import database_is_away
@@ -69,6 +72,7 @@ class Sweeper:
     retention_at: float = 0.0
     garbage_at: float = 0.0
     collecting: threading.Thread | None = None
+    touch_at: float = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Sweep until `stop` is set."""
@@ -79,7 +83,8 @@ class Sweeper:
         """One round. A database or a broker that does not answer spoils a round, never the sweeper."""
         try:
             with db.reading() as session:
-                held, due = outbox.held(session), outbox.due(session, limit=SLOTS)
+                held, due = outbox.held(session), self._due(session)
+            self._touch()
             self.healthy_since = self.healthy_since if self.healthy_since is not None else time.monotonic()
             self._take_back(held)
             self._clear_directories()
@@ -94,6 +99,38 @@ class Sweeper:
             return
         self._ring(due)
 
+    def _touch(self) -> None:
+        """Say that this worker is there. Not at every sweep of an impatient one: each is a write."""
+        if time.monotonic() < self.touch_at:
+            return
+        room, host = self.room, self.room.owner.partition("|")[0]
+        sign = workers.Sign(
+            id=leases.digest(room.owner),
+            host=leases.digest(host),
+            gpu_classes=room.settings.gpu_classes,
+            state="draining" if room.draining.is_set() else "active",
+            request_id=room.request_id,
+        )
+        with db.transaction() as session:
+            workers.touch(session, sign)
+        self.touch_at = time.monotonic() + workers.SHORTEST_PAUSE_SECONDS
+
+    def leave(self) -> None:
+        """Say that this worker is not there any more. One that cannot say so is soon seen to be gone."""
+        try:
+            with db.transaction() as session:
+                workers.leave(session, leases.digest(self.room.owner))
+        except Exception as error:
+            if not database_is_away(error):
+                raise
+            log.warning("leave.failed", extra={"kind": type(error).__name__})
+
+    def _due(self, session: OrmSession) -> list[Due]:
+        settings = self.room.settings
+        if not quotas.may_start(session, settings):
+            return []
+        return outbox.due(session, limit=SLOTS, classes=settings.gpu_classes)
+
     # ------------------------------------------------------------------------------------------------------ the doorbell
 
     def _ring(self, due: list[Due]) -> None:
@@ -103,7 +140,7 @@ class Sweeper:
         now = time.monotonic()
         for wait in self.bells.choose(due, now):
             try:
-                bell.ring(self.app, wait.request_id)
+                bell.ring(self.app, wait.request_id, wait.gpu_class)
             except (KombuError, OSError) as error:
                 log.warning("bell.failed", extra={"kind": type(error).__name__})
                 return

@@ -21,14 +21,16 @@ from service import db
 from service.config import Settings
 from service.requests import leases
 from service.requests.leases import Lease, LeaseLost, Progress
-from service.requests.lifecycle import Phase
-from worker.conductor.outcomes import Cancelled, Drained
+from service.requests.lifecycle import Phase, Wish
+from worker.conductor.outcomes import Cancelled, Drained, Paused
 
 log = logging.getLogger("expunge.conductor")
 
 LOOK_SECONDS = 1.0
 """At most so long after a cancellation or an advance somebody else can see it, whatever the pause between renewals."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+NEEDS_NO_GPU: frozenset[Phase] = frozenset({"certifying", "publishing"})
+"""Phases that a pause lets go on: the result has been verified, and to stop now would only mean to verify it again."""
 T = TypeVar("T")
 
 
@@ -45,8 +47,10 @@ class Heart:
         self.lease = lease
         self.lost = threading.Event()
         self.cancel = threading.Event()
+        self.pause = threading.Event()
         self.draining = draining
         self._settings = settings
+        self._phase: Phase | None = None
         self._progress: Progress | None = None
         self._written: Progress | None = None
         self._renewed = time.monotonic()
@@ -69,11 +73,13 @@ class Heart:
         self._progress = progress
 
     def check(self, *, may_drain: bool = True) -> None:
-        """Call it between two steps of anything long. Raises: LeaseLost, Cancelled, Drained."""
+        """Call it between two steps of anything long. Raises: LeaseLost, Cancelled, Paused, Drained."""
         if self.lost.is_set():
             raise LeaseLost(self.lease.request_id)
         if self.cancel.is_set():
             raise Cancelled
+        if self.pause.is_set() and self._phase not in NEEDS_NO_GPU:
+            raise Paused
         if may_drain and self.draining.is_set():
             raise Drained
 
@@ -84,8 +90,8 @@ class Heart:
             asked = self.write(
                 lambda session: leases.renew(session, self.lease, lease_seconds=self._settings.lease_seconds, phase=phase)
             )
-        if asked:
-            self.cancel.set()
+            self._phase = phase
+        self._heed(asked)
         self.check(may_drain=may_drain)
         log.info("phase.entered", extra={"request": self.lease.request_id, "fence": self.lease.fence, "phase": phase})
 
@@ -134,15 +140,21 @@ class Heart:
                 log.warning("renewal.failed", extra=fields, exc_info=None if database_is_away(error) else error)
                 wait = min(max(wait, FIRST_PAUSE) * 2, LONGEST_PAUSE)
                 continue
-            if asked:
-                self.cancel.set()
+            self._heed(asked)
 
-    def _once(self) -> bool:
+    def _heed(self, asked: Wish | None) -> None:
+        match asked:
+            case "cancel":
+                self.cancel.set()
+            case "pause":
+                self.pause.set()
+
+    def _once(self) -> Wish | None:
         progress = self._progress
         is_news = progress is not None and progress != self._written
         if not is_news and time.monotonic() - self._renewed < self._settings.renew_seconds:
             with db.reading() as session:
-                return leases.is_cancelled(session, self.lease)
+                return leases.asked(session, self.lease)
         with db.transaction() as session:
             asked = leases.renew(session, self.lease, lease_seconds=self._settings.lease_seconds, progress=progress)
         self._renewed, self._written = time.monotonic(), progress

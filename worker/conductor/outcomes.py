@@ -51,6 +51,10 @@ class Cancelled(Stopped):
     """Somebody asked to cancel; no process of the attempt is left."""
 
 
+class Paused(Stopped):
+    """Somebody asked to pause; no process of the attempt is left, and its step checkpoint waits for it to be resumed."""
+
+
 class Drained(Stopped):
     """The worker is shutting down; the request goes back unharmed."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +24,7 @@ from service.checkpoints.publish import BaseMoved, publish
 from service.config import Settings
 from service.files import FileEntry
 from service.requests import endings, leases
-from service.requests.leases import Lease, LeaseLost
+from service.requests.leases import Lease, LeaseLost, NoRoom
 from service.requests.lifecycle import TERMINAL
 from service.requests.rungs import CODES, REJECTED
 from service.requests.seeds import verification_secret
@@ -33,7 +34,7 @@ from worker.conductor import caches, certifying, launch, mounted, planning, stor
 from worker.conductor.answers import read_manifest, read_report, require_success
 from worker.conductor.certifying import Times
 from worker.conductor.heart import Heart
-from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Rejected, problem
+from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Paused, Rejected, problem
 from worker.conductor.planning import Plan
 from worker.conductor.processes import Unkillable, kill_older
 from worker.conductor.supervise import run_stage
@@ -56,6 +57,8 @@ class Room:
     command: launch.Command = launch.torchrun
     draining: threading.Event = field(default_factory=threading.Event)
     busy: threading.Event = field(default_factory=threading.Event)
+    request_id: str | None = None
+    """What is being worked on."""
     signer_patience_seconds: float = SIGNER_PATIENCE_SECONDS
     store_patience_seconds: float = storing.PATIENCE_SECONDS
     notary: Notary | None = None
@@ -66,19 +69,37 @@ def run(request_id: str, room: Room) -> str | None:
     """Take a request and see it through.
 
     Returns:
-        What became of the request: `succeeded`, `failed`, `cancelled` or `queued`; `lost` when another worker has it now; None
-        when it could not be claimed.
+        What became of the request: `succeeded`, `failed`, `cancelled`, `paused` or `queued`; `lost` when another worker has it
+        now; None when it could not be claimed.
     """
+    return _see_through(room, partial(leases.claim, request_id=request_id))
+
+
+def run_next(room: Room) -> str | None:
+    """Take the request that comes first among those that this worker may run, and see it through. Returns: as `run`."""
+    return _see_through(room, partial(leases.claim_next, classes=room.settings.gpu_classes))
+
+
+def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
     if room.draining.is_set():
         return None
-    with db.transaction() as session:
-        lease = leases.claim(session, request_id, owner=room.owner, lease_seconds=room.settings.lease_seconds)
+    settings = room.settings
+    terms = {"owner": room.owner, "lease_seconds": settings.lease_seconds, "most_active": settings.max_active_requests}
+    try:
+        with db.transaction() as session:
+            lease = claim(session, **terms)
+    except NoRoom:
+        return None
     if lease is None:
         return None
-    log.info("request.claimed", extra={"request": request_id, "fence": lease.fence})
-    with Heart(lease, room.settings, room.draining) as heart:
-        status = _attempt(room, heart)
-    log.info("attempt.ended", extra={"request": request_id, "fence": lease.fence, "status": status})
+    log.info("request.claimed", extra={"request": lease.request_id, "fence": lease.fence})
+    room.request_id = lease.request_id
+    try:
+        with Heart(lease, settings, room.draining) as heart:
+            status = _attempt(room, heart)
+    finally:
+        room.request_id = None
+    log.info("attempt.ended", extra={"request": lease.request_id, "fence": lease.fence, "status": status})
     return status
 
 
@@ -224,6 +245,8 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
                 return _after_loss(heart)
             case Cancelled():
                 return heart.write(lambda session: endings.cancelled(session, lease))
+            case Paused():
+                return heart.write(lambda session: endings.pause(session, lease))
             case Drained():
                 return heart.write(lambda session: endings.give_back(session, lease, reason="its worker is shutting down"))
             case Failed(problem=why):
@@ -253,10 +276,10 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
 def _after_loss(heart: Heart) -> str:
     """A publication that was refused because somebody asked to cancel is a cancellation, not a loss."""
     try:
-        asked = heart.write(lambda session: leases.is_cancelled(session, heart.lease))
+        asked = heart.write(lambda session: leases.asked(session, heart.lease))
     except LeaseLost:
         return "lost"
-    return heart.write(lambda session: endings.cancelled(session, heart.lease)) if asked else "lost"
+    return heart.write(lambda session: endings.cancelled(session, heart.lease)) if asked == "cancel" else "lost"
 
 
 def _clean(room: Room, lease: Lease, job: JobDirectory | None, *, keep_steps: bool) -> None:

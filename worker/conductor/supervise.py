@@ -31,7 +31,7 @@ LONGEST_LINE = 1 << 16
 LARGEST_COUNT = 2**31 - 1
 """What the progress columns hold."""
 
-How = Literal["exited", "cancelled", "drained", "lost", "stalled"]
+How = Literal["exited", "cancelled", "paused", "drained", "lost", "stalled"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def _must_stop(heart: Heart, *, stalled: bool) -> How | None:
         return "lost"
     if heart.cancel.is_set():
         return "cancelled"
+    if heart.pause.is_set():
+        return "paused"
     if heart.draining.is_set():
         return "drained"
     return "stalled" if stalled else None

@@ -29,13 +29,13 @@ def register(app: Celery, room: Room) -> None:
 
 
 def answer(request_id: str, room: Room) -> None:
-    """Take the request if it may be taken. The row decides; the message is only a hint of where to look."""
+    """Take the request that comes first now. The rows decide; a message may be old, and only says that there is something."""
     if not isinstance(request_id, str):
         log.warning("bell.unreadable", extra={"kind": type(request_id).__name__})
         return
     room.busy.set()
     try:
-        pipeline.run(request_id, room)
+        pipeline.run_next(room)
     except Exception as error:
         if not database_is_away(error):
             raise

@@ -17,7 +17,7 @@ from service import failpoints
 from service.config import Settings
 from service.files import open_file
 from service.requests.leases import Lease
-from service.requests.lifecycle import TERMINAL
+from service.requests.lifecycle import KEEPS_PLACE, TERMINAL
 from service.storage import Missing, Store
 from worker.conductor import caches
 from worker.conductor.outcomes import Failed, problem
@@ -155,7 +155,7 @@ def sweep(settings: Settings, standing: Callable[[list[str]], Mapping[str, tuple
         if status is None or status in TERMINAL:
             log.info("jobs.swept", extra={"request": request_id, "status": status})
             _remove(family)
-        elif status == "queued":
+        elif status in KEEPS_PLACE:
             for left in family.iterdir():
                 if _fence_of(left) <= fence:
                     _strip(JobDirectory(left))

@@ -94,7 +94,7 @@ def test_only_the_holder_under_its_own_fence_can_write(house: h.House, stranger:
     wrong = Lease(request_id, stranger.fence, stranger.owner)
     writes = [
         lambda s: leases.renew(s, wrong, lease_seconds=60),
-        lambda s: leases.is_cancelled(s, wrong),
+        lambda s: leases.asked(s, wrong),
         lambda s: endings.fail(s, wrong, BOOM),
         lambda s: endings.retry(s, wrong, BOOM, max_attempts=3),
         lambda s: endings.give_back(s, wrong, reason="x"),
@@ -115,12 +115,12 @@ def test_renewing_extends_the_lease_by_the_databases_clock_and_hears_of_cancella
     request_id = h.ask(house)
     lease = held(request_id)
     with db.transaction() as session:
-        assert leases.renew(session, lease, lease_seconds=600) is False
+        assert leases.renew(session, lease, lease_seconds=600) is None
         left = session.get_one(UnlearnRequest, request_id).lease_expires_at - db.now(session)
     assert timedelta(seconds=590) < left <= timedelta(seconds=600)
     h.withdraw(request_id)
     with db.transaction() as session:
-        assert leases.renew(session, lease, lease_seconds=600) is True
+        assert leases.renew(session, lease, lease_seconds=600) == "cancel"
 
 
 def test_progress_raises_the_version_and_followers_hear_of_whole_percents(house: h.House) -> None:

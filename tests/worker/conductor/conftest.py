@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,13 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("NCCL_FAKE_KEEP", str(folder))
     return folder
+
+
+@pytest.fixture
+def background() -> Iterator[list[threading.Thread]]:
+    """Threads of a test; all of them have ended when it has."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()

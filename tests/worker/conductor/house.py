@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from service.config import Settings, get_settings
 from service.files import FileEntry, dataset_digest, tree_digest
 from service.storage import get_store
 from service.tables import Attempt, Checkpoint, Dataset, LedgerEntry, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
-from worker.conductor import identity
+from worker.conductor import identity, pipeline
 from worker.conductor.launch import Stage
 from worker.conductor.pipeline import Room
 from worker.contract import JobDirectory
@@ -245,6 +246,17 @@ def until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"not within {seconds} s")
+
+
+def start(request_id: str, room: Room, background: list[threading.Thread]) -> tuple[list[str | None], list[int]]:
+    """Run in a thread until the engine is at work; the result to be, and the pids of agent and rank."""
+    outcome: list[str | None] = []
+    thread = threading.Thread(target=lambda: outcome.append(pipeline.run(request_id, room)))
+    background.append(thread)
+    thread.start()
+    note = room.settings.jobs_dir / request_id / "1" / "rank.pid"
+    pids = until(lambda: note.exists() and note.read_text().split())
+    return outcome, [int(p) for p in pids]
 
 
 def is_running(pid: int) -> bool:

@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError as BrokerAway
@@ -20,7 +21,8 @@ from service.audit.leaves import LOCAL, RequestClosed
 from service.outbox import Due
 from service.requests import leases
 from service.storage import StoreRefused
-from service.tables import LedgerPrivate
+from service.tables import LedgerPrivate, UnlearnRequest
+from service.workers import repository as workers
 from tests.worker.conductor import house as h
 from worker.conductor import app as bell
 from worker.conductor import identity
@@ -32,7 +34,7 @@ ELSEWHERE = "another-host|1|1|another-boot"
 @pytest.fixture
 def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     heard: list[str] = []
-    monkeypatch.setattr(bell, "ring", lambda _app, request_id: heard.append(request_id))
+    monkeypatch.setattr(bell, "ring", lambda _app, request_id, _class: heard.append(request_id))
     return heard
 
 
@@ -94,7 +96,7 @@ def test_a_broker_that_is_away_spoils_a_ring_and_nothing_else(
     sweeper.sweep()
     assert sweeper.healthy_since is not None
     heard: list[str] = []
-    monkeypatch.setattr(bell, "ring", lambda _app, ring_id: heard.append(ring_id))
+    monkeypatch.setattr(bell, "ring", lambda _app, ring_id, _class: heard.append(ring_id))
     sweeper.sweep()
     assert heard == [request_id]  # the failed ring does not count
 
@@ -221,3 +223,42 @@ def test_a_store_that_cannot_be_listed_spoils_no_round(
     sweeper.collecting.join(10)
     assert "garbage.failed" in caplog.text
     assert sweeper.healthy_since is not None
+
+
+def test_a_worker_says_that_it_is_there_until_it_leaves(sweeper: Sweeper, rung: list[str]) -> None:
+    def said() -> list[tuple[Any, ...]]:
+        with db.reading() as session:
+            return [(w.id, w.gpu_classes, w.state, w.request_id) for w in workers.everyone(session)]
+
+    me = leases.digest(sweeper.room.owner)
+    sweeper.sweep()
+    assert said() == [(me, ["default"], "active", None)]
+    sweeper.room.draining.set()
+    sweeper.room.request_id = "ureq_1"
+    sweeper.sweep()
+    assert said()[0][2:] == ("active", None)  # a write a second is enough
+    sweeper.touch_at = 0.0
+    sweeper.sweep()
+    assert said() == [(me, ["default"], "draining", "ureq_1")]
+    sweeper.leave()
+    assert said() == []
+
+
+def test_a_worker_rings_for_its_own_classes_on_their_queues(
+    database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, str]] = []
+    monkeypatch.setattr(bell, "ring", lambda _app, request_id, gpu_class: heard.append((request_id, gpu_class)))
+    room = h.make_room(gpu_class="h200x4,cpu", max_active_requests=1)
+    sweeper = Sweeper(bell.make_app(room.settings), room)
+    plain, big = (h.ask(h.furnish(tmp_path / name)) for name in "ab")
+    with db.transaction() as session:
+        session.get_one(UnlearnRequest, big).gpu_class = "cpu"
+    sweeper.sweep()
+    assert heard == [(big, "cpu")]
+    assert bell.queue_of("cpu") == "expunge.cpu"
+    with db.transaction() as session:
+        assert leases.claim(session, plain, owner=ELSEWHERE, lease_seconds=60)
+    sweeper.bells.rung.clear()
+    sweeper.sweep()
+    assert heard == [(big, "cpu")]  # as many run as may

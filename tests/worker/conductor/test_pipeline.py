@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -379,16 +378,6 @@ def test_a_later_attempt_adopts_the_step_checkpoints_and_has_the_same_spec(house
 # --------------------------------------------------------------------------------------------------------------- signer
 
 
-@pytest.fixture
-def background() -> Iterator[list[threading.Thread]]:
-    """Threads of a test; all of them have ended when it has."""
-    threads: list[threading.Thread] = []
-    yield threads
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
-
-
 class Away:
     """A signer that comes back after so many calls, or that refuses."""
 
@@ -499,24 +488,13 @@ def test_a_key_that_comes_while_a_worker_waits_costs_no_attempt(house: h.House, 
 # ----------------------------------------------------------------------------------------- cancelled, drained, lost
 
 
-def start(request_id: str, room: Room, background: list[threading.Thread]) -> tuple[list[str | None], list[int]]:
-    """Run in a thread until the engine is at work; the result to be, and the pids of agent and rank."""
-    outcome: list[str | None] = []
-    thread = threading.Thread(target=lambda: outcome.append(pipeline.run(request_id, room)))
-    background.append(thread)
-    thread.start()
-    note = room.settings.jobs_dir / request_id / "1" / "rank.pid"
-    pids = h.until(lambda: note.exists() and note.read_text().split())
-    return outcome, [int(p) for p in pids]
-
-
 @pytest.mark.parametrize("deaf", [False, True])
 def test_cancelling_a_running_request_kills_every_process_first(
     house: h.House, background: list[threading.Thread], deaf: bool
 ) -> None:
     room = h.make_room(stop_grace_seconds=0.5)
     request_id = h.ask(house, unlearn="long", deaf=deaf)
-    outcome, pids = start(request_id, room, background)
+    outcome, pids = h.start(request_id, room, background)
     h.withdraw(request_id)
     assert h.request(request_id).status == "cancelling"
     h.until(lambda: outcome)
@@ -538,7 +516,7 @@ def test_a_cancelled_queued_request_is_never_claimed(house: h.House) -> None:
 def test_draining_gives_the_request_back_uncharged_with_its_steps(house: h.House, background: list[threading.Thread]) -> None:
     room = h.make_room()
     request_id = h.ask(house, unlearn="long_once")
-    outcome, pids = start(request_id, room, background)
+    outcome, pids = h.start(request_id, room, background)
     room.draining.set()
     h.until(lambda: outcome)
     assert outcome == ["queued"]
@@ -558,7 +536,7 @@ def test_draining_gives_the_request_back_uncharged_with_its_steps(house: h.House
 def test_a_killed_agent_is_a_dead_attempt_and_its_ranks_go_too(house: h.House, background: list[threading.Thread]) -> None:
     room = h.make_room()
     request_id = h.ask(house, unlearn="long")
-    outcome, (agent, rank) = start(request_id, room, background)
+    outcome, (agent, rank) = h.start(request_id, room, background)
     h.until(lambda: h.request(request_id).progress_completed)  # the tree was looked at
     os.kill(agent, signal.SIGKILL)
     h.until(lambda: outcome)
@@ -570,7 +548,7 @@ def test_a_killed_agent_is_a_dead_attempt_and_its_ranks_go_too(house: h.House, b
 def test_a_lost_lease_stops_the_work_and_writes_nothing(house: h.House, background: list[threading.Thread]) -> None:
     room = h.make_room()
     request_id = h.ask(house, unlearn="long")
-    outcome, pids = start(request_id, room, background)
+    outcome, pids = h.start(request_id, room, background)
     with db.transaction() as session:
         endings.reap(session, request_id, 1, max_attempts=5, reason="a test says so", only_expired=False)
     ledger, row = h.actions(request_id), h.request(request_id)

@@ -1,0 +1,50 @@
+"""The commands that change a request which is made: `expunge request pause|resume|retry|prioritise`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from service.commands import DEFAULT_URL, Url
+from service.commands import _client as client_of
+from service.commands import _json as parsed
+from service.commands import _show as show
+
+
+def pause(request_id: str, url: Url = DEFAULT_URL) -> None:
+    """Keep a request from running; one that runs leaves a step checkpoint first. No law's clock stops."""
+    with client_of(url) as client:
+        show(client.pause(request_id))
+
+
+def resume(request_id: str, url: Url = DEFAULT_URL) -> None:
+    """Put a paused request back into the queue."""
+    with client_of(url) as client:
+        show(client.resume(request_id))
+
+
+def retry(
+    request_id: str,
+    method: Annotated[str | None, typer.Option(help="Another method; default: as it was.")] = None,
+    params: Annotated[str | None, typer.Option(help="JSON object of method parameters, in place of the earlier ones.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    policy: Annotated[str | None, typer.Option(help="Another verification policy; default: as it was.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option()] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Take up a request that failed or was cancelled: a new one, with the same law's clock."""
+    wanted = None if params is None else parsed(params, "--params")
+    given = {"method": method, "params": wanted, "seed": seed, "policy": policy}
+    with client_of(url) as client:
+        show(client.retry(request_id, {k: v for k, v in given.items() if v is not None}, idempotency_key=idempotency_key))
+
+
+def prioritise(
+    request_id: str,
+    priority: Annotated[str, typer.Argument(help="urgent, standard or bulk.")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Say how urgent a request is among those whose latest start is the same, or that have none."""
+    with client_of(url) as client:
+        show(client.amend(request_id, priority=priority))

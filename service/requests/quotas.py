@@ -1,0 +1,53 @@
+"""How many requests a project may have waiting, and how many of them may run at once. Counted from the rows, never kept beside
+them: a counter that drifts from what it counts stops a queue for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session as OrmSession
+
+from service.config import Settings
+from service.errors import QuotaExceeded
+from service.requests.lifecycle import HOLDS_LINEAGE, KEEPS_PLACE
+from service.tables import UnlearnRequest
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Requests of one project."""
+
+    active: int
+    """That some worker holds."""
+    queued: int
+    """That wait for one, the paused ones included."""
+
+
+def usage(session: OrmSession) -> Usage:
+    """As committed now. An installation is one project: its requests are all there are."""
+    counted = select(UnlearnRequest.status, func.count()).group_by(UnlearnRequest.status)
+    pending = counted.where(UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE | KEEPS_PLACE)))
+    by_status = {status: int(count) for status, count in session.execute(pending)}
+    return Usage(
+        active=sum(by_status.get(status, 0) for status in HOLDS_LINEAGE),
+        queued=sum(by_status.get(status, 0) for status in KEEPS_PLACE),
+    )
+
+
+def require_place(session: OrmSession, settings: Settings) -> None:
+    """Call it last, under the ledger's lock: then no two that are made at once both take the last place.
+
+    Raises:
+        QuotaExceeded: with the new one, more would wait than may.
+    """
+    most = settings.max_queued_requests
+    if most and usage(session).queued > most:
+        raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
+
+
+def may_start(session: OrmSession, settings: Settings) -> bool:
+    """True while fewer run than may run at once."""
+    most = settings.max_active_requests
+    return not most or usage(session).active < most

@@ -1,0 +1,108 @@
+"""When a request has to start so that its answer comes in time, and what keeps a waiting one from starting.
+
+    latest start = legal deadline - expected run - margin
+
+The expected run is the median of past runs of the same method on models of the same family, of those that ended with a result.
+It is written down with the request when it is made, resumed, or its deadline is extended, so that the order of a queue can be
+explained from its rows alone, and does not change under its readers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session as OrmSession
+from sqlalchemy.orm import aliased
+
+from service import outbox
+from service.config import Settings
+from service.db import now
+from service.requests import quotas
+from service.requests.schemas import StatusReason
+from service.tables import Attempt, Model, RequestCompliance, UnlearnRequest
+from service.workers import repository as workers
+
+RUNS = 51
+"""So many past runs are looked at, the newest ones."""
+
+
+def latest_start(due_at: datetime, *, expected_seconds: float, margin_seconds: float) -> datetime:
+    """See the module's first lines. It may lie in the past: then every minute counts."""
+    return due_at - timedelta(seconds=expected_seconds + margin_seconds)
+
+
+def expected_run_seconds(session: OrmSession, settings: Settings, *, family: str, method: str) -> float:
+    """Median time of past runs that succeeded, in seconds; the setting where there is none."""
+    chosen = (
+        select(Attempt.started_at, Attempt.ended_at)
+        .join(UnlearnRequest, UnlearnRequest.id == Attempt.request_id)
+        .join(Model, Model.id == UnlearnRequest.model_id)
+        .where(
+            UnlearnRequest.status == "succeeded",
+            UnlearnRequest.method == method,
+            Model.family == family,
+            Attempt.outcome == "succeeded",
+            Attempt.ended_at.is_not(None),
+        )
+        .order_by(Attempt.started_at.desc())
+        .limit(RUNS)
+    )
+    seconds = [(ended - started).total_seconds() for started, ended in session.execute(chosen) if ended is not None]
+    return statistics.median(seconds) if seconds else settings.expected_run_seconds
+
+
+def refresh(session: OrmSession, settings: Settings, request: UnlearnRequest, law: RequestCompliance | None) -> None:
+    """Write down when a request has to start, as it stands now. Only of one that has not ended."""
+    if law is None or law.due_at is None:
+        request.expected_run_seconds = request.latest_start_at = None
+        return
+    family = session.scalars(select(Model.family).where(Model.id == request.model_id)).one()
+    expected = expected_run_seconds(session, settings, family=family, method=request.method)
+    request.expected_run_seconds = expected
+    margin = settings.deadline_margin_seconds
+    request.latest_start_at = latest_start(law.due_at, expected_seconds=expected, margin_seconds=margin)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What is the same for all that wait, at one moment."""
+
+    at: datetime
+    served: frozenset[str]
+    """GPU classes that some worker takes requests of."""
+    full: int | None
+    """As many run as may: so many; None: there is room."""
+
+
+def look(session: OrmSession, settings: Settings) -> Floor:
+    """As it stands now."""
+    full = None if quotas.may_start(session, settings) else settings.max_active_requests
+    return Floor(now(session), workers.served(session, settings), full)
+
+
+def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> StatusReason | None:
+    """What keeps a queued request from starting; None: only that other requests come first, or it does not wait."""
+    if request.status != "queued":
+        return None
+    if request.gpu_class not in floor.served:
+        return StatusReason(code="no_worker", message=f"no worker that is there serves the GPU class {request.gpu_class}")
+    other, this = aliased(UnlearnRequest), aliased(UnlearnRequest)
+    in_front = session.execute(
+        select(other.id, other.status)
+        .join(this, this.id == request.id)
+        .where(outbox.blocks(other, this))
+        .order_by(other.created_at, other.id)
+        .limit(1)
+    ).first()
+    if in_front is not None:
+        code = "behind_paused" if in_front.status == "paused" else "behind"
+        message = f"an older request of the model comes first, and it is {in_front.status}"
+        return StatusReason(code=code, message=message, request_id=in_front.id)
+    if request.not_before > floor.at:
+        return StatusReason(code="resting", message="its last attempt died; it rests before the next one")
+    if floor.full is not None:
+        return StatusReason(code="quota", message=f"{floor.full} requests run, and no more may at once")
+    return None
