@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import JSON
 
+from service import tenancy
 from service.db import UtcDateTime
 from service.requests.lifecycle import PHASES, STATUSES
 
@@ -67,6 +68,7 @@ class Dataset(Row):
     """Images and labels that models were trained on; files stay where they are, their digests are kept."""
 
     __tablename__ = "dataset"
+    __table_args__ = (Index("ix_dataset_project", "project_id", "created_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -78,12 +80,14 @@ class Dataset(Row):
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class Model(Row):
     """A registered model: a lineage of versions, of which one is current."""
 
     __tablename__ = "model"
+    __table_args__ = (Index("ix_model_project", "project_id", "created_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -94,6 +98,7 @@ class Model(Row):
     current_version: Mapped[int]
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class ModelVersion(Row):
@@ -127,6 +132,7 @@ class UnlearnRequest(Row):
         CheckConstraint("phase IS NULL OR " + _one_of("phase", PHASES), name="phase"),
         Index("ix_unlearn_request_due", "status", "not_before", "created_at"),
         Index("ix_unlearn_request_model", "model_id", "status"),
+        Index("ix_unlearn_request_project", "project_id", "created_at"),
         Index(
             "uq_unlearn_request_one_at_a_time",
             "model_id",
@@ -176,6 +182,7 @@ class UnlearnRequest(Row):
     created_by: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class RequestCompliance(Row):
@@ -445,3 +452,6 @@ class SharedSecret(Row):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[datetime]
+
+
+from service.access import tables as _access  # noqa: E402, F401 — they are rows of this schema, too, and build on what is above

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from service.audit import access, repository, service, shredding
 from service.audit.schemas import EntryFilters, EntryQuery, EntryRead
 from service.audit.vault import get_keys
-from service.auth import CurrentActor
+from service.auth import CurrentActor, CurrentCaller, allowed
 from service.compliance import formats
 from service.db import reading
 from service.edge import writing
@@ -26,14 +26,18 @@ COLUMNS = ("seq", "at", "action", "outcome", "actor", "tenant", "request_id", "r
 
 @router.get(
     "/entries",
+    dependencies=[allowed("ledger:read")],
     response_model=Page[EntryRead],
     summary="Search the ledger",
     responses=problems(InvalidCursor, PrivateGone, PrivateDamaged, Unprocessable),
 )
 def list_audit_entries(
-    query: Annotated[EntryQuery, Query()], request: Request, response: Response, actor: CurrentActor
+    query: Annotated[EntryQuery, Query()], request: Request, response: Response, actor: CurrentActor, caller: CurrentCaller
 ) -> dict[str, Any]:
-    """In order of their sequence numbers, which have no gaps. Reading is an entry, too: the next page may hold it."""
+    """In order of their sequence numbers; in the whole ledger these have no gaps. Reading is an entry, too: the next page may
+    hold it. `include=private` needs the scope `private:read`."""
+    if query.include:
+        caller.require("private:read")
     with reading() as session:
         found = fetch_page(session, repository.filtered(query), (LedgerEntry.seq,), query, query.order)
     private: dict[int, dict[str, Any]] = {}
@@ -47,6 +51,7 @@ def list_audit_entries(
 
 @router.get(
     "/export",
+    dependencies=[allowed("ledger:export")],
     response_class=StreamingResponse,
     summary="All entries as JSON lines, or as a table",
     responses={

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.audit import proofs, receipts
-from service.audit.leaves import Actor, CertificateIssued
-from service.auth import current_actor
+from service.audit.leaves import CertificateIssued
+from service.auth import PUBLIC, CurrentActor, allowed
 from service.certificates import oms, publication
 from service.certificates.dsse import BUNDLE
 from service.certificates.signing import SignerUnavailable, SocketSigner
@@ -34,7 +34,6 @@ from service.storage import get_store
 
 router = APIRouter(tags=["checkpoints"])
 
-Caller = Annotated[Actor, Depends(current_actor)]
 PEM = "application/x-pem-file"
 SIGNER_SECONDS = 5.0
 IMMUTABLE = "private, max-age=31536000, immutable"
@@ -60,6 +59,7 @@ class KeyNotFound(NotFound):
 
 @router.get(
     "/checkpoints/{checkpoint_id}",
+    dependencies=[allowed("checkpoints:read")],
     response_model=CheckpointRead,
     summary="Read a checkpoint's manifest",
     responses=problems(CheckpointNotFound),
@@ -72,6 +72,7 @@ def read_checkpoint(checkpoint_id: str) -> CheckpointRead:
 
 @router.get(
     "/checkpoints/{checkpoint_id}/files/{path:path}",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="Download one file",
     responses=FILE_RESPONSES,
@@ -93,6 +94,7 @@ def read_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Res
 
 @router.head(
     "/checkpoints/{checkpoint_id}/files/{path:path}",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="The headers of one file",
     responses=FILE_RESPONSES,
@@ -104,6 +106,7 @@ def head_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Res
 
 @router.get(
     "/checkpoints/{checkpoint_id}/certificate",
+    dependencies=[allowed("checkpoints:read")],
     response_class=JSONResponse,
     summary="The signed certificate",
     responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(CheckpointNotFound)},
@@ -117,12 +120,13 @@ def read_checkpoint_certificate(checkpoint_id: str) -> Response:
 
 @router.post(
     "/checkpoints/{checkpoint_id}/revoke",
+    dependencies=[allowed("checkpoints:revoke")],
     status_code=201,
     response_model=RevocationRead,
     summary="Ask that a certificate be taken back",
     responses=problems(CheckpointNotFound, revocation.AlreadyAsked, Unprocessable, BadRequest),
 )
-def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Caller) -> RevocationRead:
+def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: CurrentActor) -> RevocationRead:
     """A second person approves it, unless the operator has set that one is enough: the record then says so."""
     with transaction() as session:
         revocation.ask(session, checkpoint_id, reason=wanted.reason, by=actor)
@@ -132,11 +136,12 @@ def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Calle
 
 @router.post(
     "/checkpoints/{checkpoint_id}/revoke/approve",
+    dependencies=[allowed("checkpoints:approve")],
     response_model=RevocationRead,
     summary="Approve a revocation",
     responses=problems(CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson),
 )
-def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
+def approve_revocation(checkpoint_id: str, actor: CurrentActor) -> RevocationRead:
     """From then on the files answer 410, and the revocation list names the certificate."""
     with transaction() as session:
         revocation.approve(session, checkpoint_id, by=actor)
@@ -146,6 +151,7 @@ def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
 
 @router.get(
     "/checkpoints/{checkpoint_id}/membership",
+    dependencies=[allowed("checkpoints:read")],
     response_model=Opening,
     summary="Prove that an item was among what was forgotten",
     responses=problems(CheckpointNotFound, service.NotForgotten, service.CommitmentErased, BadLocation),
@@ -157,6 +163,7 @@ def read_membership(checkpoint_id: str, item: Annotated[str, Query(min_length=1,
 
 @router.get(
     "/checkpoints/{checkpoint_id}/receipt",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="Proof that the certificate is in the ledger",
     responses={
@@ -174,6 +181,7 @@ def read_checkpoint_receipt(checkpoint_id: str) -> Response:
 
 @router.get(
     "/revocations",
+    dependencies=[PUBLIC],
     response_class=JSONResponse,
     summary="The signed revocation list",
     responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(SignerAway)},
@@ -191,6 +199,7 @@ def list_revocations(request: Request) -> Response:
 
 @router.get(
     "/signing-key",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="The public key",
     responses={200: {"content": {PEM: {"schema": {"type": "string"}}}}, **problems(KeyNotFound)},
