@@ -44,10 +44,15 @@ class DownloadRefused(Exception):
 
 
 class Client:
-    """One service. Every method returns the body as the API documents it."""
+    """One service. Every method returns the body as the API documents it.
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False)
+    Args:
+        key: API key or token. It goes into the header of each call, and nowhere else: no redirect is followed with it.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +66,9 @@ class Client:
     def post(self, path: str, body: Json | None = None, *, idempotency_key: str | None = None) -> Json:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return _body(self._send("POST", path, json=body, headers=headers))
+
+    def delete(self, path: str) -> Json:
+        return _body(self._send("DELETE", path))
 
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a keyset list, page after page."""

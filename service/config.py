@@ -32,14 +32,14 @@ class Settings(BaseSettings):
 
     auth: Literal["local", "required"] = Field(
         default="local",
-        description="local: whoever reaches the API is its one local user, so it listens on loopback alone; required: every call "
-        "needs an API key or a token",
+        description="local: whoever reaches the API is its one local user, so it listens on loopback alone; required: every "
+        "call needs an API key or a token",
     )
     jwt_issuer: str = Field(default="", max_length=200, description="`iss` of tokens that are taken as bearer; unset: none are")
     jwt_audience: str = Field(default="", description="`aud` that such tokens must have")
     jwt_jwks_url: str = Field(default="", description="https:// address of the issuer's JSON Web Key Set")
-    jwt_algorithms: tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "Ed25519"], ...] = (
-        Field(default=("RS256", "ES256"), min_length=1, description="signature algorithms that are taken, a JSON list")
+    jwt_algorithms: tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384"], ...] = Field(
+        default=("RS256", "ES256"), min_length=1, description="signature algorithms that are taken, a JSON list"
     )
     jwt_leeway_seconds: int = Field(default=30, ge=0, le=120, description="by which the clocks of issuer and API may differ")
     jwt_roles_claim: str = Field(default="roles", description="claim with the roles, a list; a dot goes into an object")

@@ -1,7 +1,7 @@
 """Projects, principals and API keys; every dataset, model and request belongs to a project, for good.
 
 What is there already belongs to the project `default`. The columns are added in place, without a reference to the project:
-SQLite adds no column that has both, and rebuilding a table would drop its triggers. A project is never deleted: nothing dangles.
+SQLite adds no column that has both, and rebuilding a table would drop its triggers. No project is ever deleted.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Refusals in the ledger, which nobody must be able to grow at will: entries stay for ever.
 
 Time runs in windows. In each, the first refusal of a kind is an entry at once; the next ones are counted, and are one more
-entry when the window ends. A kind is who, which key, why and for which scope. After `KINDS` of them, all further kinds share one
-count. So a process adds at most 2 * KINDS + 1 entries a window, whatever it is sent; and it takes a key that there is, or a known
-caller, to add any. A process that is killed takes the counts of one window with it, never a first entry.
+entry when the window ends. A kind is who, which key, why and for which scope. After `KINDS` of them, all further kinds share
+one count. So a process adds at most 2 * KINDS + 1 entries a window, whatever it is sent; and it takes a key that there is, or
+a known caller, to add any. A process that is killed takes the counts of one window with it, never a first entry.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Gate:
         self._app, self._owner = app, owner
         self._local = settings.auth == "local"
         self._contained = settings.bind_in_container
-        self._routes = [(route.methods, route.path_regex, _is_public(route)) for route in routes]
+        self._routes = [(route.methods or set(), route.path_regex, _is_public(route)) for route in routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

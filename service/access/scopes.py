@@ -35,17 +35,24 @@ Scope = Literal[
 Role = Literal["requester", "approver", "operator", "auditor", "admin", "worker"]
 
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
-_READ: frozenset[Scope] = frozenset({"catalogue:read", "datasets:read", "models:read", "requests:read", "checkpoints:read"})
+_READ: tuple[Scope, ...] = ("catalogue:read", "datasets:read", "models:read", "requests:read", "checkpoints:read")
+
+
+def _scopes(*scopes: Scope) -> frozenset[Scope]:
+    return frozenset(scopes)
+
 
 ROLES: dict[Role, frozenset[Scope]] = {
-    "requester": _READ | {"requests:create", "requests:cancel"},
-    "approver": _READ | {"ledger:read", "checkpoints:revoke", "checkpoints:approve", "ledger:approve"},
-    "operator": _READ
-    | {"datasets:create", "models:create", "models:dispose", "requests:cancel", "requests:operate", "compliance:record"}
-    | {"checkpoints:revoke", "ledger:read", "ledger:redact", "private:shred", "private:hold"},
-    "auditor": _READ | {"ledger:read", "ledger:export", "ledger:whole", "private:read"},
-    "admin": frozenset({"catalogue:read", "keys:manage", "principals:manage", "projects:manage"}),
-    "worker": frozenset(),  # it works on the rows, under its lease and fence: no route is for it
+    "requester": _scopes(*_READ, "requests:create", "requests:cancel"),
+    "approver": _scopes(*_READ, "ledger:read", "checkpoints:revoke", "checkpoints:approve", "ledger:approve"),
+    "operator": _scopes(
+        *_READ,
+        *("datasets:create", "models:create", "models:dispose", "requests:cancel", "requests:operate", "compliance:record"),
+        *("checkpoints:revoke", "ledger:read", "ledger:redact", "private:shred", "private:hold"),
+    ),
+    "auditor": _scopes(*_READ, "ledger:read", "ledger:export", "ledger:whole", "private:read"),
+    "admin": _scopes("catalogue:read", "keys:manage", "principals:manage", "projects:manage"),
+    "worker": _scopes(),  # it works on the rows, under its lease and fence: no route is for it
 }
 """`requests:operate` is for other people's requests: without it only one's own can be cancelled."""
 
