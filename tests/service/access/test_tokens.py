@@ -154,7 +154,9 @@ def test_a_person_with_a_token_is_known_by_an_id_and_can_be_switched_off(guarded
     assert guarded.get("/models", headers=bearer(token(nbf=0))).status_code == 200  # another token of the same person
     (made,) = entries("principal.created")
     who = said(made)["principalId"]
-    assert said(made)["token"] is True and made.actor == f"user:{who}" and b"ada@" not in (made.leaf or b"")
+    assert said(made)["token"] is True
+    assert made.actor == f"user:{who}"
+    assert b"ada@" not in (made.leaf or b"")
     assert code_of(guarded.post("/models", json={}, headers=bearer(token()))) == "forbidden"
     assert code_of(guarded.get("/models", headers=bearer(token(project="nowhere")))) == "unauthenticated"
     assert guarded.get("/models", headers=bearer(token(project=project("b")))).status_code == 200
