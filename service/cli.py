@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `witness` (elsewhere), `verify` (offline), `verify-model`
-and `demo`.
+`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `witness` (elsewhere), `verify` (offline),
+`verify-model` and `demo`.
 """
 
 from __future__ import annotations

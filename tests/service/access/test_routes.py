@@ -183,7 +183,7 @@ def test_lists_show_one_s_own_project_alone(guarded: TestClient, belongings: dic
         with calling(guarded, ours):
             assert len(guarded.get(path).json()["data"]) == 1, path
     with calling(guarded, theirs):
-        tenants = {entry["leaf"]["tenant"] for entry in guarded.get("/audit/entries").json()["data"]}
+        tenants = {entry["leaf"]["tenant"] for entry in guarded.get("/audit/entries").json()["data"] if entry["leaf"]}
         assert tenants == {"b"}
         assert {row["project_id"] for row in guarded.get("/principals").json()["data"]} == {"b"}
         assert {row["project_id"] for row in guarded.get("/api-keys").json()["data"]} == {"b"}
@@ -202,7 +202,7 @@ def test_lists_show_one_s_own_project_alone(guarded: TestClient, belongings: dic
             assert told.status_code in (200, 404, 422), question["name"]
             assert belongings["checkpoint_id"] not in told.text, question["name"]
     with calling(guarded, ours):
-        assert {entry["leaf"]["tenant"] for entry in guarded.get("/audit/entries").json()["data"]} == {"a"}
+        assert {entry["leaf"]["tenant"] for entry in guarded.get("/audit/entries").json()["data"] if entry["leaf"]} == {"a"}
         assert belongings["request_id"] in guarded.get("/audit/export").text
 
 
