@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import quote
@@ -15,6 +16,7 @@ import httpx2
 
 LEDGER_PATIENCE_SECONDS = 30.0
 """So long a download waits for the ledger to be signed: seconds after a publication, as a rule."""
+POLL_SECONDS = 0.5
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 CHUNK = 1 << 20
 
@@ -41,6 +43,15 @@ class Unreachable(Exception):
 
 class DownloadRefused(Exception):
     """What arrived is not what the manifest names."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What was fetched of a checkpoint."""
+
+    manifest: Json
+    missing: list[str]
+    """Receipts that the ledger's log has not been signed for yet, by their path: all that may be missing."""
 
 
 class Client:
@@ -131,30 +142,46 @@ class Client:
                 os.fsync(file.fileno())
         return True
 
-    def download_checkpoint(self, checkpoint_id: str, directory: Path) -> Json:
-        """Fetch every file of a checkpoint, its certificate and what lies beside it into `directory`; returns the manifest."""
+    def download_checkpoint(
+        self, checkpoint_id: str, directory: Path, *, patience_seconds: float = LEDGER_PATIENCE_SECONDS
+    ) -> Download:
+        """Fetch every file of a checkpoint, its certificate and what lies beside it into `directory`.
+
+        Files that lie there already under their digest are left alone, so a call that is repeated only fetches what is missing.
+
+        Args:
+            patience_seconds: how long to wait for receipts, once everything else is there.
+
+        Raises:
+            ApiError, Unreachable.
+            DownloadRefused: a file is not the one that the manifest names.
+        """
         manifest = self.get(f"/checkpoints/{checkpoint_id}")
         for entry in [*manifest["files"], *manifest["evidence"]]:
             target = _inside(directory, entry["path"])
-            self.download(self._file(checkpoint_id, entry["path"]), target, sha256=entry["sha256"])
-        deadline = time.monotonic() + LEDGER_PATIENCE_SECONDS
-        for path in manifest["later"]:
-            self._download_later(self._file(checkpoint_id, path), _inside(directory, path), deadline)
-        return manifest
+            if not target.is_file() or _sha256(target) != entry["sha256"]:
+                self.download(self._file(checkpoint_id, entry["path"]), target, sha256=entry["sha256"])
+        deadline = time.monotonic() + patience_seconds
+        missing: list[str] = manifest["later"]
+        while missing := [path for path in missing if not self._signed(checkpoint_id, path, directory)]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_SECONDS)
+        return Download(manifest, missing)
 
     @staticmethod
     def _file(checkpoint_id: str, path: str) -> str:
         return f"/checkpoints/{checkpoint_id}/files/{quote(path)}"
 
-    def _download_later(self, path: str, target: Path, deadline: float) -> None:
-        """What the service can only give once the ledger has been signed. Raises: ApiError: it still was not."""
-        while True:
-            try:
-                return self.download(path, target)
-            except ApiError as error:
-                if error.code != "not_yet_signed" or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.5)
+    def _signed(self, checkpoint_id: str, path: str, directory: Path) -> bool:
+        """Fetch what the service can only give once the ledger has been signed; False: it has not been."""
+        try:
+            self.download(self._file(checkpoint_id, path), _inside(directory, path))
+        except ApiError as error:
+            if error.code != "not_yet_signed":
+                raise
+            return False
+        return True
 
     @contextmanager
     def _stream(self, path: str, **arguments: Any) -> Iterator[httpx2.Response]:

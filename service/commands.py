@@ -27,6 +27,8 @@ err = Console(stderr=True)
 Url = Annotated[str, typer.Option(envvar="EXPUNGE_URL", help="The service's address.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+OWED = 4
+"""Exit status of a download that has everything but receipts, which do not exist yet."""
 
 
 def fail(message: str, status: int = 1) -> typer.Exit:
@@ -297,11 +299,23 @@ def request_cancel(request_id: str, url: Url = DEFAULT_URL) -> None:
 
 
 @checkpoint.command("download")
-def checkpoint_download(checkpoint_id: str, directory: Path, url: Url = DEFAULT_URL) -> None:
-    """Download a certified checkpoint and its certificate; every file is checked against the manifest."""
+def checkpoint_download(
+    checkpoint_id: str,
+    directory: Path,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for receipts, once the files are there.")] = 30.0,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Download a certified checkpoint and its certificate; every file is checked against the manifest.
+
+    Exit status: 0 all of it, 4 all but receipts, which the ledger's signer still owes, 1 anything else. Run it again for them:
+    files that are there already are not fetched twice.
+    """
     with _client(url) as client:
-        manifest = client.download_checkpoint(checkpoint_id, directory)
-    out.print(f"{len(manifest['files'])} files in {directory}", soft_wrap=True)
+        fetched = client.download_checkpoint(checkpoint_id, directory, patience_seconds=wait)
+    out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True)
+    if fetched.missing:
+        names = ", ".join(fetched.missing)
+        raise fail(f"complete, but receipts are still missing: {names}. The ledger is signed later; run this again", OWED)
 
 
 @audit.command("list")

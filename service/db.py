@@ -134,6 +134,22 @@ def reading() -> Iterator[OrmSession]:
         yield session
 
 
+@contextmanager
+def snapshot() -> Iterator[OrmSession]:
+    """Many reads of one moment: what others commit meanwhile is not seen, and nobody waits for it.
+
+    PostgreSQL: REPEATABLE READ, and a minute's patience with whoever does something slow between two reads. SQLite: one read
+    transaction, which sees the write-ahead log as it was; the log cannot be emptied until it ends, so keep it short.
+    """
+    engine = get_engine().execution_options(read_only=True)
+    if engine.dialect.name != "sqlite":
+        engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with OrmSession(engine, expire_on_commit=False) as session:
+        if engine.dialect.name != "sqlite":
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
+        yield session
+
+
 def now(session: OrmSession) -> datetime:
     """The database's clock, UTC, microseconds (milliseconds on SQLite). Leases compare with no other clock."""
     if session.get_bind().dialect.name == "sqlite":

@@ -133,7 +133,8 @@ class Demo:
     def _collect(self, client: Client, home: Path, request: Json, result: Json) -> None:
         report = client.get(f"/unlearn-requests/{request['id']}/report")
         checkpoint = self.out / "checkpoint"
-        client.download_checkpoint(request["checkpoint_id"], checkpoint)
+        if missing := client.download_checkpoint(request["checkpoint_id"], checkpoint).missing:
+            raise DemoFailed(f"the ledger was not signed in time: {', '.join(missing)} cannot be had yet")
         client.download(f"/unlearn-requests/{request['id']}/report/{PICTURE}", self.out / PICTURE)
         key = self.out / "signing.pub"
         shutil.copyfile(home / "data" / "keys" / "signing.pub", key)

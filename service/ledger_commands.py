@@ -82,19 +82,34 @@ def retire_key(key_id: Annotated[str, typer.Argument(help="The 8 hex digits in t
 @ledger.command()
 def adopt(
     checkpoint: Annotated[Path, typer.Argument(help="The newest that you trust.")],
+    proof: Annotated[Path | None, typer.Option(help="Answer of GET /audit/proof/consistency.")] = None,
 ) -> None:
-    """Tell a signer that lost its record what it signed last.
+    """Tell a signer that lost its record, or whose record is of an old backup, what it signed last.
 
-    Take the newest checkpoint that anybody has: what was signed after it will not be missed.
+    Take the newest checkpoint that anybody has: what was signed after it will not be missed. Over a record that is there it
+    takes a proof that the checkpoint extends it.
     """
     from service.audit import logsigner
     from service.verifier.note import Malformed, Refused
 
     try:
-        found = logsigner.adopt(_folder(), checkpoint.read_text())
+        found = logsigner.adopt(_folder(), checkpoint.read_text(), _hashes(proof))
     except (Malformed, Refused) as error:
         raise fail(str(error)) from error
     out.print(f"the log {found.origin} goes on from {found.size} entries", soft_wrap=True)
+
+
+def _hashes(proof: Path | None) -> list[bytes]:
+    """Of a consistency proof as the service gives it."""
+    import base64
+    import json
+
+    if proof is None:
+        return []
+    try:
+        return [base64.b64decode(one, validate=True) for one in json.loads(proof.read_text())["hashes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise fail(f"{proof} is no answer of GET /audit/proof/consistency") from error
 
 
 def witness(

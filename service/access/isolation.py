@@ -20,8 +20,8 @@ from service.access.tables import Principal, Project
 from service.audit.ledger import LOG_ID
 from service.tables import Checkpoint, LedgerEntry, Model, ModelVersion, Row, UnlearnRequest
 
-SHARED = frozenset({"ledger_head", "ledger_node", "ledger_checkpoint", "shared_secret"})
-"""The tree is one for all, and holds hashes. Nobody is shown the secret."""
+SHARED = frozenset({"ledger_head", "ledger_node", "ledger_checkpoint", "revocation_list", "shared_secret"})
+"""The tree is one for all, and holds hashes; the list of revocations is everybody's. Nobody is shown the secret."""
 OWNERS: dict[str, Any] = {
     "model_id": Model,
     "request_id": UnlearnRequest,

@@ -18,11 +18,11 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import checkpoints, export, repository, trust
 from service.audit import legal as legal  # its event types are in the schemas, too
-from service.audit.export import Private, Stored
+from service.audit.export import Inconsistent, Private, Stored
 from service.audit.leaves import EntryRedacted, Fact, PrivateShredded, private_digest
 from service.audit.ledger import LOG_ID
 from service.config import Settings
-from service.db import now, reading
+from service.db import now, snapshot
 from service.tables import LedgerEntry, LedgerPrivate
 
 BATCH = 512
@@ -62,31 +62,31 @@ def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def write(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Lay the ledger out in a folder that is not there yet. Returns its manifest. Raises: as `tar`."""
-    with reading() as session:
-        newest = checkpoints.accepted(session, trust.policy(settings))
+    """Lay the ledger out, as of one moment, in a folder that is not there yet. Returns its manifest. Raises: as `tar`."""
+    with snapshot() as session:
+        policy = trust.policy(settings)
+        if (lost := checkpoints.beyond(session, policy)) is not None:
+            raise Inconsistent(f"{lost.size} entries were signed, and here are {repository.size(session)}")
+        newest = checkpoints.accepted(session, policy)
         if newest is None:
             raise NothingSigned
         _require_nothing_taken(session, newest.size)
-        at, last = now(session), (newest.size, newest.created_at)
         # after the accepted one come those that too few witnesses have seen: none that anybody should rely on
+        last = newest.size, newest.created_at
         stored = [
             Stored(row.size, row.note, row.time_stamp)
-            for row in checkpoints.every(session)
+            for row in checkpoints.every(session, policy)
             if (row.size, row.created_at) <= last
         ]
-    manifest = export.write(
-        folder,
-        entries=_entries(newest.size),
-        checkpoints=stored,
-        private=_private(newest.size),
-        policy=trust.policy_text(settings),
-        schemas=schemas(),
-        created_at=at,
-    )
-    with reading() as session:  # entries and private rows were read after the checkpoint: what went meanwhile spoils the export
-        _require_nothing_taken(session, newest.size)
-    return manifest
+        return export.write(
+            folder,
+            entries=_entries(session, newest.size),
+            checkpoints=stored,
+            private=_private(session, newest.size),
+            policy=trust.policy_text(settings),
+            schemas=schemas(),
+            created_at=now(session),
+        )
 
 
 def _require_nothing_taken(session: OrmSession, size: int) -> None:
@@ -96,22 +96,18 @@ def _require_nothing_taken(session: OrmSession, size: int) -> None:
         raise NothingSigned
 
 
-def _entries(size: int) -> Iterator[LedgerEntry]:
-    """A batch at a time, and no connection held between: a disk may be slow."""
+def _entries(session: OrmSession, size: int) -> Iterator[LedgerEntry]:
+    """A batch at a time: it need not fit into memory."""
     for first in range(0, size, BATCH):
-        with reading() as session:
-            rows = repository.range_of(session, first, min(BATCH, size - first))
-        yield from rows
+        yield from repository.range_of(session, first, min(BATCH, size - first))
 
 
-def _private(size: int) -> Iterator[Private]:
+def _private(session: OrmSession, size: int) -> Iterator[Private]:
     """Which entries have a commitment, and whether it can still be opened; never what opens it."""
     key = LedgerPrivate.log_id == LOG_ID
     for first in range(0, size, BATCH):
         within = key, LedgerPrivate.seq >= first, LedgerPrivate.seq < min(first + BATCH, size)
-        with reading() as session:
-            rows = list(session.scalars(select(LedgerPrivate).where(*within).order_by(LedgerPrivate.seq)))
-        for row in rows:
+        for row in session.scalars(select(LedgerPrivate).where(*within).order_by(LedgerPrivate.seq)):
             digest = None
             if row.kek_id is not None and row.salt is not None and row.dek_wrapped is not None and row.ciphertext is not None:
                 digest = private_digest(row.kek_id, row.salt, row.dek_wrapped, row.ciphertext)

@@ -1,16 +1,34 @@
-"""The ledger's signed checkpoints: which there are, and the newest that the policy accepts."""
+"""The ledger's signed checkpoints: which there are, which of them are to be believed, and what is wrong with the others.
+
+The application's role may insert checkpoints, so a row is no checkpoint until its note has been read. One that is not what its
+row says is passed over by everybody who looks for the newest, is no part of an export, and is named by `problems`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session as OrmSession
 
+from service.audit import repository
+from service.audit.leaves import KeyAdded, rfc3339
 from service.audit.ledger import LOG_ID
-from service.tables import LedgerCheckpoint
-from service.verifier.note import Malformed, Policy, Refused
+from service.tables import LedgerCheckpoint, LedgerEntry
+from service.verifier.note import Checkpoint, Key, Malformed, Note, Policy, Refused
+
+log = logging.getLogger("expunge.checkpoints")
+
+EXAMINED = 64
+"""Rows that `problems` looks at, of the largest and of the latest each: a status is asked for often, and a checkpoint is made
+every minute. An export looks at all."""
 
 
 def _newest_first() -> Select[Any]:
@@ -18,24 +36,101 @@ def _newest_first() -> Select[Any]:
     return chosen.order_by(LedgerCheckpoint.size.desc(), LedgerCheckpoint.created_at.desc())
 
 
-def newest(session: OrmSession) -> LedgerCheckpoint | None:
-    """The newest there is, whoever has seen it."""
-    found: LedgerCheckpoint | None = session.scalars(_newest_first().limit(1)).first()
+def keys(session: OrmSession, policy: Policy) -> list[Key]:
+    """The keys that have signed this ledger: those of the policy, and those that its entries name, retired ones among them.
+
+    A ledger that goes on under another origin has entries of the keys of both.
+    """
+    added = LedgerEntry.log_id == LOG_ID, LedgerEntry.action == KeyAdded.action, LedgerEntry.leaf.is_not(None)
+    found = list(policy.logs)
+    for leaf in session.scalars(select(LedgerEntry.leaf).where(*added)):
+        with suppress(Malformed):  # a key that nobody can read has signed nothing
+            found.append(Key.parse(str(json.loads(leaf or b"")["public"].get("vkey"))))
     return found
 
 
-def newest_stamped(session: OrmSession) -> LedgerCheckpoint | None:
+def fault(row: LedgerCheckpoint, size: int, known: Sequence[Key] | None) -> str | None:
+    """What is wrong with a stored checkpoint; None: it is one of this ledger. Whether witnesses have seen it is not asked.
+
+    Args:
+        size: entries that there are.
+        known: keys that may have signed it; None: who signed it is not asked either.
+    """
+    try:
+        note = Note.parse(row.note)
+        told = Checkpoint.parse(note.text)
+        if known is not None and not any(note.by(key) for key in known if key.name == told.origin):
+            return f"no key of this ledger has signed it; its origin is {told.origin[:80]}"
+    except (Malformed, Refused) as error:
+        return str(error)
+    if told.size != row.size:
+        return f"its note is of {told.size} entries"
+    if told.size > size:
+        return f"it was signed, and the ledger has {size} entries: its end is missing" if known else "the ledger is shorter"
+    return None
+
+
+def _sound(session: OrmSession, policy: Policy, chosen: Select[Any]) -> Iterator[LedgerCheckpoint]:
+    """Those that have no fault; the log names the others, each once a process."""
+    known, size = keys(session, policy), repository.size(session)
+    with session.scalars(chosen.execution_options(yield_per=16)) as rows:
+        for row in rows:
+            if sound(row, size, known):
+                yield row
+
+
+def sound(row: LedgerCheckpoint, size: int, known: Sequence[Key] | None) -> bool:
+    """Has it no `fault`? Else the log says which."""
+    if (why := fault(row, size, known)) is not None:
+        _say(row.size, row.created_at, why)
+    return why is None
+
+
+@lru_cache(maxsize=1024)
+def _say(size: int, at: datetime, why: str) -> None:
+    log.error("checkpoint.skipped", extra={"size": size, "at": at.isoformat(), "why": why})
+
+
+def problems(session: OrmSession, policy: Policy) -> list[str]:
+    """What is wrong with the stored checkpoints, and with the tree that the newest sound one signs; empty: nothing."""
+    known, size = keys(session, policy), repository.size(session)
+    latest = _newest_first().order_by(None).order_by(LedgerCheckpoint.created_at.desc())
+    rows = chain.from_iterable(session.scalars(chosen.limit(EXAMINED)) for chosen in (_newest_first(), latest))
+    found = {(row.size, row.created_at): fault(row, size, known) for row in rows}
+    told = [f"the checkpoint of size {key[0]}, stored at {rfc3339(key[1])}: {why}" for key, why in found.items() if why]
+    if (last := newest(session, policy)) is not None and not _is_root(session, Checkpoint.parse(Note.parse(last.note).text)):
+        told.append(f"the ledger's first {last.size} entries are not those that were signed")
+    return told
+
+
+def _is_root(session: OrmSession, told: Checkpoint) -> bool:
+    try:
+        return repository.root(session, told.size) == told.root
+    except LookupError:  # a stored hash is gone
+        return False
+
+
+def newest(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
+    """The newest that a key of the policy's log signed, whoever has seen it."""
+    return next((row for row in _sound(session, policy, _newest_first()) if accepts(policy, row.note, quorum=False)), None)
+
+
+def newest_stamped(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
     """The newest with a time stamp of an authority."""
-    stamped = _newest_first().where(LedgerCheckpoint.time_stamp.is_not(None))
-    found: LedgerCheckpoint | None = session.scalars(stamped.limit(1)).first()
-    return found
+    return next(_sound(session, policy, _newest_first().where(LedgerCheckpoint.time_stamp.is_not(None))), None)
 
 
-def every(session: OrmSession) -> Iterator[LedgerCheckpoint]:
+def beyond(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
+    """One that the log did sign and that knows of more entries than there are: the ledger's end was cut off."""
+    chosen = _newest_first().where(LedgerCheckpoint.size > repository.size(session))
+    with session.scalars(chosen.execution_options(yield_per=16)) as rows:
+        return next((row for row in rows if accepts(policy, row.note, quorum=False, size=row.size)), None)
+
+
+def every(session: OrmSession, policy: Policy) -> Iterator[LedgerCheckpoint]:
     """All of them, oldest first."""
     chosen = select(LedgerCheckpoint).where(LedgerCheckpoint.log_id == LOG_ID)
-    ordered = chosen.order_by(LedgerCheckpoint.size, LedgerCheckpoint.created_at)
-    yield from session.scalars(ordered.execution_options(yield_per=256))
+    yield from _sound(session, policy, chosen.order_by(LedgerCheckpoint.size, LedgerCheckpoint.created_at))
 
 
 def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int | None = None) -> LedgerCheckpoint | None:
@@ -48,14 +143,18 @@ def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int |
     chosen = _newest_first().where(LedgerCheckpoint.size > above)
     if size is not None:
         chosen = chosen.where(LedgerCheckpoint.size == size)
-    with session.scalars(chosen.execution_options(yield_per=16)) as rows:
-        return next((row for row in rows if accepts(policy, row.note)), None)
+    return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note)), None)
 
 
-def accepts(policy: Policy, note: str) -> bool:
-    """Does the policy accept this checkpoint?"""
+def accepts(policy: Policy, note: str, *, quorum: bool = True, size: int | None = None) -> bool:
+    """Does the policy accept this checkpoint?
+
+    Args:
+        quorum: must enough witnesses have seen it?
+        size: which it must be of; None: any.
+    """
     try:
-        policy.checkpoint(note)
+        found = policy.checkpoint(note, quorum=quorum)
     except (Malformed, Refused):
         return False
-    return True
+    return size in (None, found.size)

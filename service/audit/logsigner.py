@@ -5,7 +5,9 @@ Its folder holds one PEM for each key that signs (two while they overlap), the v
 `state.json` with origin, size and root, which is on the disk before a signature leaves the process.
 
 Where a key is there and the state is not, nothing is signed: an empty state would sign any history. `adopt` writes it again
-from a checkpoint that bears a signature of one of these keys, and a person says which checkpoint that is.
+from a checkpoint that bears a signature of one of these keys, and a person says which checkpoint that is. Over a state that is
+there it goes forward alone, with a proof: a folder from a backup learns so what was signed since. Where the state says that
+something was signed and no key is there, nothing is signed either: a new key in silence would be another log's.
 """
 
 from __future__ import annotations
@@ -43,6 +45,19 @@ LOST = (
     "the signer has a key and no record of what it signed; take the newest checkpoint that you trust (a witness, an auditor, a "
     "backup or the service's own /audit/checkpoint has one) and run `expunge ledger adopt FILE` beside the signer"
 )
+
+
+KEY_LOST = (
+    "a record of what was signed, and no key: put the PEM back from its backup; where there is none, move the folder aside, "
+    "keep it, and start another log with a new EXPUNGE_LEDGER_ORIGIN, which everybody needs a new policy for"
+)
+
+
+class KeyMissing(ValueError):
+    """The folder says that the log has signed, and holds no key to go on with."""
+
+    def __init__(self) -> None:
+        super().__init__(KEY_LOST)
 
 
 class Stale(Exception):
@@ -152,6 +167,7 @@ def open_folder(path: Path, public: Path, origin: str = "") -> Folder:
         origin: the log's name for ever; empty: a name of this installation's own, `expunge.local/ledger/<16 hex digits>`.
 
     Raises:
+        KeyMissing: something was signed, and the key is gone.
         ValueError: the log has another origin, or files hold something else than they should.
     """
     if origin and not _ORIGIN.match(origin):
@@ -167,6 +183,9 @@ def open_folder(path: Path, public: Path, origin: str = "") -> Folder:
             return folder
         if origin and state.origin != origin:
             raise ValueError(f"this log's origin is {state.origin}: it cannot be changed, for every proof names it")
+        if not signing and (state.size or folder.retired()):
+            log.critical("log.key.missing", extra={"why": KEY_LOST})
+            raise KeyMissing
         if not signing:
             folder.add_key(state.origin)
         folder.publish(state.origin)
@@ -190,7 +209,7 @@ class LogSigner:
         self._turn = threading.Lock()  # a file lock is held by the process, and not by the thread
 
     def about(self) -> About:
-        """Raises: SigningRefused: the state is missing."""
+        """Raises: SigningRefused: the state or the key is missing."""
         with self._turn, self._folder.locked():
             state = self._state()
             return About(state.origin, state.size, tuple(self._folder.publish(state.origin)))
@@ -204,7 +223,7 @@ class LogSigner:
 
         Raises:
             Stale: the last tree that was signed has another size than `old`.
-            SigningRefused: this tree does not extend it, or the state is missing.
+            SigningRefused: this tree does not extend it, or the state or the key is missing.
         """
         with self._turn, self._folder.locked():
             state = self._state()
@@ -228,27 +247,43 @@ class LogSigner:
         if state is None:
             log.critical("log.state.missing", extra={"why": LOST})
             raise SigningRefused(LOST)
+        if not self._folder.signing():
+            log.critical("log.key.missing", extra={"why": KEY_LOST})
+            raise SigningRefused(KEY_LOST)
         return state
 
 
-def adopt(folder: Folder, note: str) -> Checkpoint:
-    """Take a checkpoint for the newest that was signed, on a person's word, where the signer has lost its record.
+def adopt(folder: Folder, note: str, proof: Sequence[bytes] = ()) -> Checkpoint:
+    """Take a checkpoint for the newest that was signed: on a person's word, where the signer has lost its record, and with a
+    proof, where it has one that is older.
+
+    Args:
+        proof: RFC 6962 §2.1.2, from the size of the record to that of the checkpoint.
 
     Raises:
         Malformed: it is no checkpoint.
-        Refused: none of the folder's keys has signed it, or the record that is there says something else.
+        Refused: none of the folder's keys has signed it, or nothing shows that it extends what the record says.
     """
     parsed = Note.parse(note)
     found = Checkpoint.parse(parsed.text)
     with folder.locked():
         if not any(parsed.by(notes.verifier_key(found.origin, ED25519, private)) for private in folder.signing()):
             raise Refused("none of this signer's keys has signed this checkpoint")
-        if (state := folder.state()) is not None and state != State(found.origin, found.size, found.root):
-            raise Refused(f"the signer knows what it signed: {state.size} entries")
+        if (state := folder.state()) is not None:
+            _require_forward(state, found, proof)
         folder.remember(State(found.origin, found.size, found.root))
         folder.publish(found.origin)
     log.warning("log.state.adopted", extra={"origin": found.origin, "size": found.size})
     return found
+
+
+def _require_forward(state: State, found: Checkpoint, proof: Sequence[bytes]) -> None:
+    known = f"the signer knows what it signed: {state.size} entries of {state.origin}"
+    if found.origin != state.origin or found.size < state.size:
+        raise Refused(f"{known}, and a record never goes back")
+    if not is_extension(state.size, state.root, found.size, found.root, proof):
+        asked = f"GET /audit/proof/consistency?from={state.size}&to={found.size}"
+        raise Refused(f"{known}, and nothing shows that this checkpoint extends them; {asked} gives the proof, if there is one")
 
 
 # --------------------------------------------------------------------------------------------------------------- socket

@@ -109,10 +109,10 @@ class Notary:
         """
         policy = trust.policy(self._settings)
         with db.reading() as session:
-            last = checkpoints.newest(session)
+            last = checkpoints.newest(session, policy)
             at, size = db.now(session), repository.size(session)
             settled = last is not None and checkpoints.accepts(policy, last.note) and _signed_by_all(policy.logs, last.note)
-            stamped = checkpoints.newest_stamped(session)
+            stamped = checkpoints.newest_stamped(session, policy)
         if last is not None and not self._due(last, at, grown=size != last.size, settled=settled, hurry=hurry):
             return None
         about = self._signer.about()

@@ -15,6 +15,7 @@ from service.auth import CurrentActor, allowed
 from service.db import reading
 from service.edge import writing
 from service.errors import (
+    ConcurrentChange,
     InvalidCursor,
     InvalidTransition,
     LegalHold,
@@ -137,7 +138,7 @@ def hold_unlearn_request(request_id: str, wanted: Hold, actor: CurrentActor) -> 
     status_code=202,
     response_model=RedactionRead,
     summary="Take the text of an entry away",
-    responses=problems(NotFound, InvalidTransition, Unprocessable),
+    responses=problems(NotFound, InvalidTransition, ConcurrentChange, Unprocessable),
 )
 def create_audit_redaction(wanted: RedactionCreate, request: Request, actor: CurrentActor) -> RedactionRead:
     """Its hash, and so the tree, stays. Under `four_eyes: two` it waits until another person approves. Safe to repeat."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
@@ -42,6 +43,7 @@ def request(session: OrmSession, *, seq: int, ground: Ground, actor: Actor, four
         raise InvalidTransition("an entry that other records stand on stays", current_status=entry.action)
     chosen = select(LedgerRedaction).where(LedgerRedaction.log_id == LOG_ID, LedgerRedaction.seq == seq)
     if (first := session.scalars(chosen.with_for_update()).one_or_none()) is not None:
+        session.expire(entry)  # it may have lost its text while this waited
         return first
     at, who, alone = now(session), str(actor), four_eyes == "solo"
     row = LedgerRedaction(
@@ -55,7 +57,15 @@ def request(session: OrmSession, *, seq: int, ground: Ground, actor: Actor, four
         approved_by=who if alone else None,
         approved_at=at if alone else None,
     )
-    session.add(row)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # somebody else asked at the same moment: theirs is the first one
+        first = session.scalars(chosen.with_for_update()).one_or_none()
+        if first is None:
+            raise
+        session.expire(entry)
+        return first
     if alone:
         _take_away(session, row, actor)
     else:

@@ -101,12 +101,6 @@ def _about(filters: EntryFilters) -> Iterator[ColumnElement[bool]]:
         yield late_ones if filters.overdue else and_(LedgerEntry.request_id.is_not(None), ~late_ones)
 
 
-def count(session: OrmSession, filters: EntryFilters, *, below: int) -> int:
-    """How many entries before `below` pass the filters."""
-    chosen = filtered(filters).where(LedgerEntry.seq < below)
-    return session.scalars(chosen.with_only_columns(func.count(LedgerEntry.seq))).one()
-
-
 def _action(wanted: str) -> Any:
     if wanted.endswith("*"):
         return LedgerEntry.action.startswith(wanted[:-1], autoescape=True)

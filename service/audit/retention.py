@@ -22,7 +22,7 @@ from service.audit.shredding import Ground
 from service.audit.vault import KeyStore, month_of
 from service.compliance.rules import add_months
 from service.db import now, reading, transaction
-from service.errors import InvalidTransition, LegalHold
+from service.errors import InvalidTransition, KekNotFound, LegalHold
 from service.tables import LedgerEntry, LedgerPrivate, RequestCompliance, UnlearnRequest
 
 log = logging.getLogger("expunge.retention")
@@ -139,12 +139,19 @@ def destroy_key(keys: KeyStore, kek_id: str, *, actor: Actor) -> bool:
         False: it was destroyed before.
 
     Raises:
-        ValueError: no key has such a name.
+        ValueError: no key can have such a name.
+        KekNotFound: none has, and nothing was ever sealed under it.
         InvalidTransition: the month is not over; something is still being written under it.
         LegalHold: a row that it seals is held.
         OSError: the key could not be destroyed.
     """
+    month_of(kek_id)
     with reading() as session:
+        used = session.scalars(select(LedgerPrivate.seq).where(LedgerPrivate.kek_id == kek_id).limit(1)).first() is not None
+        if not used and not keys.holds(kek_id):
+            if keys.is_destroyed(kek_id):
+                return False
+            raise KekNotFound
         if not _is_over(kek_id, now(session)):
             raise InvalidTransition("the key's month is not over", current_status="in_use")
         sealed = LedgerPrivate.kek_id == kek_id, LedgerPrivate.shredded_at.is_(None)

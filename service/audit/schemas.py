@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.audit.leaves import Outcome
+from service.audit.shredding import Fault
 from service.compliance.rules import Jurisdiction
 from service.models.schemas import Key
 from service.paging import Moment, Order, PageQuery
@@ -77,6 +78,11 @@ class EntryRead(BaseModel):
     private: dict[str, Any] | None = Field(
         default=None, description="with `include=private`: what the entry commits to, unless it was shredded"
     )
+    private_fault: Fault | None = Field(
+        default=None,
+        description="with `include=private`: why values that nobody shredded are not here. `key_gone`: the key of their month "
+        "is lost; `damaged`: they are not what was sealed",
+    )
 
 
 class InclusionProof(BaseModel):
@@ -120,3 +126,7 @@ class LogStatus(BaseModel):
     accepted: CheckpointStatus | None = Field(description="the newest that enough witnesses have seen")
     witnesses: dict[str, bool] = Field(description="by its name in the policy: has it cosigned the newest checkpoint")
     time_stamped: CheckpointStatus | None = Field(description="the newest with a time stamp of an authority")
+    status: Literal["ok", "degraded"] = Field(description="degraded: somebody should look at the problems")
+    problems: list[str] = Field(
+        description="stored checkpoints that are none of this ledger (of the largest and the latest), entries other than signed"
+    )

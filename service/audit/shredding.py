@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import select, update
@@ -19,13 +20,15 @@ from service.audit.ledger import LOG_ID
 from service.audit.legal import HoldReleased, HoldSet, PrivateOpened
 from service.audit.vault import KekGone, KeyStore, Sealed, Unopenable, unseal
 from service.db import get_engine, now
-from service.errors import LegalHold, NotFound, PrivateDamaged, PrivateGone
+from service.errors import LegalHold, NotFound
 from service.tables import IdempotencyKey, LedgerEntry, LedgerPrivate, RequestEvent, UnlearnRequest, new_id
 
 log = logging.getLogger("expunge.shredding")
 
 Ground = Literal["erasure_request", "retention_ended", "withdrawn", "data_minimisation", "operator"]
 HoldGround = Literal["legal_claim", "authority", "internal_review"]
+Fault = Literal["key_gone", "damaged"]
+"""Why private values that nobody shredded cannot be read: the key of their month is lost, or they are not what was sealed."""
 FIRST = 0
 """Ordinal of a request's `received` entry, which commits to what is copied in its row."""
 
@@ -128,26 +131,38 @@ def hold(session: OrmSession, rows: Sequence[LedgerPrivate], *, actor: Actor, on
     return seqs
 
 
-def opened(session: OrmSession, keys: KeyStore, seqs: Sequence[int], *, actor: Actor) -> dict[int, dict[str, Any]]:
-    """The private values of these entries, as far as there are any that can be opened; and the entry that says who did.
+@dataclass(frozen=True)
+class Opened:
+    """What was found where an entry's private values should be; neither: there are none, or they were shredded."""
 
-    Raises:
-        PrivateGone: a key was lost though its payload was not shredded.
-        PrivateDamaged: a payload was changed.
+    values: dict[str, Any] | None = None
+    fault: Fault | None = None
+
+
+NOTHING = Opened()
+
+
+def opened(session: OrmSession, keys: KeyStore, seqs: Sequence[int], *, actor: Actor) -> dict[int, Opened]:
+    """The private values of these entries, or why they cannot be read, as far as there are any; and the entry of who did.
+
+    One key that was lost takes no other entry's values with it.
     """
     query = select(LedgerPrivate).where(LedgerPrivate.log_id == LOG_ID, LedgerPrivate.seq.in_(list(seqs)))
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Opened] = {}
     for row in session.scalars(query.order_by(LedgerPrivate.seq)):
         if row.kek_id is None or row.dek_wrapped is None or row.ciphertext is None:
             continue
         try:
-            found[row.seq] = unseal(keys, Sealed(row.kek_id, row.dek_wrapped, row.ciphertext), log_id=LOG_ID, seq=row.seq)
-        except KekGone as error:
-            raise PrivateGone(seq=row.seq) from error
-        except Unopenable as error:
-            raise PrivateDamaged(seq=row.seq) from error
-    if found:
-        ledger.append(session, PrivateOpened(seqs=tuple(found)), actor=actor)
+            sealed = Sealed(row.kek_id, row.dek_wrapped, row.ciphertext)
+            found[row.seq] = Opened(values=unseal(keys, sealed, log_id=LOG_ID, seq=row.seq))
+        except KekGone:
+            log.error("private.key.gone", extra={"seq": row.seq, "kek_id": row.kek_id})
+            found[row.seq] = Opened(fault="key_gone")
+        except (Unopenable, ValueError) as error:  # ValueError: what should be the key's name is none
+            log.error("private.damaged", extra={"seq": row.seq, "kind": type(error).__name__})
+            found[row.seq] = Opened(fault="damaged")
+    if seqs_read := tuple(seq for seq, one in found.items() if one.fault is None):
+        ledger.append(session, PrivateOpened(seqs=seqs_read), actor=actor)
     return found
 
 

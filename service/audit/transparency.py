@@ -95,11 +95,12 @@ def read_audit_policy(request: Request) -> Response:
     responses=problems(NotYetSigned),
 )
 def read_audit_status(request: Request) -> LogStatus:
-    """Entries, the newest checkpoint there is, and which witnesses have seen it."""
+    """Entries, the newest checkpoint there is, which witnesses have seen it, and what is wrong with those that are stored."""
     policy = _policy(request)
     with reading() as session:
-        size, last = repository.size(session), checkpoints.newest(session)
-        good, stamped = checkpoints.accepted(session, policy), checkpoints.newest_stamped(session)
+        size, last = repository.size(session), checkpoints.newest(session, policy)
+        good, stamped = checkpoints.accepted(session, policy), checkpoints.newest_stamped(session, policy)
+        problems = checkpoints.problems(session, policy)
     signed = {(name, told) for name, told, _ in Note.parse(last.note).signatures} if last else set()
     seen = {name: (key.name, key.id) in signed for name, key in policy.witnesses.items()}
     return LogStatus(
@@ -109,6 +110,8 @@ def read_audit_status(request: Request) -> LogStatus:
         accepted=_shown(good),
         witnesses=seen,
         time_stamped=_shown(stamped),
+        status="degraded" if problems else "ok",
+        problems=problems,
     )
 
 
@@ -267,8 +270,12 @@ def export_audit_ledger(request: Request, actor: CurrentActor) -> Response:
         path = archive.tar(request.app.state.settings)
     except (trust.NoLogKey, archive.NothingSigned) as error:
         raise NotYetSigned from error
-    access.note_export(actor, "ledger", {}, 1)
     gone = BackgroundTask(path.unlink, missing_ok=True)
+    try:
+        access.note_export(actor, "ledger", {}, 1)
+    except BaseException:  # nothing is shown that is not on record
+        path.unlink()
+        raise
     return FileResponse(path, media_type=TAR, filename="ledger.tar", headers={"Cache-Control": "no-store"}, background=gone)
 
 

@@ -60,6 +60,10 @@ class KeyStore(Protocol):
         """True once it was destroyed here. Raises: OSError."""
         ...
 
+    def holds(self, kek_id: str) -> bool:
+        """Is it here? Raises: OSError."""
+        ...
+
 
 def kek_id(tenant: str, at: datetime) -> str:
     """Name of the key that wraps what a tenant writes in a month (UTC): `acme.2026-11`."""
@@ -164,6 +168,10 @@ class FileKeyStore:
         """Raises: ValueError: no such name can be."""
         path, tombstone = self._paths(kek_id)
         return tombstone.exists() and not path.exists()
+
+    def holds(self, kek_id: str) -> bool:
+        """Raises: ValueError: no such name can be."""
+        return self._paths(kek_id)[0].exists()
 
     def _paths(self, kek_id: str) -> tuple[Path, Path]:
         month_of(kek_id)

@@ -7,26 +7,27 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service import tenancy
 from service.audit import proofs, receipts
 from service.audit.leaves import CertificateIssued
 from service.auth import PUBLIC, CurrentActor, allowed
 from service.certificates import oms, publication
 from service.certificates.dsse import BUNDLE
-from service.certificates.signing import SignerUnavailable, SocketSigner
-from service.checkpoints import evidence, repository, revocation, service
+from service.checkpoints import evidence, repository, revocation, revocation_list, service
 from service.checkpoints.schemas import CheckpointRead, Opening, RevocationCreate, RevocationRead
-from service.db import reading, transaction
-from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file
+from service.db import reading
+from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file, unchanged
+from service.edge import writing
 from service.errors import (
     BadLocation,
     BadRequest,
     CheckpointNotFound,
+    ConcurrentChange,
     FileNotFound,
     NotFound,
     NotYetSigned,
     ReceiptNotFound,
     Revoked,
-    Unavailable,
     Unprocessable,
     problems,
 )
@@ -35,7 +36,8 @@ from service.storage import get_store
 router = APIRouter(tags=["checkpoints"])
 
 PEM = "application/x-pem-file"
-SIGNER_SECONDS = 5.0
+LIST_SECONDS = 60
+"""So long a cache may answer with a list of revocations that may have a successor."""
 IMMUTABLE = "private, max-age=31536000, immutable"
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}},
@@ -43,12 +45,6 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "The client has these bytes"},
     **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned),
 }
-
-
-class SignerAway(Unavailable):
-    """The signer does not answer."""
-
-    code, title = "signer_away", "The signer does not answer just now"
 
 
 class KeyNotFound(NotFound):
@@ -124,11 +120,11 @@ def read_checkpoint_certificate(checkpoint_id: str) -> Response:
     status_code=201,
     response_model=RevocationRead,
     summary="Ask that a certificate be taken back",
-    responses=problems(CheckpointNotFound, revocation.AlreadyAsked, Unprocessable, BadRequest),
+    responses=problems(CheckpointNotFound, revocation.AlreadyAsked, ConcurrentChange, Unprocessable, BadRequest),
 )
 def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: CurrentActor) -> RevocationRead:
     """A second person approves it, unless the operator has set that one is enough: the record then says so."""
-    with transaction() as session:
+    with writing() as session:
         revocation.ask(session, checkpoint_id, reason=wanted.reason, by=actor)
     with reading() as session:
         return service.revocation_read(session, checkpoint_id)
@@ -139,11 +135,13 @@ def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Curre
     dependencies=[allowed("checkpoints:approve")],
     response_model=RevocationRead,
     summary="Approve a revocation",
-    responses=problems(CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson),
+    responses=problems(
+        CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson, ConcurrentChange
+    ),
 )
 def approve_revocation(checkpoint_id: str, actor: CurrentActor) -> RevocationRead:
     """From then on the files answer 410, and the revocation list names the certificate."""
-    with transaction() as session:
+    with writing() as session:
         revocation.approve(session, checkpoint_id, by=actor)
     with reading() as session:
         return service.revocation_read(session, checkpoint_id)
@@ -182,19 +180,25 @@ def read_checkpoint_receipt(checkpoint_id: str) -> Response:
 @router.get(
     "/revocations",
     dependencies=[PUBLIC],
-    response_class=JSONResponse,
+    response_class=Response,
     summary="The signed revocation list",
-    responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(SignerAway)},
+    responses={
+        200: {"content": {BUNDLE: {"schema": {"type": "object"}}}},
+        304: {"description": "The client has this list"},
+        **problems(revocation_list.SignerAway),
+    },
 )
 def list_revocations(request: Request) -> Response:
-    """Every certificate that was taken back, as of now and of a size of the ledger, signed with the certificates' key."""
-    with reading() as session:
-        said = service.revocation_list(session)
-    try:
-        bundle = SocketSigner(request.app.state.settings.socket_path, timeout=SIGNER_SECONDS).sign_revocations(said)
-    except SignerUnavailable as error:
-        raise SignerAway from error
-    return JSONResponse(bundle, media_type=BUNDLE, headers={"Cache-Control": "no-cache"})
+    """Every certificate that was taken back, as of a moment and of a size of the ledger, signed with the certificates' key.
+
+    It stays the same, byte by byte, until another certificate is revoked or its `nextUpdate` comes; `number` then goes up.
+    """
+    with tenancy.acting(None):  # one list for all projects, whoever asks
+        kept = revocation_list.current(request.app.state.settings)
+    headers = {"ETag": kept.etag, "Cache-Control": f"public, max-age={min(LIST_SECONDS, kept.seconds_left)}"}
+    if unchanged(request.headers.get("if-none-match"), kept.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(kept.bundle, media_type=BUNDLE, headers=headers)
 
 
 @router.get(

@@ -42,6 +42,14 @@ def listed(session: OrmSession, row: Checkpoint) -> list[Piece]:
     return sorted([_certificate(row), *kept], key=lambda piece: piece.path)
 
 
+def later(session: OrmSession, row: Checkpoint) -> list[str]:
+    """What is there once the ledger's log has signed a tree that holds the certificate: receipts of those entries that exist,
+    and the policy to check them with."""
+    proofs_of = {publication.ISSUED: CertificateIssued.action, publication.PLANNED: PlanCommitted.action}
+    receipts = [path for path, action in proofs_of.items() if _entry(session, row, action) is not None]
+    return [*receipts, publication.POLICY] if receipts else []
+
+
 def read(session: OrmSession, checkpoint_id: str, path: str) -> Piece:
     """One file by its name, which is a key and never joined to a folder.
 
@@ -81,14 +89,20 @@ def _certificate(row: Checkpoint) -> Piece:
 
 def _later(session: OrmSession, row: Checkpoint, path: str) -> str:
     if path == publication.POLICY:
-        return str(trust.policy_text(get_settings()))
-    action = CertificateIssued.action if path == publication.ISSUED else PlanCommitted.action
-    # the last plan is that of the run that passed
-    chosen = select(LedgerEntry.seq).where(LedgerEntry.request_id == row.request_id, LedgerEntry.action == action)
-    seq = session.scalars(chosen.order_by(LedgerEntry.seq.desc()).limit(1)).first()
+        try:
+            return str(trust.policy_text(get_settings()))
+        except trust.NoLogKey as error:
+            raise NotYetSigned(str(error)) from error
+    seq = _entry(session, row, CertificateIssued.action if path == publication.ISSUED else PlanCommitted.action)
     if seq is None:  # older releases recorded no plan
         raise FileNotFound
     proof = proofs.tlog_proof(session, seq)
     if proof is None:
         raise NotYetSigned("the entry is in the ledger; a checkpoint that covers it follows, within a minute as a rule")
     return proof
+
+
+def _entry(session: OrmSession, row: Checkpoint, action: str) -> int | None:
+    """Sequence number of the request's last entry with this action; the last plan is that of the run that passed."""
+    chosen = select(LedgerEntry.seq).where(LedgerEntry.request_id == row.request_id, LedgerEntry.action == action)
+    return session.scalars(chosen.order_by(LedgerEntry.seq.desc()).limit(1)).first()

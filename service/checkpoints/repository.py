@@ -10,9 +10,13 @@ from service.tables import Checkpoint, CheckpointFile, ModelVersion
 from service.values import is_id
 
 
-def get(session: OrmSession, checkpoint_id: str) -> Checkpoint:
-    """One checkpoint. Raises: CheckpointNotFound."""
-    found = session.get(Checkpoint, checkpoint_id) if is_id(checkpoint_id) else None
+def get(session: OrmSession, checkpoint_id: str, *, lock: bool = False) -> Checkpoint:
+    """One checkpoint. `lock` makes whoever else decides about it wait until the transaction ends.
+
+    Raises:
+        CheckpointNotFound.
+    """
+    found = session.get(Checkpoint, checkpoint_id, with_for_update=lock or None) if is_id(checkpoint_id) else None
     if found is None:
         raise CheckpointNotFound
     return found

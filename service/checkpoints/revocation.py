@@ -49,7 +49,7 @@ def ask(session: OrmSession, checkpoint_id: str, *, reason: RevocationReason, by
     Raises:
         CheckpointNotFound, AlreadyAsked.
     """
-    row = repository.get(session, checkpoint_id)
+    row = repository.get(session, checkpoint_id, lock=True)
     if steps(session, checkpoint_id):
         raise AlreadyAsked
     asked = _step(session, row, "asked", reason, by, self_approved=False)
@@ -63,7 +63,7 @@ def ask(session: OrmSession, checkpoint_id: str, *, reason: RevocationReason, by
 
 def approve(session: OrmSession, checkpoint_id: str, *, by: Actor) -> CheckpointRevocation:
     """Approve what another person asked for. Raises: CheckpointNotFound, NotAsked, AlreadyAsked, SamePerson."""
-    row = repository.get(session, checkpoint_id)
+    row = repository.get(session, checkpoint_id, lock=True)
     found = steps(session, checkpoint_id)
     if "asked" not in found:
         raise NotAsked

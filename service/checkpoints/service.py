@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from sqlalchemy.orm import Session as OrmSession
 
-from service.audit import repository as ledgers
-from service.audit import trust
-from service.audit.leaves import rfc3339
-from service.certificates import commitment, publication, revocations
+from service.certificates import commitment
 from service.checkpoints import evidence, repository, revocation
 from service.checkpoints.schemas import CheckpointRead, EvidenceFile, Opening, RevocationRead, Status
-from service.config import get_settings
 from service.datasets import items
-from service.db import now, reading
+from service.db import reading
 from service.downloads import StoredFile
 from service.errors import Conflict, NotFound, Revoked
 from service.models import repository as models
@@ -39,7 +34,7 @@ def read(session: OrmSession, checkpoint_id: str) -> CheckpointRead:
         files=[File(path=f.path, size=f.size, sha256=f.sha256) for f in repository.files(session, row.id)],
         forgotten=ForgetSet.of_both(version.forgotten_classes, class_names, len(version.forgotten_samples)),
         evidence=[EvidenceFile(path=p.path, size=len(p.content), sha256=p.sha256) for p in evidence.listed(session, row)],
-        later=list(publication.LATER),
+        later=evidence.later(session, row),
         certificate_url=f"/checkpoints/{row.id}/certificate",
         status="revoked" if revocation.is_revoked(session, row.id) else status,
         superseded_by=replaced,
@@ -87,27 +82,6 @@ def forgotten_items_of(classes: Iterable[int], samples: Iterable[str]) -> Callab
     """Which training items those are: all of the classes, and the single ones."""
     gone, single = frozenset(classes), tuple(samples)
     return lambda known: [*(name for name, k in known.class_of.items() if k in gone), *single]
-
-
-def revocation_list(session: OrmSession) -> dict[str, Any]:
-    """What the signer is asked to sign: everything that was revoked, and the tree that says so."""
-    size = ledgers.size(session)
-    revoked = [
-        {
-            "checkpoint": row.id,
-            "certificateSha256": revocation.payload_sha256(row),
-            "at": rfc3339(step.at),
-            "reason": step.reason,
-        }
-        for row, step in revocation.revoked(session)
-    ]
-    try:
-        origin = trust.log_keys(get_settings())[0].name
-    except trust.NoLogKey:
-        origin = "unnamed"
-    return revocations.statement(
-        as_of=rfc3339(now(session)), origin=origin, size=size, root=ledgers.root(session, size), revoked=revoked
-    )
 
 
 def revocation_read(session: OrmSession, checkpoint_id: str) -> RevocationRead:

@@ -16,9 +16,11 @@ from service.audit.leaves import rfc3339
 Format = Literal["json", "csv", "jsonl"]
 CSV = "text/csv"
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "csv": CSV, "jsonl": "application/jsonl"}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """A spreadsheet takes a text that begins so for a formula, and a formula may send what stands beside it elsewhere (OWASP, "CSV
 injection"). An apostrophe before it makes it text."""
+QUOTE = "'"
+"""A text that begins with one gets another: whoever takes one off the front of each text that has one gets what was said."""
 
 
 def preferred(accept: str, *, default: Format = "json") -> Format:
@@ -32,7 +34,7 @@ def preferred(accept: str, *, default: Format = "json") -> Format:
 
 
 def cell(value: Any) -> str:
-    """A value in a table: text that no spreadsheet runs."""
+    """A value in a table: text that no spreadsheet runs. Numbers stay numbers, also those with a minus."""
     match value:
         case None:
             return ""
@@ -44,7 +46,7 @@ def cell(value: Any) -> str:
             text = value
         case _:
             text = " ".join(map(str, value)) if isinstance(value, list | tuple) else json.dumps(value, sort_keys=True)
-    return "'" + text if text.startswith(FORMULA) else text
+    return QUOTE + text if text.startswith((*FORMULA, QUOTE)) else text
 
 
 def lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], kind: Format, *, name: str) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from service.audit import checkpoints
 from service.audit.leaves import ParentDisposed
 from service.audit.ledger import LOG_ID
 from service.certificates.dsse import payload_of
@@ -265,9 +266,12 @@ def _gaps(asked: Asking) -> Iterator[Row]:
         began = session.scalars(select(LedgerEntry.at).where(LedgerEntry.log_id == LOG_ID, LedgerEntry.seq == 0)).first()
     if began is None:
         return
-    chosen = select(LedgerCheckpoint.created_at, LedgerCheckpoint.size).where(LedgerCheckpoint.log_id == LOG_ID)
+    chosen = select(LedgerCheckpoint.created_at, LedgerCheckpoint).where(LedgerCheckpoint.log_id == LOG_ID)
+    rows = batches(chosen, LedgerCheckpoint.created_at)
+    # when a checkpoint was stored is the database's word alone: its signature does not cover that, and would prove nothing here
+    found = [(at, row.size) for at, row in rows if checkpoints.sound(row, asked.size, None)]
     before, size = began, 0
-    for at, signed in [*batches(chosen, LedgerCheckpoint.created_at), (asked.at, None)]:
+    for at, signed in [*found, (asked.at, None)]:
         if at - before > LONGEST_GAP:
             hours = (at - before) // timedelta(hours=1)
             yield {"signed_at": before, "size": size, "next_at": None if signed is None else at, "hours": hours}

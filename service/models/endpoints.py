@@ -7,10 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.auth import CurrentActor, allowed
-from service.db import reading, transaction
+from service.db import reading
+from service.edge import writing
 from service.errors import (
     BadLocation,
     BadRequest,
+    ConcurrentChange,
     DatasetNotFound,
     InvalidCursor,
     ModelNotFound,
@@ -77,13 +79,19 @@ def read_model(model_id: str) -> ModelRead:
     response_model=DispositionRead,
     summary="Record what became of a version",
     responses=problems(
-        ModelNotFound, BadRequest, dispositions.VersionNotFound, dispositions.StillCurrent, dispositions.Gone, Unprocessable
+        ModelNotFound,
+        BadRequest,
+        dispositions.VersionNotFound,
+        dispositions.StillCurrent,
+        dispositions.Gone,
+        ConcurrentChange,
+        Unprocessable,
     ),
 )
 def record_disposition(
     model_id: str, number: Annotated[int, Path(ge=1, le=2**31 - 1)], wanted: DispositionCreate, actor: CurrentActor
 ) -> DispositionRead:
     """Withdrawn, quarantined or destroyed: the operator's statement, in the ledger. Nothing is deleted by it."""
-    with transaction() as session:
+    with writing() as session:
         row = dispositions.record(session, model_id, number, wanted.state, actor)
         return DispositionRead(model_id=model_id, number=number, state=row.state, by=row.by, at=row.at)

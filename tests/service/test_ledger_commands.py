@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import signal
@@ -65,6 +67,32 @@ def test_a_signer_that_lost_its_record_adopts_a_checkpoint(tmp_path: Path) -> No
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "goes on from 3 entries" in expunge(tmp_path, "ledger", "adopt", str(tmp_path / "newest")).stdout
     assert signer(tmp_path).about().size == 3
+
+
+def test_a_folder_of_an_old_backup_learns_what_was_signed_since(tmp_path: Path) -> None:
+    signer(tmp_path).sign(0, 3, TREE.roots[3], [])
+    state = tmp_path / "keys" / "ledger" / "state.json"
+    backup = state.read_bytes()
+    (tmp_path / "newest").write_text(signer(tmp_path).sign(3, 8, TREE.roots[8], TREE.proof(3, 8)))
+    state.write_bytes(backup)
+    adopt = ("ledger", "adopt", str(tmp_path / "newest"))
+    assert "/audit/proof/consistency?from=3&to=8" in expunge(tmp_path, *adopt).stderr
+    hashes = [base64.b64encode(one).decode() for one in TREE.proof(3, 8)]
+    (tmp_path / "proof").write_text(json.dumps({"from": 3, "to": 8, "hashes": hashes}))
+    for wrong in ("newest", "keys/ledger/state.json"):
+        done = expunge(tmp_path, *adopt, "--proof", str(tmp_path / wrong))
+        assert (done.returncode, "is no answer of" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    assert "goes on from 8 entries" in expunge(tmp_path, *adopt, "--proof", str(tmp_path / "proof")).stdout
+    assert signer(tmp_path).about().size == 8
+
+
+def test_a_signer_whose_key_is_gone_does_not_start(tmp_path: Path) -> None:
+    signer(tmp_path).sign(0, 3, TREE.roots[3], [])
+    next((tmp_path / "keys" / "ledger").glob("*.pem")).unlink()
+    for command, status in ((("signer",), 2), (("ledger", "rotate-key"), 1)):
+        done = expunge(tmp_path, *command)
+        told = " ".join(done.stderr.split())
+        assert (done.returncode, "put the PEM back" in told, "Traceback" in told) == (status, True, False)
 
 
 def test_an_origin_that_was_changed_stops_the_signer_in_one_sentence(tmp_path: Path) -> None:

@@ -116,8 +116,10 @@ def fill(size: int) -> None:
     tree = Frontier()
     with db.transaction() as session:
         raw = session.connection().connection.driver_connection
-        (guard,) = raw.execute("SELECT sql FROM sqlite_master WHERE name = 'ledger_entry_in_order'").fetchone()
-        raw.execute("DROP TRIGGER ledger_entry_in_order")
+        asked = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name IN (?, ?, ?)"
+        guards = raw.execute(asked, ("ledger_entry_in_order", "ledger_entry_in_time", "ledger_entry_as_said")).fetchall()
+        for name, _ in guards:
+            raw.execute(f"DROP TRIGGER {name}")
         for batch in _batches(entries(size)):
             raw.executemany(
                 "INSERT INTO ledger_entry (log_id, seq, leaf, leaf_hash, action, outcome, at, tenant, actor, request_id, "
@@ -130,7 +132,8 @@ def fill(size: int) -> None:
             )  # fmt: skip
             made = [(LOG_ID, *node) for e in batch for node in tree.append(e.leaf_hash)]
             raw.executemany("INSERT INTO ledger_node (log_id, level, idx, hash) VALUES (?, ?, ?, ?)", sorted(made))
-        raw.execute(guard)
+        for _, guard in guards:
+            raw.execute(guard)
         raw.execute("DROP TRIGGER ledger_head_forward")
         last = f"{BEGIN + (size - 1) * APART:%Y-%m-%d %H:%M:%S.%f}"
         raw.execute("UPDATE ledger_head SET size = ?, last_at = ?, frontier = ?", (size, last, b"".join(tree.hashes)))

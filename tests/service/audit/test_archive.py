@@ -11,16 +11,19 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.orm import Session
 
 from service import db
-from service.audit import archive, checkpoints, export
+from service.audit import archive, checkpoints, export, repository, trust
 from service.audit.leaves import RequestReceived
 from service.config import get_settings
-from service.tables import LedgerCheckpoint, LedgerPrivate
+from service.tables import LedgerCheckpoint, LedgerEntry, LedgerPrivate
+from service.verifier.ledger import verify_ledger
 from service.verifier.merkle import Frontier, leaf_hash
 from service.verifier.note import Policy
 from tests.service.audit import logs
 from tests.service.audit.logs import grow
+from tests.service.audit.people import ask_about
 from tests.support import code_of
 
 
@@ -47,7 +50,7 @@ def test_the_export_is_checked_by_what_lies_in_it(client: TestClient, tmp_path: 
     notary = logs.notary()
     notary.round()
     with db.transaction() as session:
-        last = checkpoints.newest(session)
+        last = checkpoints.newest(session, trust.policy(get_settings()))
         assert last is not None
         session.add(
             LedgerCheckpoint(log_id=1, size=last.size, created_at=db.now(session), note=last.note, time_stamp=b"a stamp")
@@ -91,7 +94,7 @@ def test_the_newest_that_the_policy_accepts_comes_last(client: TestClient, tmp_p
     grow(2)
     logs.notary().round()
     with db.transaction() as session:
-        good = checkpoints.newest(session)
+        good = checkpoints.newest(session, trust.policy(get_settings()))
         assert good is not None
         text = good.note.partition("\n\n")[0] + "\n\n— nobody.example AAAAAAAA\n"
         session.add(LedgerCheckpoint(log_id=1, size=good.size, created_at=db.now(session), note=text))
@@ -103,16 +106,53 @@ def test_the_newest_that_the_policy_accepts_comes_last(client: TestClient, tmp_p
 def test_entries_that_are_no_longer_those_that_were_signed_are_not_exported(client: TestClient, tmp_path: Path) -> None:
     grow(2)
     logs.notary().round()
-    row = archive._entries(3)
-    with db.reading() as session:
-        good = checkpoints.newest(session)
+    with db.snapshot() as session:
+        good, rows = checkpoints.newest(session, trust.policy(get_settings())), list(archive._entries(session, 3))
     assert good is not None
     told = {"private": [], "policy": "", "schemas": {}, "created_at": good.created_at}
     stored = [export.Stored(3, good.note)]
     with pytest.raises(export.Inconsistent, match="another tree"):
-        export.write(tmp_path / "short", entries=list(row)[:2], checkpoints=stored, **told)
+        export.write(tmp_path / "short", entries=rows[:2], checkpoints=stored, **told)
     with pytest.raises(export.Inconsistent, match="entry 0 is missing"):
-        export.write(tmp_path / "cut", entries=list(archive._entries(3))[1:], checkpoints=stored, **told)
+        export.write(tmp_path / "cut", entries=rows[1:], checkpoints=stored, **told)
+
+
+def test_what_happens_during_an_export_is_not_in_it(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries, a shred and a redaction between two batches: the export is of the moment before them, and verifies."""
+    request_id = ask_about(client, tmp_path)
+    grow(5, private={"reason": "mine"})
+    logs.notary().round()
+    monkeypatch.setattr(archive, "BATCH", 2)
+    written, batch = [], repository.range_of
+
+    def slow(session: Session, first: int, count: int) -> list[LedgerEntry]:
+        found = batch(session, first, count)
+        if not written:
+            written.append(client.post("/audit/redactions", json={"seq": first + 3, "reason": "security"}))
+            written.append(client.post(f"/unlearn-requests/{request_id}/shred", json={"ground": "operator"}))
+            grow(2)
+            logs.notary().round(hurry=True)
+        return found
+
+    monkeypatch.setattr(archive.repository, "range_of", slow)
+    folder = unpack(client, tmp_path)
+    assert [answer.status_code for answer in written] == [202, 200]
+    (tmp_path / "policy").write_text((folder / "policy.txt").read_text())
+    report = verify_ledger(folder, tmp_path / "policy")
+    assert (report.valid, report.reason) == (True, report.reason), report.reason
+    assert all("leaf" in line for line in lines(folder / "entries.ndjson"))
+    assert {line["shredded_at"] for line in lines(folder / "private.ndjson")} == {None}
+    size = json.loads((folder / "manifest.json").read_text())["size"]
+
+    later = tmp_path / "later"
+    later.mkdir()
+    folder = unpack(client, later)  # the next one is of the moment after them, and verifies as well
+    (tmp_path / "policy").write_text((folder / "policy.txt").read_text())
+    assert verify_ledger(folder, tmp_path / "policy").valid
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["size"] > size, len(manifest["redacted"])) == (True, 1)
 
 
 def test_what_opens_a_commitment_stays_here(client: TestClient, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from sqlalchemy.exc import DBAPIError
 
 from service import db
 from service.audit import ledger
-from service.audit.leaves import LOCAL, ModelRegistered, RequestClosed
+from service.audit.leaves import LOCAL, ModelRegistered
 from service.audit.ledger import LockOrderViolation
 from service.config import get_settings
-from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerHead, LedgerPrivate, ModelVersion
+from service.tables import Attempt, Checkpoint, CheckpointFile, Dataset, LedgerEntry, LedgerPrivate, ModelVersion
 from service.verifier.merkle import leaf_hash
 from tests.support import ask, attempt, code_of, publish, register
 
@@ -38,31 +38,6 @@ def _append(count: int, **more: Any) -> None:
     for _ in range(count):
         with db.transaction() as session:
             ledger.append(session, FACT, actor=LOCAL, **more)
-
-
-def test_eight_writers_leave_no_gap(database: str) -> None:
-    """8 threads of 20 appends, every third rolled back: the sequence has 112 entries, 0 to 111."""
-
-    def work(worker: int) -> None:
-        for n in range(20):
-            try:
-                with db.transaction() as session:
-                    ledger.append(session, RequestClosed(status="failed"), actor=LOCAL, request_id=f"ureq_{worker}")
-                    if n % 3 == 2:  # 2, 5, 8, 11, 14, 17: six of twenty
-                        raise KeyError("roll back")
-            except KeyError:
-                pass
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(work, range(8)))
-    entries = _entries()
-    assert [e.seq for e in entries] == list(range(8 * 14))
-    assert [e.at for e in entries] == sorted(e.at for e in entries)
-    for worker in range(8):  # each request's history is a chain of its own
-        chain = [e for e in entries if e.request_id == f"ureq_{worker}"]
-        assert [e.request_ordinal for e in chain] == list(range(14))
-        previous = [json.loads(e.leaf)["request"]["prev"] for e in chain]
-        assert previous == [None, *(e.leaf_hash.hex() for e in chain[:-1])]
 
 
 def test_an_entry_is_canonical_and_hashes_to_its_leaf_hash(database: str) -> None:
@@ -226,21 +201,53 @@ def test_the_export_holds_every_entry_and_its_exact_text(
     assert [json.loads(line)["seq"] for line in chosen] == [2]
 
 
-def test_the_export_ends_where_the_ledger_ended_when_it_began(
-    client: TestClient, history: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("accept", ["application/jsonl", "text/csv"])
+def test_an_export_is_the_ledger_of_one_moment(
+    client: TestClient, history: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accept: str
 ) -> None:
-    """A long export of a growing ledger is the ledger of one moment."""
+    """Entries and a redaction between two batches are not in it; what is on record as exported is what was."""
     from service.audit import service
-    from service.audit.schemas import EntryFilters
 
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(service, "EXPORT_BATCH", 2)
-    stream = service.export(EntryFilters(), 6)
-    first = next(stream)
-    _append(3)
-    rest = b"".join([first, *stream])
-    assert [json.loads(line)["seq"] for line in rest.splitlines()] == [0, 1, 2, 3, 4, 5]
+    batch, written = service.repository.batch, []
+
+    def slow(*told: Any, **more: Any) -> Any:
+        found = batch(*told, **more)
+        if not written:
+            written.append(client.post("/audit/redactions", json={"seq": 4, "reason": "security"}))
+            _append(3)
+        return found
+
+    monkeypatch.setattr(service.repository, "batch", slow)
+    answer = client.get("/audit/export", headers={"Accept": accept})
+    assert written[0].json()["redacted_by"] == 6
+    lines = answer.text.splitlines()
+    if accept == "text/csv":
+        assert [(line.split(",")[0], line[-1]) for line in lines[1:]] == [(str(k), ",") for k in range(6)]
+    else:
+        assert [(json.loads(line)["seq"], "leaf" in line) for line in lines] == [(k, True) for k in range(6)]
+    assert list(scratch.iterdir()) == []
     with db.reading() as session:
-        assert session.scalars(select(LedgerHead.size)).one() == 9
+        last = session.scalars(select(LedgerEntry).order_by(LedgerEntry.seq.desc()).limit(1)).one()
+        assert (last.action, json.loads(last.leaf or b"")["public"]["count"]) == ("export.made", 6)
+
+
+@pytest.mark.one_database
+def test_an_export_that_is_not_on_record_is_not_shown(
+    client: TestClient, history: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from service.audit import access
+
+    def refused(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(access, "note_export", refused)
+    assert client.get("/audit/export").status_code == 500
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("expunge-export")] == []
 
 
 # ------------------------------------------------------------------------------------------------------------- filters

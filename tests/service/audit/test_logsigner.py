@@ -11,10 +11,11 @@ import pytest
 
 from service import sockets
 from service.audit import logsigner
-from service.audit.logsigner import About, Folder, LogSigner, SocketLog, Stale, adopt, open_folder
+from service.audit.logsigner import About, Folder, KeyMissing, LogSigner, SocketLog, Stale, adopt, open_folder
 from service.sockets import SignerUnavailable, SigningRefused
 from service.verifier.merkle import leaf_hash
 from service.verifier.note import Key, Note, Policy, Refused
+from tests.service.audit import logs
 from tests.service.audit.logs import Tree
 
 LEAVES = [leaf_hash(bytes([n])) for n in range(40)]
@@ -119,6 +120,60 @@ def test_only_a_checkpoint_of_our_own_is_adopted_and_never_over_a_record(signer:
     (tmp_path / "ledger" / "state.json").unlink()
     with pytest.raises(Refused, match="none of this signer's keys"):
         adopt(signer._folder, theirs)
+
+
+def test_an_older_record_goes_forward_with_a_proof_and_never_otherwise(signer: LogSigner, tmp_path: Path) -> None:
+    """The folder came back from a backup: what was signed since is learned from a checkpoint, and the fork stays refused."""
+    state = tmp_path / "ledger" / "state.json"
+    backup = state.read_bytes()
+    newer = signer.sign(10, 30, TREE.roots[30], TREE.proof(10, 30))
+    state.write_bytes(backup)
+    folder = again(signer)._folder
+    for proof in ([], TREE.proof(9, 30), TREE.proof(10, 29), FORK.proof(10, 30)):
+        with pytest.raises(Refused, match=r"from=10&to=30"):
+            adopt(folder, newer, proof)
+    fork = logs.signed("log.example/l", folder.signing()[0], 30, FORK.roots[30])  # the key signed another history meanwhile
+    with pytest.raises(Refused, match="nothing shows that this checkpoint extends"):
+        adopt(folder, fork, FORK.proof(10, 30))
+    other = logs.signed("log.example/other", folder.signing()[0], 30, TREE.roots[30])
+    with pytest.raises(Refused):
+        adopt(folder, other, TREE.proof(10, 30))
+    assert LogSigner(folder).about().size == 10
+    assert adopt(folder, newer, TREE.proof(10, 30)).size == 30
+    assert adopt(folder, newer).size == 30  # again: the same one
+    with pytest.raises(Refused, match="never goes back"):
+        adopt(folder, logs.signed("log.example/l", folder.signing()[0], 10, TREE.roots[10]))
+    with pytest.raises(SigningRefused, match="its end is missing"):
+        LogSigner(folder).sign(30, 20, TREE.roots[20], [])
+
+
+def test_a_key_that_is_gone_is_not_replaced_in_silence(
+    signer: LogSigner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (pem,) = signer._folder.path.glob("*.pem")
+    kept = pem.read_bytes()
+    pem.unlink()
+    published = signer._folder.public.read_text()
+    for ask in (signer.about, lambda: signer.sign(10, 40, TREE.roots[40], TREE.proof(10, 40))):  # while it runs
+        with pytest.raises(SigningRefused, match="put the PEM back from its backup"):
+            ask()
+    with pytest.raises(KeyMissing, match=r"put the PEM back.*EXPUNGE_LEDGER_ORIGIN"):  # and when it starts
+        again(signer)
+    assert "log.key.missing" in caplog.messages
+    assert not list(signer._folder.path.glob("*.pem"))
+    assert signer._folder.public.read_text() == published
+    pem.write_bytes(kept)
+    assert again(signer).about().size == 10
+
+
+def test_a_retired_key_alone_is_no_beginning(folder: Folder) -> None:
+    with folder.locked():
+        old = folder.publish("log.example/l")[0]
+        folder.add_key("log.example/l")
+        folder.retire_key("log.example/l", old.id.hex())
+    next(folder.path.glob("*.pem")).unlink()
+    with pytest.raises(KeyMissing):
+        open_folder(folder.path, folder.public)
 
 
 def test_rotation_overlaps_so_that_old_and_new_policies_accept(signer: LogSigner, folder: Folder) -> None:

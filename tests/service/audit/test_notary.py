@@ -27,7 +27,7 @@ from tests.service.audit.logs import Network, a_witness, grow
 
 def kept() -> list[LedgerCheckpoint]:
     with db.reading() as session:
-        return list(checkpoints.every(session))
+        return list(checkpoints.every(session, policy()))
 
 
 def size() -> int:
@@ -205,7 +205,7 @@ def test_witnesses_that_fail_block_nothing_and_are_asked_again(
     assert row is not None
     assert "witness.failed" in caplog.messages
     with db.reading() as session:
-        assert checkpoints.newest(session) is not None
+        assert checkpoints.newest(session, policy()) is not None
         assert checkpoints.accepted(session, policy()) is None
     network.down.clear()
     assert mine.round() is None
@@ -339,7 +339,7 @@ def test_checkpoints_are_chosen_by_size_and_policy(database: str) -> None:
     (key,) = policy().logs
     stranger = Key(key.name, key.kind, bytes(32))
     with db.reading() as session:
-        assert [row.size for row in checkpoints.every(session)] == [2, 3, 4]
+        assert [row.size for row in checkpoints.every(session, policy())] == [2, 3, 4]
         for above, expected in ((0, 4), (3, 4)):
             found = checkpoints.accepted(session, policy(), above=above)
             assert found is not None

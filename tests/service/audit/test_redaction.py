@@ -128,7 +128,11 @@ def test_the_database_lets_nothing_but_a_named_redaction_through(client: TestCli
             session.execute(text(f"UPDATE ledger_entry SET {change} WHERE seq = {of}"))
 
     refused("leaf = NULL, redacted_by = 0")  # an entry that says nothing of the kind
+    row = {"id": "r", "log_id": 1, "seq": seq, "ground": WHY, "four_eyes": "solo", "requested_by": str(LOCAL)}
     with db.transaction() as session:
+        at = db.now(session)
+        approved = {"requested_at": at, "approved_by": str(LOCAL), "approved_at": at}
+        session.execute(insert(LedgerRedaction), [{**row, **approved}])
         by = ledger.append(session, EntryRedacted(seq=seq, ground=WHY), actor=LOCAL)
     refused(f"leaf = NULL, redacted_by = {by}", of=0)  # it names another one
     refused("leaf = NULL")

@@ -15,7 +15,7 @@ from service.audit import retention, vault
 from service.audit.vault import KekGone, get_keys, kek_id
 from service.compliance.rules import add_months
 from service.config import get_settings
-from service.errors import InvalidTransition, LegalHold
+from service.errors import InvalidTransition, KekNotFound, LegalHold
 from service.tables import LedgerPrivate
 from tests.service.audit.people import SAID, ask_about, entries, finish, private, received, require_clean, said
 from tests.support import ask, register
@@ -134,6 +134,27 @@ def test_a_key_whose_destruction_failed_is_destroyed_by_the_next_call(
     assert len(entries("kek.destroyed")) == 1
     with pytest.raises(KekGone):
         get_keys().wrap(PAST, bytes(32))
+
+
+def test_a_key_that_never_was_is_not_destroyed(client: TestClient, tmp_path: Path) -> None:
+    """A name with a slip in it must not end in the ledger as a month's key that is gone."""
+    ask_about(client, tmp_path)
+    before, folder = len(entries()), get_settings().kek_folder
+    files = sorted(folder.iterdir())
+    for name in (PAST, "defualt.2020-01", "default.2999-01"):
+        with pytest.raises(KekNotFound):
+            retention.destroy_key(get_keys(), name, actor=retention.OPERATOR)
+        shown = CliRunner().invoke(cli.app, ["ledger", "destroy-kek", name, "--yes"])
+        assert (shown.exit_code, "No key has this name" in shown.output) == (1, True), shown.output
+    assert (len(entries()), sorted(folder.iterdir())) == (before, files)
+
+
+def test_a_key_that_sealed_nothing_is_destroyed_once(client: TestClient) -> None:
+    """Made for an entry whose transaction was rolled back."""
+    get_keys().wrap(PAST, bytes(32))
+    assert retention.destroy_key(get_keys(), PAST, actor=retention.OPERATOR) is True
+    assert retention.destroy_key(get_keys(), PAST, actor=retention.OPERATOR) is False
+    assert [said(e) for e in entries("kek.destroyed")] == [{"kekId": PAST}]
 
 
 def test_the_command_shreds_and_destroys(client: TestClient, tmp_path: Path, long_ago: None) -> None:

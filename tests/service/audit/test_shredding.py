@@ -16,7 +16,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from service import db, migrate
-from service.audit import shredding
+from service.audit import shredding, vault
 from service.audit.leaves import LOCAL, private_digest
 from service.audit.vault import Sealed, get_keys, unseal
 from service.config import get_settings
@@ -58,19 +58,45 @@ def test_opening_is_an_entry(client: TestClient, tmp_path: Path) -> None:
 
 
 def test_a_payload_that_was_changed_is_not_shown(client: TestClient, tmp_path: Path) -> None:
-    """Neither by a flipped byte nor under another entry's number; and a key that is gone is said to be."""
+    """A key that is gone, and one that is another, are said to be; no value is shown, and nobody is said to have seen it."""
     request_id = ask_about(client, tmp_path)
     folder = get_settings().kek_folder
     (key,) = folder.glob("*.kek")
     params = {"request_id": request_id, "include": "private"}
+
+    def shown() -> list[tuple[Any, str | None]]:
+        answer = client.get("/audit/entries", params=params)
+        assert answer.status_code == 200
+        return [(e["private"], e["private_fault"]) for e in answer.json()["data"]]
+
     kept = key.read_bytes()
     key.write_bytes(bytes(32))
-    assert code_of(client.get("/audit/entries", params=params)) == "private_damaged"
+    assert shown() == [(None, "damaged")]
     key.unlink()
-    assert code_of(client.get("/audit/entries", params=params)) == "private_gone"
+    assert shown() == [(None, "key_gone")]
     assert entries("private.opened") == []
     key.write_bytes(kept)
-    assert client.get("/audit/entries", params=params).status_code == 200
+    assert shown() == [(SAID, None)]
+
+
+def test_one_lost_key_takes_no_other_values_with_it(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that holds entries of two months, of which one's key is lost, shows the other month's."""
+    model = register(client, tmp_path)
+    with monkeypatch.context() as long_ago:
+        long_ago.setattr(vault, "kek_id", lambda tenant, at: f"{tenant}.2020-01")
+        lost = received(ask(client, model, 1, **SAID).json()["id"])
+    kept = received(ask(client, model, 2, **SAID).json()["id"])
+    (get_settings().kek_folder / "default.2020-01.kek").unlink()
+    page = client.get("/audit/entries", params={"include": "private", "type": "unlearning."}).json()["data"]
+    assert {e["seq"]: (e["private"], e["private_fault"]) for e in page} == {lost: (None, "key_gone"), kept: (SAID, None)}
+    assert [said(e)["seqs"] for e in entries("private.opened")] == [[kept]]
+    with db.transaction() as session:  # beside an entry that has no private part, under a name that no key can have
+        session.add(LedgerPrivate(log_id=1, seq=0, salt=b"s", kek_id="../x", dek_wrapped=b"w", ciphertext=b"c", kind="request"))
+    page = client.get("/audit/entries", params={"include": "private"}).json()["data"]
+    assert (page[0]["private_fault"], page[kept]["private"]) == ("damaged", SAID)
+    require_clean()
 
 
 def test_shredding_takes_every_copy_and_leaves_the_ledger_valid(client: TestClient, tmp_path: Path) -> None:

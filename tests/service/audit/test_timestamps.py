@@ -10,8 +10,9 @@ import httpx2
 import pytest
 
 from service import db
-from service.audit import checkpoints, timestamps
+from service.audit import checkpoints, timestamps, trust
 from service.audit.timestamps import StampRefused
+from service.config import get_settings
 from tests.service.audit import logs
 from tests.service.audit.logs import Network, grow
 
@@ -167,8 +168,9 @@ def test_the_notary_has_one_checkpoint_a_day_stamped(
         grow(1)
         mine.round(hurry=True)
     with db.reading() as session:
-        rows = list(checkpoints.every(session))
-        stamped = checkpoints.newest_stamped(session)
+        policy = trust.policy(get_settings())
+        rows = list(checkpoints.every(session, policy))
+        stamped = checkpoints.newest_stamped(session, policy)
     assert [row.time_stamp is not None for row in rows] == [True, False, False]
     assert stamped is not None
     timestamps.check(stamped.time_stamp or b"", timestamps.certificates(authority.roots), stamped.note)
@@ -191,6 +193,6 @@ def test_a_failing_authority_blocks_nothing(database: str, authority: Authority,
     assert row.time_stamp is not None
     gone = logs.notary(Both(authority), **{**told, "ledger_tsa_certificates": Path("/nonexistent.pem")})
     with db.transaction() as session:
-        row = checkpoints.newest(session)
+        row = checkpoints.newest(session, trust.policy(get_settings()))
     grow(1)
     assert gone.round(hurry=True) is not None

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
 from sqlalchemy import insert, select, text
 
 from service import db
-from service.audit import ledger, proofs, repository, tiles
+from service.audit import archive, ledger, proofs, repository, tiles
+from service.audit.export import Inconsistent
 from service.audit.leaves import LOCAL, CertificateIssued
 from service.audit.merkle import is_extension
-from service.tables import LedgerEntry, LedgerNode
+from service.config import get_settings
+from service.tables import LedgerCheckpoint, LedgerEntry, LedgerNode
+from service.verifier.ledger import verify_ledger
 from service.verifier.merkle import Frontier, leaf_hash, root_of_inclusion
 from service.verifier.note import Checkpoint, Key, Note, Policy, Refused, inclusion
 from tests.service.audit import logs
-from tests.service.audit.logs import grow
+from tests.service.audit.logs import grow, signed
 from tests.support import ask, code_of, publish, register
 
 
@@ -96,6 +101,95 @@ def test_checkpoint_and_policy_are_what_a_stranger_needs(client: TestClient) -> 
     assert (status["size"], status["signed"]["size"], status["accepted"]["size"]) == (303, 301, 301)  # two bundles were read
     assert status["origin"] == newest(client).origin
     assert status["time_stamped"] is None
+
+
+def store(size: int, note: str, *, seconds: float = 0, stamp: bytes | None = None) -> None:
+    """A row as whoever holds the application's login may insert it."""
+    with db.transaction() as session:
+        at = db.now(session) + timedelta(seconds=seconds)
+        session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at, note=note, time_stamp=stamp))
+
+
+def test_rows_that_are_no_checkpoints_are_named_and_passed_over(
+    client: TestClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grow(4)
+    sign()
+    good = client.get("/audit/checkpoint").text
+    said = client.get("/audit/status").json()
+    assert (said["status"], said["problems"]) == ("ok", [])
+    text, _, lines = good.partition("\n\n")
+    junk = {
+        "expected a text, an empty line": (5, "junk"),
+        "its origin is other.example": (5, signed("other.example", Ed25519PrivateKey.generate(), 5, bytes(32))),
+        "no key of this ledger has signed it": (4, signed(newest(client).origin, Ed25519PrivateKey.generate(), 4, bytes(32))),
+        "its note is of 5 entries": (9_000_000, good),
+        "does not hold": (3, text.replace("\n5\n", "\n3\n") + "\n\n" + lines),
+    }
+    for number, (size, note) in enumerate(junk.values()):
+        store(size, note, seconds=number, stamp=b"a stamp")
+    said = client.get("/audit/status").json()
+    assert said["status"] == "degraded"
+    for why, (size, _) in junk.items():
+        assert [p for p in said["problems"] if why in p and f"size {size}," in p], (why, said["problems"])
+    assert len(said["problems"]) == len(junk)
+    assert (said["signed"]["size"], said["accepted"]["size"], said["time_stamped"]) == (5, 5, None)
+    # and everybody else goes on with what there was
+    assert client.get("/audit/checkpoint").text == good
+    assert client.get("/audit/proof/inclusion?seq=0").status_code == 200
+    assert client.get("/audit/proof/consistency?from=1").json()["to"] == 5
+    archive.write(tmp_path / "export", get_settings())
+    (tmp_path / "policy").write_text(client.get("/audit/policy").text)
+    report = verify_ledger(tmp_path / "export", tmp_path / "policy")
+    assert (report.valid, report.facts["checkpoints"]) == (True, 2), report  # `checkpoint`, and the same once more
+    assert caplog.messages.count("checkpoint.skipped") == len(junk)
+    grow(1)
+    sign()
+    assert newest(client).size == size_of_ledger()
+
+
+def size_of_ledger() -> int:
+    with db.reading() as session:
+        return repository.size(session)
+
+
+def test_a_ledger_shorter_than_what_was_signed_is_degraded_and_not_exported(client: TestClient, tmp_path: Path) -> None:
+    grow(4)
+    sign()
+    (key,) = logs.log_signer()._folder.signing()
+    store(8, signed(newest(client).origin, key, 8, bytes(32)))
+    said = client.get("/audit/status").json()
+    assert said["status"] == "degraded"
+    assert "size 8," in said["problems"][0]
+    assert "the ledger has 5 entries: its end is missing" in said["problems"][0]
+    with pytest.raises(Inconsistent, match="8 entries were signed, and here are 5"):
+        archive.write(tmp_path / "export", get_settings())
+
+
+def test_a_tree_other_than_the_signed_one_is_degraded(client: TestClient) -> None:
+    grow(4)
+    sign()
+    with db.transaction() as session:
+        for (name,) in triggers(session, "ledger_node"):
+            session.execute(text(f"DROP TRIGGER {name}" + ("" if sqlite(session) else " ON ledger_node")))
+        session.execute(text("UPDATE ledger_node SET hash = (SELECT leaf_hash FROM ledger_entry WHERE seq = 0)"))
+    said = client.get("/audit/status").json()
+    assert (said["status"], said["problems"]) == ("degraded", ["the ledger's first 5 entries are not those that were signed"])
+    with db.transaction() as session:
+        session.execute(text("DELETE FROM ledger_node"))
+    assert client.get("/audit/status").json()["problems"] == said["problems"]
+
+
+def sqlite(session: Any) -> bool:
+    return bool(session.get_bind().dialect.name == "sqlite")
+
+
+def triggers(session: Any, table: str) -> list[Any]:
+    if sqlite(session):
+        asked = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :table"
+    else:
+        asked = "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:table AS regclass) AND NOT tgisinternal"
+    return list(session.execute(text(asked), {"table": table}).all())
 
 
 @pytest.mark.one_database

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,6 +81,9 @@ OLD_ENTRY = (
     "INSERT INTO ledger_entry (log_id, seq, leaf, leaf_hash, action, outcome, at, tenant, actor) "
     "VALUES (1, :seq, :leaf, :hash, 'model.registered', 'succeeded', :at, 't', 'a')"
 )
+OLD_ENTRY_OF_REQUEST = OLD_ENTRY.replace("actor)", "actor, request_id, request_ordinal)").replace(
+    "'a')", "'a', 'ureq_old', :ordinal)"
+)
 
 
 def test_entries_of_an_older_schema_get_their_tree(database: str) -> None:
@@ -89,10 +93,15 @@ def test_entries_of_an_older_schema_get_their_tree(database: str) -> None:
         leaf = b"%d" % seq
         with db.transaction() as session:
             told = {"seq": seq, "leaf": leaf, "hash": leaf_hash(leaf), "at": "2026-11-21 10:00:00"}
-            session.execute(text(OLD_ENTRY), told)
+            told |= {"ordinal": seq - 9} if seq >= 9 else {}
+            session.execute(text(OLD_ENTRY_OF_REQUEST if seq >= 9 else OLD_ENTRY), told)
             session.execute(text("UPDATE ledger_head SET size = size + 1"))
     migrate.upgrade()
-    grow(2)
+    grow(1)
+    grow(1, request_id="ureq_old")  # its chain goes on where the older release left it
+    with db.reading() as session:
+        last = session.get_one(LedgerEntry, (1, 12))
+    assert (last.request_ordinal, json.loads(last.leaf or b"")["request"]["prev"]) == (2, leaf_hash(b"10").hex())
     tree = Frontier()
     for leaf in leaves():
         tree.append(leaf)

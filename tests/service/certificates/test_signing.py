@@ -8,8 +8,9 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -57,10 +58,18 @@ def test_what_does_not_belong_together_is_not_signed(key: ec.EllipticCurvePrivat
 def test_a_list_of_revocations_is_signed_and_nothing_else_in_its_name(key: ec.EllipticCurvePrivateKey) -> None:
     one = {"checkpoint": "ckpt_1", "certificateSha256": "0" * 64, "at": "2026-11-21T10:00:00Z", "reason": "other"}
     told = {"origin": "o", "size": 1, "root": b"0" * 32, "revoked": [one]}
-    said = revocations.statement(as_of=datetime.now(UTC).isoformat(), **told)
-    tomorrow = revocations.statement(as_of="2999-01-01T00:00:00Z", **told)
+    at = datetime.now(UTC)
+
+    def a_list(number: int, begins: timedelta, ends: timedelta) -> Any:
+        return revocations.statement(
+            number=number, as_of=(at + begins).isoformat(), next_update=(at + ends).isoformat(), **told
+        )
+
+    hour, none = timedelta(hours=1), timedelta()
+    said = a_list(1, none, hour)
+    unfit = [a_list(1, 24 * hour, 25 * hour), a_list(1, none, -hour), a_list(1, none, 24 * 365 * hour), a_list(0, none, hour)]
     assert is_signed_by(a_signer(key).sign_revocations(said), key.public_key())
-    for wrong in (a_statement(), {}, [], {**said, "predicate": {"revoked": [{}]}}, tomorrow, {**said, "more": 1}):
+    for wrong in (a_statement(), {}, [], {**said, "predicate": {"revoked": [{}]}}, *unfit, {**said, "more": 1}):
         with pytest.raises(signing.SigningRefused):
             a_signer(key).sign_revocations(wrong)  # type: ignore[arg-type]
 

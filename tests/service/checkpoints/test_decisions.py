@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from service import db, sockets
 from service.audit.leaves import Actor
 from service.auth import current_actor
 from service.certificates import dsse, revocations, signing
+from service.checkpoints import revocation_list
 from service.config import get_settings
 from service.storage import get_store
-from service.tables import Checkpoint, LedgerEntry, new_id
+from service.tables import Checkpoint, LedgerEntry, RevocationList, new_id
 from tests.service.certificates.doubles import is_signed_by
 from tests.support import ask, code_of, publish, register
 
@@ -107,21 +112,36 @@ def test_bad_wishes(client: TestClient, published: dict[str, Any]) -> None:
     assert client.get(f"{address}/files/UNLEARNING/other.json").status_code == 404
 
 
-def test_the_list_of_revocations_is_signed(client: TestClient, published: dict[str, Any], tmp_path: Path) -> None:
-    assert code_of(client.get("/revocations")) == "signer_away"
-    key, stop, ready = ec.generate_private_key(ec.SECP256R1()), threading.Event(), threading.Event()
+@contextmanager
+def a_signer(client: TestClient, key: ec.EllipticCurvePrivateKey) -> Iterator[list[int]]:
+    """A signer at its socket; yields the numbers of the lists that it signed."""
+    stop, ready, numbers = threading.Event(), threading.Event(), list[int]()
     desks = signing.desks(signing.KeySigner(dsse.key_of(key), get_store()))
+
+    def counted(statement: Any) -> dict[str, Any]:
+        time.sleep(0.1)  # long enough for others to ask as well
+        numbers.append(statement["predicate"]["number"])
+        return desks["revocations"](statement)
+
     path = client.app.state.settings.socket_path  # type: ignore[attr-defined]
-    thread = threading.Thread(target=sockets.serve, args=(path, desks), kwargs={"ready": ready.set, "stop": stop})
+    arguments = (path, {**desks, "revocations": counted})
+    thread = threading.Thread(target=sockets.serve, args=arguments, kwargs={"ready": ready.set, "stop": stop})
     thread.start()
     try:
         assert ready.wait(10)
-        before = client.get("/revocations").json()
-        client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "key_compromised"})
-        after = client.get("/revocations").json()
+        yield numbers
     finally:
         stop.set()
         thread.join(10)
+
+
+def test_the_list_of_revocations_is_signed(client: TestClient, published: dict[str, Any], tmp_path: Path) -> None:
+    assert code_of(client.get("/revocations")) == "signer_away"
+    key = ec.generate_private_key(ec.SECP256R1())
+    with a_signer(client, key):
+        before = client.get("/revocations").json()
+        client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "key_compromised"})
+        after = client.get("/revocations").json()
     lists = []
     for bundle in (before, after):
         assert is_signed_by(bundle, key.public_key())
@@ -131,6 +151,68 @@ def test_the_list_of_revocations_is_signed(client: TestClient, published: dict[s
     assert lists[0]["revoked"] == []
     assert [one["checkpoint"] for one in lists[1]["revoked"]] == [published["id"]]
     assert lists[1]["ledgerSize"] == lists[0]["ledgerSize"] + 2
+
+
+def test_the_list_is_signed_once_for_each_change(client: TestClient, published: dict[str, Any]) -> None:
+    """However many ask, at the same moment or later; and it is answered where the signer is away but nothing changed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    with a_signer(client, key) as numbers:
+
+        def ask_at_once() -> Any:
+            with ThreadPoolExecutor(6) as pool:
+                answers = list(pool.map(lambda _: client.get("/revocations"), range(12)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert len({answer.content for answer in answers}) == 1
+            return answers[0]
+
+        first = ask_at_once()
+        assert numbers == [1]
+        client.post(f"/checkpoints/{published['id']}/revoke", json={"reason": "other"})
+        second = ask_at_once()
+        assert numbers == [1, 2]
+        client.get("/audit/entries")  # the ledger grows, the list stays
+        assert client.get("/revocations").content == second.content
+    assert client.get("/revocations").content == second.content
+    assert first.headers["etag"] == f'"sha256:{hashlib.sha256(first.content).hexdigest()}"'
+    assert second.headers["cache-control"] == "public, max-age=60"
+    assert client.get("/revocations", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+    same = client.get("/revocations", headers={"If-None-Match": second.headers["etag"]})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", second.headers["etag"])
+    told = json.loads(base64.b64decode(second.json()["dsseEnvelope"]["payload"]))["predicate"]
+    begun, ends = (datetime.fromisoformat(told[name]) for name in ("asOf", "nextUpdate"))
+    assert (told["number"], ends - begun) == (2, timedelta(hours=24))
+
+
+def test_a_list_that_ran_out_or_is_of_another_key_is_signed_anew(client: TestClient, published: dict[str, Any]) -> None:
+    def set_to(column: str, value: datetime) -> None:
+        with db.transaction() as session:
+            session.execute(update(RevocationList).values({column: value}))
+
+    past, future = (datetime.now(UTC) + timedelta(seconds=by) for by in (-1, 3600))
+    with a_signer(client, ec.generate_private_key(ec.SECP256R1())) as numbers:
+        client.get("/revocations")
+        set_to("next_update", past)
+        assert client.get("/revocations").status_code == 200
+        assert numbers == [1, 2]
+        public: Path = client.app.state.settings.public_key_file  # type: ignore[attr-defined]
+        public.parent.mkdir(parents=True, exist_ok=True)
+        public.write_bytes(b"another key")
+        client.get("/revocations")
+        set_to("next_update", past)
+        set_to("claimed_until", past)  # whoever claimed it died
+        assert client.get("/revocations").status_code == 200
+        assert numbers == [1, 2, 3, 4]
+        set_to("next_update", past)
+        set_to("claimed_until", future)  # whoever claimed it takes long: an old list is no answer
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(revocation_list, "SIGNER_SECONDS", 0.2)
+            assert code_of(client.get("/revocations")) == "signer_away"
+        assert numbers == [1, 2, 3, 4]
+    set_to("claimed_until", past)
+    assert code_of(client.get("/revocations")) == "signer_away"
+    with db.reading() as session:
+        row = session.scalars(select(RevocationList)).one()
+        assert (row.number, row.claimed_until) == (4, None)  # given back, for the next who asks
 
 
 def test_what_became_of_a_replaced_version_is_recorded(client: TestClient, published: dict[str, Any]) -> None:

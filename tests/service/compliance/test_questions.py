@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi.testclient import TestClient
+from hypothesis import example, given
+from hypothesis import strategies as st
 from sqlalchemy import select, update
 
 from service import db
@@ -19,6 +22,7 @@ from service.compliance import formats, questions
 from service.compliance.questions import QUESTIONS
 from service.compliance.reports import REPORTS
 from service.tables import Checkpoint, LedgerCheckpoint, ModelVersion, UnlearnRequest
+from tests.service.audit.logs import grow, signed
 from tests.service.audit.people import acting, ask_about, entries, received, said
 from tests.support import Json, ask, code_of, publish, register
 
@@ -199,11 +203,15 @@ def test_redactions_and_shreds(client: TestClient, tmp_path: Path) -> None:
 
 def test_checkpoint_gaps(client: TestClient, database: str) -> None:
     assert answer(client, "checkpoint-gaps") == []  # nothing was recorded before it was asked
+    grow(3)
     with db.transaction() as session:
         at = db.now(session)
         # of an hour ago, and of 50 and 70 hours after the first entry's day, as if that lay in the past
         for hours, size in ((200, 1), (190, 1), (150, 2), (1, 3)):
-            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note="x"))
+            note = signed("log.example/l", Ed25519PrivateKey.generate(), size, bytes(32))
+            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note=note))
+        for hours, size, no in ((170, 1, "junk"), (171, 9, note), (100, 4, note)):  # nothing was signed in between
+            session.add(LedgerCheckpoint(log_id=1, size=size, created_at=at - timedelta(hours=hours), note=no))
     rows = answer(client, "checkpoint-gaps")
     assert [(r["size"], r["hours"]) for r in rows] == [(1, 40), (2, 149)]
     assert all(r["next_at"] for r in rows)
@@ -298,10 +306,25 @@ def test_csv_and_lines_say_the_same_and_are_exports(client: TestClient, model: J
     assert [r["action"] for r in csv.DictReader(io.StringIO(table.text))] == ["unlearning.request.received"] * 3
 
 
-@pytest.mark.parametrize("value", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx"])
-def test_no_cell_is_a_formula(value: str) -> None:
-    assert formats.cell(value) == "'" + value
-    body = b"".join(formats.lines(("a",), [{"a": value}], "csv", name="x")).decode()
-    ((_,), (cell,)) = csv.reader(io.StringIO(body, newline=""))
-    assert cell == "'" + value
-    assert (formats.cell(-1), formats.cell("a=1"), formats.cell(None), formats.cell(["=a", "b"])) == ("-1", "a=1", "", "'=a b")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+"""Surrogates are no text: they have no UTF-8."""
+LIKELY = st.tuples(st.sampled_from(["'", "''", *FORMULA, "＝", "＠", '"', ",", " ", ""]), ANY_TEXT).map("".join)
+
+
+@given(first=ANY_TEXT | LIKELY, second=ANY_TEXT | LIKELY, third=st.lists(LIKELY, min_size=2))
+@example(first="'=1+1", second="=1+1", third=["=a", "b"])
+@example(first="\r\n", second="\t=1", third=["-1", '"'])
+@example(first="'", second="＝1+1", third=["", "=1"])
+def test_no_cell_is_a_formula_and_every_text_comes_back(first: str, second: str, third: list[str]) -> None:
+    """As documented: take one apostrophe off the front of each text that has one."""
+    row = {"a": first, "b": second, "c": third}
+    body = b"".join(formats.lines(("a", "b", "c"), [row], "csv", name="x")).decode()
+    header, cells = csv.reader(io.StringIO(body, newline=""))
+    assert header == ["a", "b", "c"]
+    assert not any(cell.startswith((*FORMULA, "＝", "＋", "－", "＠")) for cell in cells)
+    assert [cell.removeprefix("'") for cell in cells] == [first, second, " ".join(third)]
+
+
+def test_what_is_no_text_is_left_as_it_is() -> None:
+    assert [formats.cell(v) for v in (-1, -0.5, True, None, "a=1")] == ["-1", "-0.5", "true", "", "a=1"]

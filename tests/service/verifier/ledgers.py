@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from service import db
-from service.audit import export, leaves, ledger, merkle
+from service.audit import export, leaves, ledger, merkle, redaction
 from service.audit.export import Private, Stored
 from service.audit.leaves import LOCAL, Fact
 from service.verifier.merkle import EMPTY, Frontier, leaf_hash
@@ -72,12 +72,18 @@ class Ledger:
 
     def append(self, *facts: tuple[Fact, dict[str, Any]]) -> None:
         """Each in a transaction of its own, by the service's own code."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("EXPUNGE_DATABASE_URL", f"sqlite:///{self.file}")
-            db.reset()
+        with self.in_place():
             for fact, more in facts:
                 with db.transaction() as session:
                     ledger.append(session, fact, actor=LOCAL, **more)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The file is the database of this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EXPUNGE_DATABASE_URL", f"sqlite:///{self.file}")
+            db.reset()
+            yield
             db.reset()
 
     def sign(self, *, witnesses: int = 2) -> str:
@@ -98,9 +104,9 @@ class Ledger:
             self.sql(f"UPDATE ledger_private SET {gone}, shredded_at = '2026-11-21 12:00:00.000000' WHERE seq = {seq}")
 
     def redact(self, seq: int) -> None:
-        by = len(self.rows())
-        self.append((leaves.EntryRedacted(seq=seq, ground="personal data"), {}))
-        self.sql(f"UPDATE ledger_entry SET leaf = NULL, redacted_by = {by} WHERE seq = {seq}")
+        """By the service's own code, one person alone."""
+        with self.in_place(), db.transaction() as session:
+            redaction.request(session, seq=seq, ground="personal_data", actor=LOCAL, four_eyes="solo")
 
     def export(self, folder: Path, stored: Sequence[Stored] | None = None) -> Path:
         """By the production writer."""

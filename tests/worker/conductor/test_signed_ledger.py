@@ -33,13 +33,13 @@ def test_a_publication_is_signed_at_the_next_sweep_and_has_a_receipt(database: s
     swept(notary, room)
     room.draining.clear()
     with db.reading() as session:
-        first = checkpoints.newest(session)
+        first = checkpoints.newest(session, trust.policy(get_settings()))
     request_id = h.ask(house, 3)
     assert pipeline.run(request_id, room) == "succeeded"
     room.draining.set()  # nothing is rung for
     swept(notary, room)  # well within the minute
     with db.reading() as session:
-        newest = checkpoints.newest(session)
+        newest = checkpoints.newest(session, trust.policy(get_settings()))
         assert first is not None
         assert newest is not None
         assert newest.size > first.size
@@ -65,4 +65,4 @@ def test_a_ledger_that_cannot_be_signed_stops_no_request(database: str, tmp_path
     room.draining.set()
     swept(notary, room)
     with db.reading() as session:
-        assert checkpoints.newest(session) is None
+        assert checkpoints.newest(session, trust.policy(get_settings())) is None

@@ -1,12 +1,13 @@
-"""Everything that can be wrong with a request, as classes with a status and a stable code, and the one handler.
+"""Everything that can be wrong with a request, as classes with a status and a stable code.
 
     ServiceError
     ├── BadRequest 400            malformed
     ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
     │                             · report_not_found · file_not_found · entry_not_found · receipt_not_found
+    │                             · kek_not_found
     ├── SelfApproval 403          self_approval_forbidden
-    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold · private_gone
-    │                             · already_recorded
+    ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold
+    │                             · already_recorded · concurrent_change
     ├── Revoked 410               checkpoint_revoked
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
@@ -18,20 +19,7 @@ a browser, and what a client sent may be personal data.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from typing import Any, ClassVar
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
-from starlette.exceptions import HTTPException
-
-log = logging.getLogger("expunge.errors")
-
-PROBLEM_JSON = "application/problem+json"
-PROBLEM_URN = "urn:expunge:problem:"
 
 
 class ServiceError(Exception):
@@ -99,6 +87,12 @@ class CheckpointNotFound(NotFound):
     code, title = "checkpoint_not_found", "No checkpoint has this id"
 
 
+class KekNotFound(NotFound):
+    """Nothing was ever sealed under a key of this name, and there is none."""
+
+    code, title = "kek_not_found", "No key has this name"
+
+
 class QuestionNotFound(NotFound):
     """No saved question or report has this name."""
 
@@ -153,6 +147,12 @@ class InvalidTransition(Conflict):
     code, title = "invalid_state_transition", "The request's status does not allow this move"
 
 
+class ConcurrentChange(Conflict):
+    """Two people decided about the same thing at the same moment, and the other one was first. Look at it, and decide again."""
+
+    code, title, retryable = "concurrent_change", "Somebody else changed it at the same moment", True
+
+
 class Revoked(ServiceError):
     """The certificate was taken back, and its files with it."""
 
@@ -163,12 +163,6 @@ class LegalHold(Conflict):
     """A dispute or an authority wants these data kept."""
 
     code, title = "legal_hold", "A legal hold keeps these data"
-
-
-class PrivateGone(Conflict):
-    """The key of private data was lost or destroyed without their being shredded."""
-
-    code, title = "private_gone", "The private data cannot be opened: their key is gone"
 
 
 class AlreadyRecorded(Conflict):
@@ -315,12 +309,6 @@ class InvalidCursor(Unprocessable):
     code, title = "invalid_cursor", "The page cursor is not valid"
 
 
-class PrivateDamaged(ServiceError):
-    """A sealed payload is not the one that was sealed."""
-
-    code, title = "private_damaged", "The private data are damaged: they are not what was sealed"
-
-
 class Unavailable(ServiceError):
     """The database cannot be reached just now."""
 
@@ -331,123 +319,3 @@ class NotYetSigned(Unavailable):
     """The entry is in the ledger, and no checkpoint that the policy accepts covers it yet."""
 
     code, title, retry_after = "not_yet_signed", "No accepted checkpoint covers it yet", 10
-
-
-def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, str]] = ()) -> JSONResponse:
-    """RFC 9457 body of an error."""
-    body: dict[str, Any] = {
-        "type": PROBLEM_URN + error.code,
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "instance": instance,
-        "code": error.code,
-        "retryable": error.retryable,
-    }
-    if error.pointer and not errors:
-        errors = ({"pointer": error.pointer, "code": error.code, "detail": error.detail},)
-    if errors:
-        body["errors"] = list(errors)
-    body.update(error.extra)
-    headers = {"Retry-After": str(error.retry_after)} if error.retryable else None
-    return JSONResponse(body, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
-
-
-def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI `responses` of a route that may raise these."""
-    by_status: dict[int | str, list[type[ServiceError]]] = {}
-    for kind in kinds:
-        by_status.setdefault(kind.status, []).append(kind)
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {
-            "description": " · ".join(f"`{k.code}` {k.title}" for k in group),
-            "content": {PROBLEM_JSON: {"schema": schema}},
-        }
-        for status, group in by_status.items()
-    }
-
-
-PROBLEM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "title": "Problem",
-    "description": "RFC 9457 problem details. `code` is stable; never contains input values.",
-    "required": ["type", "title", "status", "detail", "instance", "code", "retryable"],
-    "properties": {
-        "type": {"type": "string", "format": "uri"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "instance": {"type": "string"},
-        "code": {"type": "string"},
-        "retryable": {"type": "boolean"},
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"pointer": {"type": "string"}, "code": {"type": "string"}, "detail": {"type": "string"}},
-            },
-        },
-    },
-}
-
-
-FREE_KEYED = frozenset({"metadata", "params", "prompts"})
-"""Objects whose keys the client chooses: a pointer into them would echo input."""
-
-
-def _plain(error: dict[str, Any]) -> dict[str, str]:
-    """One validation error without the value that caused it.
-
-    pydantic's messages of type value_error are ours; of the others we keep only messages that quote our own schema.
-    """
-    where = [str(part) for part in error["loc"]]
-    unknown = error["type"] == "extra_forbidden"
-    if unknown:  # the unknown key is input too, and the pointer would repeat it
-        where = where[:-1]
-    if len(where) > 2 and where[1] in FREE_KEYED:
-        where = where[:2]
-    pointer = "/" + "/".join(where[1:])
-    if where and where[0] != "body":
-        pointer = f"{where[0]}:{'/'.join(where[1:])}"
-    if unknown:
-        return {"pointer": pointer, "code": "unknown_field", "detail": "unknown field"}
-    return {"pointer": pointer, "code": str(error["type"]), "detail": str(error["msg"])}
-
-
-def install(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
-
-    @app.exception_handler(ServiceError)
-    def _service_error(request: Request, error: ServiceError) -> JSONResponse:
-        return problem(error, instance=request.url.path)
-
-    @app.exception_handler(RequestValidationError)
-    def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        details = error.errors()
-        if any(d["type"] == "json_invalid" for d in details):
-            return problem(BadRequest("the body is not valid JSON"), instance=request.url.path)
-        return problem(Unprocessable(), instance=request.url.path, errors=[_plain(dict(d)) for d in details])
-
-    @app.exception_handler(HTTPException)
-    def _http(request: Request, error: HTTPException) -> JSONResponse:
-        known = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed, 413: BodyTooLarge}
-        kind = known.get(error.status_code)
-        if kind is None:
-            wrapped = ServiceError(str(error.detail))
-            response = problem(wrapped, instance=request.url.path)
-            response.status_code = error.status_code
-            return response
-        response = problem(kind(), instance=request.url.path)
-        response.headers.update(error.headers or {})
-        return response
-
-    @app.exception_handler(OperationalError)
-    def _database(request: Request, error: OperationalError) -> JSONResponse:
-        log.error("database.unavailable", extra={"path": request.url.path, "kind": type(error.orig).__name__})
-        return problem(Unavailable(), instance=request.url.path)
-
-    @app.exception_handler(Exception)
-    def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("request.crashed", extra={"path": request.url.path}, exc_info=error)
-        return problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0007"
+revision = "0010"
+down_revision = "0009"
 
 OWNED = ("dataset", "model", "unlearn_request")
 KEPT = ("project", "principal", "api_key")
