@@ -45,14 +45,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    context: typer.Context,
     key_file: Annotated[
         Path | None,
         typer.Option(envvar="EXPUNGE_API_KEY_FILE", help="File with the API key of the client commands; or EXPUNGE_API_KEY."),
     ] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
-    context.obj = key_file
+    if key_file is not None:
+        os.environ["EXPUNGE_API_KEY_FILE"] = str(key_file)
 
 
 def _log_to_stderr() -> None:

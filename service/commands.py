@@ -39,11 +39,8 @@ def fail(message: str, status: int = 1) -> typer.Exit:
 
 def _api_key() -> str | None:
     """From `--key-file`, else from the environment. It is never an argument: these are in every process list."""
-    import click
-
-    context = click.get_current_context(silent=True)
-    file: Path | None = context.find_root().obj if context else None
-    text = _text(file) if file else os.environ.get("EXPUNGE_API_KEY", "")
+    file = os.environ.get("EXPUNGE_API_KEY_FILE")
+    text = _text(Path(file)) if file else os.environ.get("EXPUNGE_API_KEY", "")
     key = text.strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise fail("the API key is not one line of plain characters", 3)

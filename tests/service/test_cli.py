@@ -174,7 +174,7 @@ class Recorded:
 
     posts: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
-    def __init__(self, _url: str) -> None:
+    def __init__(self, _url: str, key: str | None = None) -> None:
         pass
 
     def __enter__(self) -> Self:
