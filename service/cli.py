@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `witness` (elsewhere), `verify` (offline),
-`verify-model` and `demo`.
+`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
+(elsewhere), `verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, privacy_commands
+from service import __version__, privacy_commands, storage_commands
 from service.access.commands import keys
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
@@ -33,6 +33,7 @@ for name, group in GROUPS.items():
 app.add_typer(ledger, name="ledger")
 app.add_typer(keys, name="keys")
 app.command()(witness)
+app.command()(storage_commands.gc)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)
 
@@ -170,7 +171,7 @@ def signer() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     desks = {
-        **signing.desks(signing.KeySigner(key, get_store(settings))),
+        **signing.desks(signing.KeySigner(key, get_store(settings), folder.origin)),
         "log": logsigner.desk(logsigner.LogSigner(folder)),
     }
     sockets.serve(settings.socket_path, desks, stop=stop)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +12,12 @@ from urllib.parse import quote
 
 import httpx2
 
+from service.fetching import Answer, DownloadRefused, fetch, sha256_of_file
+
 LEDGER_PATIENCE_SECONDS = 30.0
 """So long a download waits for the ledger to be signed: seconds after a publication, as a rule."""
 POLL_SECONDS = 0.5
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-CHUNK = 1 << 20
 
 Json = dict[str, Any]
 
@@ -39,10 +38,6 @@ class ApiError(Exception):
 
 class Unreachable(Exception):
     """Nobody answers at the service's address."""
-
-
-class DownloadRefused(Exception):
-    """What arrived is not what the manifest names."""
 
 
 @dataclass(frozen=True)
@@ -116,31 +111,31 @@ class Client:
 
         Raises:
             DownloadRefused: the bytes do not hash to `sha256`; nothing is left under the target's name.
+            Unreachable: it broke off, again and again; the next call goes on from there.
         """
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        done = part.stat().st_size if part.exists() and sha256 else 0
-        headers = {"Range": f"bytes={done}-", "If-Range": f'"sha256:{sha256}"'} if done else {}
-        if not self._fetch(path, part, headers):  # the .part is no beginning of this file
-            part.unlink()
-            self._fetch(path, part, {})
-        if sha256 and _sha256(part) != sha256:
-            part.unlink()
-            raise DownloadRefused(f"{target.name} did not arrive as the manifest names it")
-        os.replace(part, target)
+        try:
+            fetch(lambda headers: self._ask(path, headers), target, sha256)
+        except httpx2.TransportError as error:
+            raise _unreachable(error) from error
 
-    def _fetch(self, path: str, part: Path, headers: dict[str, str]) -> bool:
-        """Write the answer's bytes to `part`, after what is there if the service goes on; False: it cannot go on there."""
-        with self._stream(path, headers=headers) as response:
-            if response.status_code == 416:
-                return False
-            _raise_problem(response)
-            with part.open("ab" if response.status_code == 206 else "wb") as file:
-                for chunk in response.iter_bytes(CHUNK):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-        return True
+    @contextmanager
+    def _ask(self, path: str, headers: dict[str, str]) -> Iterator[Answer]:
+        """One file. Where the service sends on to its bucket, that is asked without our own headers, and without `If-Range`:
+        the bucket has tags of its own, and the digest is compared at the end anyway."""
+        with self._http.stream("GET", path, headers=headers) as response:
+            tag = response.headers.get("ETag", "")
+            if response.status_code != 307:
+                if response.status_code >= 400 and response.status_code != 416:
+                    response.read()
+                    _raise_problem(response)
+                yield Answer(response, tag)
+                return
+            elsewhere = response.headers.get("Location", "")
+        plain = {name: value for name, value in headers.items() if name != "If-Range"}
+        with httpx2.stream("GET", elsewhere, headers=plain, timeout=self._http.timeout) as response:
+            if response.status_code not in (200, 206, 416):
+                raise DownloadRefused(f"the store that the service sent on to answers {response.status_code}")
+            yield Answer(response, tag)
 
     def download_checkpoint(
         self, checkpoint_id: str, directory: Path, *, patience_seconds: float = LEDGER_PATIENCE_SECONDS
@@ -159,7 +154,7 @@ class Client:
         manifest = self.get(f"/checkpoints/{checkpoint_id}")
         for entry in [*manifest["files"], *manifest["evidence"]]:
             target = _inside(directory, entry["path"])
-            if not target.is_file() or _sha256(target) != entry["sha256"]:
+            if not target.is_file() or sha256_of_file(target) != entry["sha256"]:
                 self.download(self._file(checkpoint_id, entry["path"]), target, sha256=entry["sha256"])
         deadline = time.monotonic() + patience_seconds
         missing: list[str] = manifest["later"]
@@ -230,8 +225,3 @@ def _raise_problem(response: httpx2.Response) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
     raise known
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

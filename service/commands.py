@@ -49,7 +49,8 @@ def _api_key() -> str | None:
 
 @contextmanager
 def _client(url: str) -> Iterator[Any]:
-    from service.client import ApiError, Client, DownloadRefused, Unreachable
+    from service.client import ApiError, Client, Unreachable
+    from service.fetching import DownloadRefused
 
     try:
         with Client(url, key=_api_key()) as client:

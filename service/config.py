@@ -27,7 +27,21 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("expunge-data"), description="database, store, keys and job directories of one host")
     database_url: SecretStr = Field(default=SecretStr(""), description="SQLAlchemy URL; empty: SQLite in data_dir")
     broker_url: SecretStr = Field(default=SecretStr(MEMORY_BROKER), description="Celery broker; memory:// is the embedded mode")
-    store_url: str = Field(default="", description="fsspec URL of the content-addressed store; empty: data_dir/store")
+    store_url: str = Field(
+        default="", description="the content-addressed store: file:///folder or s3://bucket/prefix; empty: data_dir/store"
+    )
+    store_endpoint_url: str = Field(
+        default="", description="of an S3-compatible store that is not Amazon's; credentials are the SDK's own business"
+    )
+    store_redirect_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=3600,
+        description="downloads are sent on to the bucket, at a signed URL that is good for so long; 0: all bytes pass the API",
+    )
+    store_grace_days: float = Field(
+        default=7.0, ge=1, description="what no row names is deleted from the store once nobody has written it for so long"
+    )
     tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
 
     auth: Literal["local", "required"] = Field(
@@ -127,6 +141,21 @@ class Settings(BaseSettings):
         default=24, ge=1, le=1200, description="months after its request was closed and answered that private data are shredded"
     )
 
+    allow_failpoints: bool = Field(
+        default=False, description="let EXPUNGE_FAILPOINTS make disk and store fail on demand; for tests, never in production"
+    )
+
+    @model_validator(mode="after")
+    def _store_urls_hold_no_secrets(self) -> Self:
+        store, endpoint = urlsplit(self.store_url), urlsplit(self.store_endpoint_url)
+        if store.scheme not in ("", "file", "s3"):
+            raise ValueError("store_url is file:///folder or s3://bucket/prefix")
+        if "@" in store.netloc + endpoint.netloc or store.query or endpoint.query:
+            raise ValueError("store_url and store_endpoint_url hold no credentials: the SDK finds them where it always does")
+        if self.store_endpoint_url and endpoint.scheme not in ("http", "https"):
+            raise ValueError("store_endpoint_url is an http:// or https:// URL")
+        return self
+
     @model_validator(mode="after")
     def _tokens_can_be_checked(self) -> Self:
         if len({bool(self.jwt_issuer), bool(self.jwt_audience), bool(self.jwt_jwks_url)}) > 1:
@@ -209,6 +238,7 @@ OTHERS = {
     "EXPUNGE_API_KEY": "the API key that the client commands send; or `--key-file`, or `EXPUNGE_API_KEY_FILE`",
     "EXPUNGE_URL": "where the client commands find the service; default `http://127.0.0.1:8000`",
     "EXPUNGE_SUPERVISOR_PID": "set by `expunge up` for its children: the process that they must not outlive",
+    "EXPUNGE_FAILPOINTS": "failures on demand, where `EXPUNGE_ALLOW_FAILPOINTS` is on: `docs/reference/storage.md`",
     "EXPUNGE_JOB": "set by a worker for its engine: the request that a process works for",
     "EXPUNGE_FENCE": "set by a worker for its engine: the claim that a process works under",
 }

@@ -1,7 +1,8 @@
 """Answering with a stored file, such that a wrong download cannot go unnoticed.
 
 Strong `ETag` and `Repr-Digest` are the SHA-256 that the manifest names (RFC 9530), ranges resume only under the same one
-(RFC 9110 §13.1.5), and a stored object of another length is an error before the first byte.
+(RFC 9110 §13.1.5), and a stored object of another length is an error before the first byte. Where the setting
+`store_redirect_seconds` says so, a bucket's file is sent on to a signed URL of the bucket instead, with the same digest.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.errors import FileNotFound, ServiceError, problem
+from service.config import Settings
+from service.errors import FileNotFound, ServiceError, Unavailable, problem
 from service.files import CHUNK
-from service.storage import Missing, Store
+from service.storage import Missing, Store, StoreError
 
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png", ".md": "text/markdown", ".txt": "text/plain"}
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -62,12 +64,13 @@ def require_plain_address(request: Request) -> None:
 
 
 def send_file(store: Store, file: StoredFile, request: Request) -> Response:
-    """200, 206, 304 or 416 for GET and HEAD.
+    """200, 206, 304, 307 or 416 for GET and HEAD.
 
     One range is served; several, or a malformed one, are answered with the whole file, as RFC 9110 §14.2 allows.
 
     Raises:
         StoredFileDamaged: the store has no such object, or one of another length.
+        Unavailable: the store does not answer.
     """
     _require_whole(store, file)
     headers = _headers(file)
@@ -76,6 +79,8 @@ def send_file(store: Store, file: StoredFile, request: Request) -> Response:
     media_type = MEDIA_TYPES.get(file.path[file.path.rfind(".") :], "application/octet-stream")
     if request.method == "HEAD":  # RFC 9110 §14.2: Range means something to GET alone
         return Response(headers={**headers, "Content-Length": str(file.size)}, media_type=media_type)
+    if elsewhere := _link(store, file, media_type, request.app.state.settings):
+        return Response(status_code=307, headers={**headers, "Location": elsewhere, "Cache-Control": "no-store"})
     begin, end, status = _wanted(request, file)
     if status == 416:
         return _unsatisfiable(request, file)
@@ -90,8 +95,21 @@ def _require_whole(store: Store, file: StoredFile) -> None:
         size = store.size(file.sha256)
     except Missing as error:
         raise StoredFileDamaged from error
+    except StoreError as error:
+        raise Unavailable("the store does not answer just now") from error
     if size != file.size:
         raise StoredFileDamaged
+
+
+def _link(store: Store, file: StoredFile, media_type: str, settings: Settings) -> str | None:
+    """Where the file can be read without us; None: here."""
+    if not settings.store_redirect_seconds:
+        return None
+    name = file.path.rpartition("/")[2]
+    try:
+        return store.link(file.sha256, seconds=settings.store_redirect_seconds, name=name, media_type=media_type)
+    except StoreError as error:
+        raise Unavailable("the store does not answer just now") from error
 
 
 def _headers(file: StoredFile) -> dict[str, str]:

@@ -11,7 +11,7 @@ def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Give a file new content: after a crash it holds the old or the new one, and never a part. Raises: OSError."""
     temporary = _written(path, data, mode)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def create(path: Path, data: bytes, *, mode: int = 0o600) -> bool:
@@ -23,7 +23,7 @@ def create(path: Path, data: bytes, *, mode: int = 0o600) -> bool:
         return False
     finally:
         temporary.unlink()
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -40,7 +40,8 @@ def _written(path: Path, data: bytes, mode: int) -> Path:
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises: OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: both databases, Redis, and the HTTP service on top of them.
+"""Fixtures of the whole suite: both databases, Redis, an S3 server, and the HTTP service on top of them.
 
 PostgreSQL and Redis are real servers, brought by wheels and started once per run, or those that `EXPUNGE_TEST_DATABASE_URL`
 and `EXPUNGE_TEST_REDIS_URL` name. Where neither is to be had, a test fails; it is never skipped.
@@ -20,6 +20,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from service import catalogue, db, migrate
 from service.app import create_app
 from service.policies import service as policies
+from tests.service.storage_server import KEY, SECRET, new_bucket, s3_server
 from tests.support import CATALOGUE, POLICY, write_json
 
 POSTGRESQL_URL = "EXPUNGE_TEST_DATABASE_URL"
@@ -136,6 +137,22 @@ def redis_server() -> Iterator[str]:
 
     with ValkeyServer() as server:
         yield server.connection_url
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """URL of a server that speaks S3."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3_bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket; the SDK finds credentials for it where it always looks."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return new_bucket(s3_url)
 
 
 # ------------------------------------------------------------------------------------------------------------- service

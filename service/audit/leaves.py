@@ -4,15 +4,14 @@ A leaf is the RFC 8785 form of a JSON object with ASCII keys, no floats (decimal
 microseconds; at most 65,535 bytes (the entry limit of C2SP tlog-tiles). Entries can never be erased, so nothing about a
 person enters one: classes are indices, never names; `reason`, `external_id` and `metadata` appear only as an HMAC under a
 random salt that can be destroyed, and as the digest of a ciphertext whose key can be. Ids of single samples may be personal
-data too (a file is easily named after a person), and there may be 100,000 of them: an entry holds how many, and a digest that
-whoever has the list can hold it against.
+data too (a file is easily named after a person), and there may be 100,000 of them: an entry holds how many.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal
 
@@ -38,19 +37,24 @@ class Fact(BaseModel):
 
 
 class SampleDigest(BaseModel):
-    """Which samples, to whoever has the list; how many, to everybody else."""
+    """How many samples. Entries of older releases say to whoever has the list which ones, too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int
-    sha256: Sha256
+    sha256: Sha256 | None = Field(default=None, description="of entries of older releases")
+
+
+def sample_count(ids: Collection[str]) -> SampleDigest | None:
+    """How many there are; None: none. An entry can never be erased, so it holds nothing that could confirm a guess of them."""
+    return SampleDigest(count=len(ids)) if ids else None
 
 
 def sample_digest(request_id: str, ids: Iterable[str]) -> SampleDigest:
     """SHA-256 of the RFC 8785 JSON `[request id, [ids in ascending order]]`.
 
-    The request's id is part of it, so that two requests for the same samples cannot be told to be that from their entries. It
-    is no secret: somebody who guesses the whole list can confirm the guess.
+    It has no salt: somebody who guesses the whole list can confirm the guess. So it is kept where it can be erased; entries and
+    certificates of older releases hold it in the open.
 
     Args:
         ids: in any order, each once. Ascending means by Unicode code points.
@@ -262,6 +266,14 @@ class CachesPurged(Fact):
     action = "caches.purged"
     fence: int
     entries: int
+
+
+class StoredFilesGivenUp(Fact):
+    """Files that a run put into the store, and that nothing published names, are deleted once nobody wrote them again."""
+
+    action = "store.files.given_up"
+    fence: int
+    files: tuple[Sha256, ...] = Field(description="their digests")
 
 
 class ModelPublished(Fact):

@@ -112,6 +112,11 @@ class Folder:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{STATE} does not say what was signed") from error
 
+    def origin(self) -> str | None:
+        """The log's name; None: what was signed is not known any more. Raises: ValueError."""
+        state = self.state()
+        return state.origin if state else None
+
     def remember(self, state: State) -> None:
         durable.replace(self.path / STATE, state.dump())
 

@@ -12,13 +12,13 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
-from service.audit import ledger
+from service.audit import ledger, shredding
 from service.audit.leaves import Actor, EntryRedacted
 from service.audit.ledger import LOG_ID
 from service.audit.legal import RedactionRequested
 from service.db import now
 from service.errors import InvalidTransition, NotFound, SelfApproval
-from service.tables import LedgerEntry, LedgerRedaction, new_id
+from service.tables import LedgerEntry, LedgerRedaction, UnlearnRequest, new_id
 from service.values import is_id
 
 Ground = Literal["personal_data", "court_order", "security", "third_party_right"]
@@ -97,6 +97,11 @@ def _take_away(session: OrmSession, row: LedgerRedaction, actor: Actor) -> None:
     alone = row.approved_by == row.requested_by
     seq, asked = row.seq, None if alone else row.requested_by
     fact = EntryRedacted(seq=seq, ground=row.ground, requested_by=asked, self_approved=alone)
+    owner = session.get_one(LedgerEntry, (LOG_ID, seq)).request_id
+    if owner is not None:  # the request's row first, as everywhere: it may be publishing just now
+        session.execute(select(UnlearnRequest.id).where(UnlearnRequest.id == owner).with_for_update())
+        if not shredding.held_among(session, {owner}):  # a hold outlives this, and the shred that follows it erases it
+            shredding.erase_commitment(session, owner)
     by = ledger.append(session, fact, actor=actor)
     # a ledger row of its own: plain SQL, for no business row may be written after the head was locked
     gone = update(LedgerEntry.__table__).where(LedgerEntry.log_id == LOG_ID, LedgerEntry.seq == seq)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """Opening, holding and shredding private payloads. Each function is part of its caller's one transaction.
 
 Shredding takes away the salt, the wrapped key and the ciphertext, and every copy of what the client said: in the request's row,
-in its event stream, and in the idempotency key, whose digest of the body could confirm a guess.
+in its event stream, and in the idempotency key, whose digest of the body could confirm a guess; and with them what opens the
+commitment to what the request was about.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from service.audit.legal import HoldReleased, HoldSet, PrivateOpened
 from service.audit.vault import KekGone, KeyStore, Sealed, Unopenable, unseal
 from service.db import get_engine, now
 from service.errors import LegalHold, NotFound
-from service.tables import IdempotencyKey, LedgerEntry, LedgerPrivate, RequestEvent, UnlearnRequest, new_id
+from service.tables import (
+    Checkpoint,
+    ForgetCommitment,
+    IdempotencyKey,
+    LedgerEntry,
+    LedgerPrivate,
+    RequestEvent,
+    UnlearnRequest,
+    new_id,
+)
 
 log = logging.getLogger("expunge.shredding")
 
@@ -79,7 +89,7 @@ def shred(session: OrmSession, rows: Sequence[LedgerPrivate], *, actor: Actor, g
     if not rows:
         return []
     places = requests_of(session, (row.seq for row in rows))
-    held = _held(session, {request_id for request_id, _ in places.values() if request_id})
+    held = held_among(session, {request_id for request_id, _ in places.values() if request_id})
     if any(row.legal_hold or places[row.seq][0] in held for row in rows):
         raise LegalHold
     at = now(session)
@@ -94,7 +104,7 @@ def shred(session: OrmSession, rows: Sequence[LedgerPrivate], *, actor: Actor, g
     return seqs
 
 
-def _held(session: OrmSession, request_ids: set[str]) -> set[str]:
+def held_among(session: OrmSession, request_ids: set[str]) -> set[str]:
     """A hold on one private row of a request holds them all: a dispute is about the whole of it."""
     held = (
         select(LedgerEntry.request_id)
@@ -113,9 +123,21 @@ def _erase_copies(session: OrmSession, request_id: str) -> None:
     )
     session.execute(update(RequestEvent).where(RequestEvent.request_id == request_id).values(data={}))
     # the key is the client's own word, and the body's digest is not salted
+    erase_commitment(session, request_id)
     forgotten = update(IdempotencyKey).where(IdempotencyKey.request_id == request_id)  # a request has one key at most
     session.execute(
         forgotten.values(key=new_id("gone"), body_sha256="0" * 64), execution_options={"synchronize_session": False}
+    )
+
+
+def erase_commitment(session: OrmSession, request_id: str) -> None:
+    """What opens the certificate's commitment to what this request was about: nobody can test any more who was in it."""
+    of_request = select(Checkpoint.id).where(Checkpoint.request_id == request_id).scalar_subquery()
+    session.execute(
+        update(ForgetCommitment)
+        .where(ForgetCommitment.checkpoint_id == of_request, ForgetCommitment.secret.is_not(None))
+        .values(secret=None),
+        execution_options={"synchronize_session": False},
     )
 
 

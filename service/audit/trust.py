@@ -13,10 +13,7 @@ class NoLogKey(Exception):
 
 def policy_text(settings: Settings) -> str:
     """C2SP tlog-policy, as it is served and exported. Raises: NoLogKey; OSError: the operator's file cannot be read."""
-    try:
-        lines = settings.log_keys_file.read_text().splitlines()
-    except FileNotFoundError:
-        raise NoLogKey("the signer has not made the log's key yet") from None
+    lines = _lines(settings)
     where = f" {settings.ledger_url}" if settings.ledger_url else ""
     keys = [line if line.startswith(RETIRED) else f"log {line}{where}" for line in lines]
     witnesses = settings.ledger_witnesses.read_text() if settings.ledger_witnesses else "quorum none\n"
@@ -31,3 +28,19 @@ def policy(settings: Settings) -> Policy:
 def log_keys(settings: Settings) -> list[Key]:
     """The keys that sign now, oldest first. Raises: NoLogKey, OSError, Malformed."""
     return policy(settings).logs
+
+
+def origin(settings: Settings) -> str:
+    """The ledger's name, whatever the operator's witnesses. Raises: NoLogKey: nobody signs it yet; OSError, Malformed."""
+    signing = [line for line in _lines(settings) if not line.startswith(RETIRED)]
+    if not signing:
+        raise NoLogKey("no key signs the log")
+    return Key.parse(signing[0]).name
+
+
+def _lines(settings: Settings) -> list[str]:
+    """As the signer left them. Raises: NoLogKey, OSError."""
+    try:
+        return settings.log_keys_file.read_text().splitlines()
+    except FileNotFoundError:
+        raise NoLogKey("the signer has not made the log's key yet") from None

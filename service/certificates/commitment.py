@@ -1,22 +1,25 @@
 """What was forgotten, committed to item by item without naming anybody: a salted Merkle tree (RFC 6962). Pure.
 
 Whoever is told one item's salt and path can show that the item is in the tree; nobody learns anything of another one, and a
-guess cannot be confirmed without its salt. All salts follow from one key: once that is destroyed, so are they.
+guess cannot be confirmed without its salt. The salts of a request's items follow from one key: once that is destroyed, so are
+they, and the leaves, which stay for the next version's tree, tell nothing any more.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import rfc8785
 
-from service.audit import merkle
-from service.verifier.merkle import EMPTY, Frontier, leaf_hash, root_of_inclusion
+from service.verifier.merkle import EMPTY, HASH_BYTES, leaf_hash, node_hash, root_of_inclusion
 
 ALGORITHM = "rfc6962-sha256-salted"
+Leaves = Sequence[bytes]
+"""Leaf hashes, 32 bytes each, ascending: an order that says nothing of the items."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +43,40 @@ def leaf(item: str, salt: bytes) -> bytes:
     return rfc8785.dumps({"item": item, "salt": salt.hex()})
 
 
-def commit(key: bytes, items: Iterable[str]) -> Commitment:
-    """Commit to a set of items, in the order of their leaf hashes, which says nothing of them.
+def leaves(key: bytes, items: Iterable[str], carried: Iterable[bytes] = ()) -> Leaves:
+    """The leaves of a set of items, and those that an earlier version's tree had.
 
     Args:
-        key: 32 random bytes, of this commitment alone.
+        key: 32 random bytes, of these items alone.
+        carried: leaf hashes of other items, under whatever keys.
     """
-    tree, hashes = Frontier(), _leaves(key, items)
-    for one in hashes:
-        tree.append(one)
-    return Commitment((tree.root() if hashes else EMPTY).hex(), len(hashes))
+    return sorted({*carried, *(leaf_hash(leaf(item, salt(key, item))) for item in set(items))})
 
 
-def opening(key: bytes, items: Iterable[str], item: str) -> dict[str, Any]:
-    """What shows that one item is in the set, and nothing of any other. Raises: KeyError: it is not."""
-    hashes = _leaves(key, items)
-    mine = leaf_hash(leaf(item, salt(key, item)))
-    try:
-        index = hashes.index(mine)
-    except ValueError:
-        raise KeyError(item) from None
-    tree, nodes = Frontier(), dict[merkle.Place, bytes]()
-    for one in hashes:
-        nodes |= {(level, idx): value for level, idx, value in tree.append(one)}
-    path = merkle.hashes(merkle.inclusion(index, len(hashes)), nodes)
-    told = {"item": item, "salt": salt(key, item).hex(), "index": index, "path": [h.hex() for h in path]}
-    return {**told, "commitment": Commitment(tree.root().hex(), len(hashes)).as_json()}
+def commit(leaves: Leaves) -> Commitment:
+    """Commit to them."""
+    root, _ = _root_and_path(leaves, 0)
+    return Commitment(root.hex(), len(leaves))
+
+
+def opening(keys: Iterable[bytes], leaves: Leaves, item: str) -> dict[str, Any]:
+    """What shows that one item is in the set, and nothing of any other.
+
+    Args:
+        keys: those that its leaf may have been made with.
+
+    Raises:
+        KeyError: it is not there under any of them.
+    """
+    for key in keys:
+        own = salt(key, item)
+        mine = leaf_hash(leaf(item, own))
+        index = bisect_left(leaves, mine)
+        if index < len(leaves) and leaves[index] == mine:
+            root, path = _root_and_path(leaves, index)
+            told = {"item": item, "salt": own.hex(), "index": index, "path": [one.hex() for one in path]}
+            return {**told, "commitment": Commitment(root.hex(), len(leaves)).as_json()}
+    raise KeyError(item)
 
 
 def holds(opened: Mapping[str, Any]) -> bool:
@@ -76,5 +87,22 @@ def holds(opened: Mapping[str, Any]) -> bool:
     return found is not None and found.hex() == opened["commitment"]["root"]
 
 
-def _leaves(key: bytes, items: Iterable[str]) -> list[bytes]:
-    return sorted(leaf_hash(leaf(item, salt(key, item))) for item in set(items))
+def packed(leaves: Leaves) -> bytes:
+    """One after the other, as they are stored."""
+    return b"".join(leaves)
+
+
+def unpacked(data: bytes) -> Leaves:
+    """The same, read."""
+    return [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
+
+
+def _root_and_path(leaves: Leaves, index: int) -> tuple[bytes, list[bytes]]:
+    """Root, and the way to it from one leaf, level by level: a node without a sibling moves up as it is (RFC 6962 §2.1)."""
+    level, path = leaves, list[bytes]()
+    while len(level) > 1:
+        if (sibling := index ^ 1) < len(level):
+            path.append(level[sibling])
+        joined = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+        level, index = joined + list(level[len(joined) * 2 :]), index // 2
+    return (level[0] if level else EMPTY), path

@@ -92,6 +92,21 @@ def asked_before(rejected: int) -> str:
     )
 
 
+REVOKED_PARENT = (
+    "The certificate of the version that this one was made from had been revoked when this one was issued. What was wrong with "
+    "that version may be wrong with this one, as far as the tests here do not show otherwise."
+)
+REVOKED_ANCESTORS = (
+    "Certificates of versions from which this one descends had been revoked when it was issued: parent.revokedAncestors names "
+    "their checkpoints."
+)
+
+
+def taken_out_of_use(state: str) -> str:
+    """What the operator had said of the version that this one was made from."""
+    return f"The version that this one was made from had been {state} by its operator when this certificate was issued."
+
+
 NOT_RUN: dict[str, str] = {
     "integrity": "Whether the saved files are whole and hold nothing that they should not was not tested.",
     "frozen_decoder": "Whether parts that should stay frozen stayed as they were was not tested.",
@@ -153,6 +168,7 @@ def known_limits(
     chosen: Json | None = None,
     guarantee: str | None = None,
     rejected_before: int = 0,
+    parent: Json | None = None,
 ) -> list[str]:
     """What the tests could not show, a sentence each.
 
@@ -164,10 +180,12 @@ def known_limits(
         chosen: retain data as the spec has them, where they were chosen.
         guarantee: what the certificate claims; None: nothing was certified.
         rejected_before: other requests to forget the same of the same version that verification had rejected by then.
+        parent: what the certificate says of the version that was replaced.
     """
     repeated = [asked_before(rejected_before)] if rejected_before else []
     missing = _not_run(kind, findings, units)
-    return [*_always(guarantee, judged), *repeated, *_of_findings(findings, guarantee), *missing, *_retain(chosen)]
+    found = [*_of_findings(findings, guarantee), *missing, *_retain(chosen)]
+    return [*_always(guarantee, judged), *_of_parent(parent or {}), *repeated, *found]
 
 
 def _always(guarantee: str | None, judged: bool) -> Iterator[str]:
@@ -181,6 +199,16 @@ def _always(guarantee: str | None, judged: bool) -> Iterator[str]:
         yield JUDGES
         if guarantee is not None:
             yield KEPT_JUDGES
+
+
+def _of_parent(parent: Json) -> Iterator[str]:
+    """Forgetting more is no less a duty where an earlier version was taken back; that it was is said."""
+    if (parent.get("certificate") or {}).get("state") == "revoked":
+        yield REVOKED_PARENT
+    if parent.get("revokedAncestors"):
+        yield REVOKED_ANCESTORS
+    if (state := (parent.get("disposition") or {}).get("state", "still-served")) != "still-served":
+        yield taken_out_of_use(state)
 
 
 def _of_findings(findings: Sequence[Json], guarantee: str | None) -> Iterator[str]:

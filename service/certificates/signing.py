@@ -13,24 +13,27 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import rfc8785
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import durable
-from service.certificates import dsse, oms, publication, revocations
+from service.certificates import dsse, oms, provenance, publication, revocations
 from service.certificates.dsse import Bundle, Key, Statement
 from service.certificates.publication import Publication
-from service.certificates.statement import objections
+from service.certificates.statement import PREDICATE_TYPE, objections
 from service.config import Settings
 from service.sockets import ANSWERING_SECONDS, Desk, ask
 from service.sockets import SignerUnavailable as SignerUnavailable
 from service.sockets import SigningRefused as SigningRefused
+from service.storage.errors import StoreUnavailable
+from service.verifier.reading import Tampered, about, signed
 
 log = logging.getLogger("expunge.signer")
 
@@ -68,6 +71,47 @@ class Signer(Protocol):
     def sign(self, wanted: Publication) -> Signed:
         """Raises: SignerUnavailable, SigningRefused."""
         ...
+
+
+# ------------------------------------------------------------------------------------------------------ the asker's side
+
+
+def public_key(settings: Settings) -> ec.EllipticCurvePublicKey:
+    """What the signer's answers are checked with. Raises: SignerUnavailable: it has not left its public key, or no such one."""
+    try:
+        key = serialization.load_pem_public_key(settings.public_key_file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SignerUnavailable(f"the signer's public key cannot be read ({type(error).__name__})") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise SignerUnavailable("the signer's public key is no P-256 key")
+    return key
+
+
+def differences(answer: Signed, wanted: Publication, key: ec.EllipticCurvePublicKey) -> list[str]:
+    """Why an answer must not be published; empty when it may: each signature is the key's, over what was asked for.
+
+    Nobody asked for `model.sig` in so many words, so it must be the manifest of the very files that the certificate names.
+    """
+    pem, model = dsse.pem(key), wanted.statement["subject"][0]["name"]
+    manifest = oms.statement(model, wanted.files)
+    expected = (
+        ("the certificate", answer.certificate, PREDICATE_TYPE, wanted.statement, dsse.key_id(key)),
+        (publication.PROVENANCE, answer.provenance, provenance.PREDICATE_TYPE, wanted.provenance, dsse.key_id(key)),
+        (oms.NAME, answer.model_signature, oms.PREDICATE_TYPE, manifest, oms.hint(pem)),
+    )
+    found = []
+    for name, bundle, kind, said, hint in expected:
+        try:
+            with about(name):
+                payload, read = signed(json.dumps(bundle).encode(), key, kind)
+                if bundle["verificationMaterial"]["publicKey"]["hint"] != hint:
+                    raise Tampered("it names another key")
+                canonical = rfc8785.dumps(dict(said))
+                if (rfc8785.dumps(read) if kind == oms.PREDICATE_TYPE else payload) != canonical:
+                    raise Tampered("it says something else than what was to be signed")
+        except Tampered as error:
+            found.append(str(error))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------------ keys
@@ -119,13 +163,16 @@ def _write_public(path: Path, pem: bytes) -> None:
 class KeySigner:
     """Signs with a key that only this process may use. Lives in the signer's process, and in tests."""
 
-    def __init__(self, key: Key, store: Opens) -> None:
+    def __init__(self, key: Key, store: Opens, origin: Callable[[], str | None] = lambda: None) -> None:
+        """Args: origin: of the ledger that is signed beside it, as far as that is known; no certificate may name another."""
         self._key = key
         self._store = store
+        self._origin = origin
 
     def sign(self, wanted: Publication) -> Signed:
         """Raises: SigningRefused."""
-        found = objections(wanted.statement) or publication.objections(wanted.statement, wanted.provenance)
+        found = objections(wanted.statement, self._origin())
+        found = found or publication.objections(wanted.statement, wanted.provenance)
         if found:
             raise SigningRefused("; ".join(found))
         files = publication.files_of(wanted.statement)
@@ -151,6 +198,8 @@ class KeySigner:
             with self._store.open(digest) as file:
                 while chunk := file.read(CHUNK):
                     sha.update(chunk)
+        except StoreUnavailable as error:  # it will be asked again: nothing speaks against the file
+            raise SignerUnavailable("the store does not answer the signer") from error
         except Exception as error:  # whatever the store raises, the file cannot be vouched for
             log.exception("signer.unreadable", extra={"digest": digest})
             raise SigningRefused(f"a named file cannot be read from the store ({type(error).__name__})") from error

@@ -12,7 +12,6 @@ from typing import Any
 
 import rfc8785
 
-from service.audit.leaves import sample_digest
 from service.certificates.limits import GUARANTEES, known_limits
 from service.certificates.publication import subjects_of
 from service.values import decimal_string
@@ -75,8 +74,9 @@ def build(
         request: {"id", "fence"}; nothing that identifies a person.
         model: {"id", "version", "digest"} of the new version; digest is the tree digest of the published files. Of a family
             that is asked by prompts, "promptsSha256" too: see `prompts_digest`.
-        parent: {"version_id", "digest", "checkpoint", "certificate", "disposition"}: the version that this one replaces; its
-            checkpoint and the digest of its certificate's payload, null of a registered one; what became of it, as far as told.
+        parent: {"version_id", "digest", "checkpoint", "certificate", "disposition", "revokedAncestors"}: the version that this
+            one replaces; its checkpoint and its certificate, null of a registered one; what became of it, as far as told; and
+            checkpoints further up the lineage whose certificates were revoked. All as it was at `issued_at` or later.
         original: {"version_id", "digest"}: the lineage's root, the control of the gate.
         dataset: {"id", "digest"}.
         spec: the run's Spec as JSON; `spec_sha256` its digest as the ledger's plan.committed entry has it.
@@ -114,7 +114,7 @@ def build(
         "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
         "parent": dict(parent),
         "original": dict(original),
-        "forgetSet": _forget_set(request["id"], spec) | ({"commitment": dict(commitment)} if commitment else {}),
+        "forgetSet": _forget_set(spec) | ({"commitment": dict(commitment)} if commitment else {}),
         "dataset": dict(dataset),
         **_retain_data(spec, proxy),
         "algorithm": _algorithm(spec, manifest),
@@ -123,7 +123,7 @@ def build(
         "plan": {"specSha256": spec_sha256, "policy": spec["policy"], "policySha256": report["policy_digest"]},
         "environment": manifest["environment"],
         "verification": _verification(spec, report, report_sha256),
-        "limits": _limits(spec, report, guarantee, kind, rejected_before),
+        "limits": _limits(spec, report, guarantee, kind, rejected_before, parent),
     }
     return {
         "_type": STATEMENT_TYPE,
@@ -202,10 +202,10 @@ def _attempt(detail: Mapping[str, Any]) -> dict[str, Any]:
     return said | {field: detail[key] for field, key in seen.items() if key in detail}
 
 
-def _forget_set(request_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What was forgotten: classes by index; samples by number and digest, for their ids may be personal data.
+def _forget_set(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What was forgotten: classes by index; samples by their number, for their ids may be personal data.
 
-    The digest is `audit.leaves.sample_digest` under this request's id, so it is the one of the ledger's entry too.
+    Which ones they are only the salted commitment says: a digest beside it that anybody can compute would confirm any guess.
     """
     forget_set: dict[str, Any] = {
         "unit": "sample" if spec["forget_samples"] else "class",
@@ -214,7 +214,7 @@ def _forget_set(request_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     }
     for field, key in (("samples", "forget_samples"), ("samplesForgottenEarlier", "forgotten_samples")):
         if spec[key]:
-            forget_set[field] = sample_digest(request_id, spec[key]).model_dump()
+            forget_set[field] = {"count": len(spec[key])}
     return forget_set
 
 
@@ -236,7 +236,12 @@ def _retain_data(spec: Mapping[str, Any], proxy: Mapping[str, Any] | None) -> di
 
 
 def _limits(
-    spec: Mapping[str, Any], report: Mapping[str, Any], guarantee: str, kind: str | None, rejected_before: int
+    spec: Mapping[str, Any],
+    report: Mapping[str, Any],
+    guarantee: str,
+    kind: str | None,
+    rejected_before: int,
+    parent: Mapping[str, Any],
 ) -> list[str]:
     gone = {
         "classes": [*spec["forget_classes"], *spec["forgotten_classes"]],
@@ -250,6 +255,7 @@ def _limits(
         chosen=spec.get("retain"),
         guarantee=guarantee,
         rejected_before=rejected_before,
+        parent=parent,
     )
 
 
@@ -258,10 +264,14 @@ def prompts_digest(prompts: Mapping[str, str]) -> str:
     return hashlib.sha256(rfc8785.dumps(dict(prompts))).hexdigest()
 
 
-def objections(statement: Mapping[str, Any]) -> list[str]:
+def objections(statement: Mapping[str, Any], origin: str | None = None) -> list[str]:
     """Why a signer must not sign this statement; empty when it may.
 
     The signer does not take the worker's word for the verdict: see `claim.shortcomings`, by which a download is judged too.
+    Where the entries of plan and certificate are is asked here alone: older releases signed certificates that do not say it.
+
+    Args:
+        origin: of the ledger whose checkpoints the same signer signs; None: it is not known here.
     """
     if statement.get("_type") != STATEMENT_TYPE or statement.get("predicateType") != PREDICATE_TYPE:
         return ["it is not an unlearning statement of this version"]
@@ -274,6 +284,20 @@ def objections(statement: Mapping[str, Any]) -> list[str]:
         said = statement["predicate"]["claim"]
         if GUARANTEES.get(said["guarantee"]) != said["statement"]:
             found.append("its words are not those of its guarantee")
-        return found + claim.shortcomings(statement["predicate"])
+        return found + _unlogged(statement["predicate"], origin) + claim.shortcomings(statement["predicate"])
     except (KeyError, TypeError, claim.Unreadable):
         return [*found, "its claim or its findings are not readable"]
+
+
+def _unlogged(predicate: Mapping[str, Any], origin: str | None) -> list[str]:
+    """A certificate that names no ledger can never be held against one. Raises: KeyError, TypeError."""
+    ledger = predicate["certificate"]["ledger"]
+    named, seq = (ledger.get("origin"), ledger.get("planSeq")) if isinstance(ledger, Mapping) else (None, None)
+    if not isinstance(named, str) or not named:
+        return ["it does not name the ledger that it is logged in"]
+    found = [] if origin in (None, named) else ["it names another ledger than the one that is signed here"]
+    if type(seq) is not int or seq < 0:
+        found.append("it does not say where its plan stands in the ledger")
+    if ledger["requestIds"] != [predicate["request"]["id"]]:
+        found.append("its ledger's request is not its own")
+    return found

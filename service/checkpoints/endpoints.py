@@ -8,12 +8,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service import tenancy
-from service.audit import proofs, receipts
+from service.audit import access, proofs, receipts
 from service.audit.leaves import CertificateIssued
 from service.auth import PUBLIC, CurrentActor, allowed
 from service.certificates import oms, publication
 from service.certificates.dsse import BUNDLE
-from service.checkpoints import evidence, repository, revocation, revocation_list, service
+from service.checkpoints import evidence, membership, repository, revocation, revocation_list, service
 from service.checkpoints.schemas import CheckpointRead, Opening, RevocationCreate, RevocationRead
 from service.db import reading
 from service.downloads import RangeNotSatisfiable, StoredFileDamaged, require_plain_address, send_file, unchanged
@@ -28,6 +28,7 @@ from service.errors import (
     NotYetSigned,
     ReceiptNotFound,
     Revoked,
+    Unavailable,
     Unprocessable,
     problems,
 )
@@ -43,7 +44,8 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}},
     206: {"description": "The range asked for"},
     304: {"description": "The client has these bytes"},
-    **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned),
+    307: {"description": "The bytes are at a signed URL of the store, for a short time; the digest is in this answer"},
+    **problems(CheckpointNotFound, FileNotFound, Revoked, RangeNotSatisfiable, StoredFileDamaged, NotYetSigned, Unavailable),
 }
 
 
@@ -152,11 +154,22 @@ def approve_revocation(checkpoint_id: str, actor: CurrentActor) -> RevocationRea
     dependencies=[allowed("checkpoints:read")],
     response_model=Opening,
     summary="Prove that an item was among what was forgotten",
-    responses=problems(CheckpointNotFound, service.NotForgotten, service.CommitmentErased, BadLocation),
+    responses=problems(CheckpointNotFound, membership.NotForgotten, membership.CommitmentErased, BadLocation),
 )
-def read_membership(checkpoint_id: str, item: Annotated[str, Query(min_length=1, max_length=512)]) -> Opening:
-    """One item's salt and its path to the commitment in the certificate; of no other item anything is said."""
-    return service.opening(checkpoint_id, item)
+def read_membership(
+    checkpoint_id: str, actor: CurrentActor, item: Annotated[str, Query(min_length=1, max_length=512)]
+) -> Opening:
+    """One item's salt and its path to the commitment in the certificate; of no other item anything is said.
+
+    Who asked of which checkpoint is written into the ledger, whatever the answer; of which item is not.
+    """
+    try:
+        opened = membership.opening(checkpoint_id, item)
+    except (membership.NotForgotten, membership.CommitmentErased):
+        access.note_read(actor, "membership", {"checkpoint_id": checkpoint_id}, 0)
+        raise
+    access.note_read(actor, "membership", {"checkpoint_id": checkpoint_id}, 1)
+    return opened
 
 
 @router.get(

@@ -10,8 +10,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger
-from service.audit.leaves import CertificateIssued, CertificateSuperseded, Fact, ModelPublished, RequestClosed, sample_digest
+from service.audit.leaves import CertificateIssued, CertificateSuperseded, Fact, ModelPublished, RequestClosed, sample_count
+from service.certificates import commitment
 from service.certificates.dsse import Bundle, payload_of
+from service.checkpoints import membership
+from service.checkpoints.membership import Committed
 from service.db import now
 from service.files import FileEntry
 from service.requests.leases import Lease, LeaseLost, announce
@@ -39,8 +42,8 @@ class Result:
     certificate: Bundle
     evidence: Mapping[str, bytes] = field(default_factory=dict)
     """By the path under which it is downloaded."""
-    secret: bytes | None = None
-    """What opens the certificate's commitment to the items that were forgotten."""
+    committed: Committed | None = None
+    """The certificate's commitment to the items that were forgotten."""
 
 
 class BaseMoved(Exception):
@@ -100,7 +103,10 @@ def publish(session: OrmSession, lease: Lease, result: Result) -> None:
     for path, content in result.evidence.items():
         found = hashlib.sha256(content).hexdigest()
         session.add(CheckpointEvidence(checkpoint_id=result.checkpoint_id, path=path, content=content, sha256=found))
-    session.add(ForgetCommitment(checkpoint_id=result.checkpoint_id, secret=result.secret))
+    if (made := result.committed) is not None:
+        secret = made.secret if membership.may_keep(session, request.id) else None
+        kept = commitment.packed(made.leaves)
+        session.add(ForgetCommitment(checkpoint_id=result.checkpoint_id, secret=secret, leaves=kept))
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     attempt.outcome = "succeeded"
     attempt.ended_at = at
@@ -149,7 +155,7 @@ def _record(session: OrmSession, lease: Lease, model_id: str, result: Result, ve
         number=version.number,
         digest=result.digest,
         forgotten_classes=tuple(version.forgotten_classes),
-        forgotten_samples=sample_digest(lease.request_id, gone) if (gone := version.forgotten_samples) else None,
+        forgotten_samples=sample_count(version.forgotten_samples),
     )
     before = session.scalars(select(ModelVersion.checkpoint_id).where(ModelVersion.id == version.parent_id)).one()
     replaced: tuple[Fact, ...] = (CertificateSuperseded(checkpoint_id=before, by=result.checkpoint_id),) if before else ()

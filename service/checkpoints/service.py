@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from sqlalchemy.orm import Session as OrmSession
 
-from service.certificates import commitment
 from service.checkpoints import evidence, repository, revocation
-from service.checkpoints.schemas import CheckpointRead, EvidenceFile, Opening, RevocationRead, Status
-from service.datasets import items
-from service.db import reading
+from service.checkpoints.schemas import CheckpointRead, EvidenceFile, RevocationRead, Status
 from service.downloads import StoredFile
-from service.errors import Conflict, NotFound, Revoked
+from service.errors import Revoked
 from service.models import repository as models
 from service.models.schemas import File, ForgetSet
-from service.tables import ForgetCommitment
 
 
 def read(session: OrmSession, checkpoint_id: str) -> CheckpointRead:
@@ -48,40 +42,6 @@ def stored_file(session: OrmSession, checkpoint_id: str, path: str) -> StoredFil
     if revocation.is_revoked(session, checkpoint_id):
         raise Revoked
     return StoredFile(row.path, row.size, row.sha256)
-
-
-class NotForgotten(NotFound):
-    """No such item is among those that the certificate is about."""
-
-    code, title = "item_not_forgotten", "No such item is among what was forgotten"
-
-
-class CommitmentErased(Conflict):
-    """What would open the commitment was erased, or there never was one."""
-
-    code, title = "commitment_erased", "Nothing opens this commitment any more"
-
-
-def opening(checkpoint_id: str, item: str) -> Opening:
-    """The proof that an item was among what was forgotten. Raises: CheckpointNotFound, NotForgotten, CommitmentErased."""
-    with reading() as session:
-        row = repository.get(session, checkpoint_id)
-        kept = session.get(ForgetCommitment, checkpoint_id)
-        version = repository.version(session, row.id)
-        where = items.source(session, models.get(session, row.model_id).dataset_id)
-        gone = forgotten_items_of(version.forgotten_classes, version.forgotten_samples)
-    if kept is None or kept.secret is None:
-        raise CommitmentErased
-    try:
-        return Opening(checkpoint_id=row.id, **commitment.opening(kept.secret, gone(items.read(where)), item))
-    except KeyError as error:
-        raise NotForgotten from error
-
-
-def forgotten_items_of(classes: Iterable[int], samples: Iterable[str]) -> Callable[[items.Items], list[str]]:
-    """Which training items those are: all of the classes, and the single ones."""
-    gone, single = frozenset(classes), tuple(samples)
-    return lambda known: [*(name for name, k in known.class_of.items() if k in gone), *single]
 
 
 def revocation_read(session: OrmSession, checkpoint_id: str) -> RevocationRead:

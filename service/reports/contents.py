@@ -51,6 +51,8 @@ class About:
     attempt: str = ""
     rejected_before: int = 0
     """Other requests to forget the same of the same version that had been rejected by then."""
+    parent: Json | None = None
+    """What the certificate says of the version that was replaced."""
     guarantee: str | None = None
     """What the certificate claims; None: nothing was published."""
     certified_report: str = ""
@@ -323,6 +325,7 @@ def _limits(report: Json, about: About) -> list[str]:
         chosen=about.retain,
         guarantee=about.guarantee,
         rejected_before=about.rejected_before,
+        parent=about.parent,
     )
 
 

@@ -26,7 +26,7 @@ from service.reports.plots import words
 from service.requests import leases, repository
 from service.requests.rungs import SPENT
 from service.requests.wishes import Gone
-from service.storage import Missing, Store
+from service.storage import Missing, Store, StoreError
 from service.tables import Attempt, Checkpoint, Model, UnlearnRequest
 
 Format = Literal["json", "html", "png"]
@@ -101,6 +101,7 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
         retain=row.retain,
         attempt=_attempt(attempts, last, int(row.policy.get("attempts") or 1)),
         rejected_before=int((last.detail or {}).get(leases.BEFORE, 0)),
+        parent=certified.get("parent"),
         guarantee=str(certified["claim"]["guarantee"]) if "claim" in certified else None,
         certified_report=str(certified["verification"]["reportSha256"]) if "verification" in certified else "",
         checkpoint=published.id if published else "",
@@ -147,6 +148,8 @@ def _picture(store: Store, entry: Mapping[str, Any]) -> Picture:
             content = stream.read(LARGEST_PICTURE + 1)
     except Missing:
         return Picture(name, "the store no longer has it")
+    except StoreError:
+        return Picture(name, "the store does not answer just now")
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         return Picture(name, "the store holds other bytes than its digest says, so it is not shown")
     return Picture(name, CAPTIONS.get(name, words(name.removesuffix(".png"))), content)

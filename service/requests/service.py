@@ -20,6 +20,7 @@ from service.audit.leaves import (
     RequestWithdrawn,
     RetainChosen,
     rfc3339,
+    sample_count,
     sample_digest,
 )
 from service.compliance import service as compliance
@@ -274,7 +275,7 @@ def _record(
     announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
-        samples=sample_digest(request.id, request.forget_samples) if request.forget_samples else None,
+        samples=sample_count(request.forget_samples),
         retain=_chosen(Choice.of(request.retain), stand_in),
         method=request.method,
         params_sha256=sha256_of(request.params),
@@ -290,6 +291,8 @@ def _record(
         "external_id": request.external_id,
         "metadata": request.client_metadata,
     }
+    if ids := request.forget_samples:  # which ones the entry commits to under its salt
+        private["samples_sha256"] = sample_digest(request.id, ids).sha256
     ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
 
 

@@ -58,12 +58,14 @@ class CheckpointEvidence(Row):
 
 
 class ForgetCommitment(Row):
-    """What opens the certificate's commitment to what was forgotten, item by item. It may be erased."""
+    """The leaves of the certificate's commitment to what was forgotten, and what opens those of its own request. That may be
+    erased."""
 
     __tablename__ = "forget_commitment"
 
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
-    secret: Mapped[bytes | None] = mapped_column(LargeBinary, comment="all salts follow from it; null: erased")
+    secret: Mapped[bytes | None] = mapped_column(LargeBinary, comment="its request's salts follow from it; null: erased")
+    leaves: Mapped[bytes | None] = mapped_column(LargeBinary, comment="32 bytes each, ascending; null: of older releases")
 
 
 class CheckpointRevocation(Row):

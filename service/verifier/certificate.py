@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service.verifier import claim
-from service.verifier.note import Policy
+from service.verifier.note import Policy, carried
 from service.verifier.proofs import instant, proved, trusted
 from service.verifier.reading import (
     Tampered,
@@ -133,23 +133,28 @@ def _check_evidence(said: Mapping[str, Any], key: ec.EllipticCurvePublicKey, pre
 
 def _logged(predicate: Mapping[str, Any], payload_sha256: str, present: Mapping[str, Path], policy: Policy) -> str:
     """Plan before run, certificate after, both in the ledger that the certificate names. Returns up to when that is known."""
-    if "origin" not in predicate["certificate"].get("ledger", {}):
-        raise Undecided("the certificate names no ledger: it is of a release that signed none")
     with about("the certificate"):
-        ledger, plan, run = predicate["certificate"]["ledger"], predicate["plan"], predicate["run"]
+        ledger = predicate["certificate"].get("ledger")
+        if not ledger or ledger.get("origin") is None:
+            raise Undecided("the certificate names no ledger: it is of a release that signed none")
+        plan, run = predicate["plan"], predicate["run"]
         started = datetime.fromisoformat(run.get("startedAt") or run["startedOn"])
         issued = {"payloadSha256": payload_sha256, "checkpointId": predicate["certificate"]["id"]}
+        origin, requests, plan_seq = ledger["origin"], list(ledger["requestIds"]), ledger["planSeq"]
         planned = {"specSha256": plan["specSha256"], "policySha256": plan["policySha256"]}
     seqs, as_of = list[int](), ""
     for name, action, facts in ((PLANNED, "plan.committed", planned), (ISSUED, "certificate.issued", issued)):
         proof = read(present.get(name), name)
         with about(name):
+            if carried(proof.decode()) is None:
+                why = "it was redacted, or taken out of the proof, and without its text nobody can tell what it said"
+                raise Undecided(f"{name} brings no {action} along: {why}")
             seq, body, tree = proved(proof, policy)
             if body["type"] != action or any(body["public"].get(field) != fact for field, fact in facts.items()):
                 raise Tampered(f"its entry is no {action} that names what the certificate does")
-            if tree.origin != ledger["origin"] or body["request"]["id"] not in ledger["requestIds"]:
+            if tree.origin != origin or body["request"]["id"] not in requests:
                 raise Tampered("its entry is of another ledger or of another request than the certificate")
-            if action == "plan.committed" and (seq != ledger["planSeq"] or datetime.fromisoformat(body["at"]) > started):
+            if action == "plan.committed" and (seq != plan_seq or datetime.fromisoformat(body["at"]) > started):
                 raise Tampered("the plan is not the entry that the certificate names, or came after the run had begun")
             seqs, as_of = [*seqs, seq], instant(tree.seen_at) or body["at"]
     if seqs[0] >= seqs[1]:

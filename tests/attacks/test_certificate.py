@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import base64
+import copy
+import dataclasses
 import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from service.certificates import dsse
+from service.certificates.signing import KeySigner, SigningRefused, differences
+from service.verifier.__main__ import main
 from service.verifier.certificate import verify_directory
 from service.verifier.proofs import verify_dossier, verify_receipt
-from service.verifier.reading import UNDECIDED, Report
+from service.verifier.reading import GOOD, TAMPERED, UNDECIDED, Report
 from tests.attacks.conftest import Field, refused, unseen
-from tests.service.certificates.doubles import FILES
+from tests.service.certificates.doubles import FILES, LEDGER, MemoryStore, a_publication, a_statement
 from tests.service.verifier.dossiers import dossier
 from tests.service.verifier.ledgers import a_request
 from tests.service.verifier.published import Published, bundle, model_signature, publish, publish_logged
@@ -218,6 +223,105 @@ def test_too_few_witnesses_of_a_proof_are_named(published: Published, field: Fie
     seq = field.ledger.seq("plan.committed", -1)
     (published.folder / "UNLEARNING/plan.tlog-proof").write_text(field.ledger.proof(seq, note))
     refused(verify(published), "plan.tlog-proof: too few witnesses have seen this checkpoint: W0")
+
+
+@pytest.mark.parametrize("ledger", [None, {}, [], "x", "origin", 7, {"origin": None}, {"origin": "log.example/ledger"}])
+def test_a_ledger_that_is_none_is_an_answer_and_no_crash(published: Published, ledger: Any) -> None:
+    published.statement["predicate"]["certificate"]["ledger"] = ledger
+    published.sign(published.statement)
+    report = verify(published)
+    assert report.status in (TAMPERED, UNDECIDED)
+    assert "ledger" in report.reason or "certificate" in report.reason
+    words = ["certificate", str(published.folder), "--key", str(published.key_file), "--policy", str(published.policy)]
+    assert main(words) == report.status
+
+
+def paths(value: Any, depth: int = 4) -> Iterator[tuple[Any, ...]]:
+    """Ways to what is in a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, one in inside if depth else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in paths(one, depth - 1))
+
+
+def test_no_value_of_a_signed_statement_crashes_the_verifier(published: Published) -> None:
+    """Whoever signs may write anything; it is refused or cannot be decided, never a traceback."""
+    tried = 0
+    for way in list(paths(published.statement)):
+        for value in (None, [], {}, "x", 7, [None]):
+            statement = copy.deepcopy(published.statement)
+            place = statement
+            for key in way[:-1]:
+                place = place[key]
+            if place[way[-1]] == value:
+                continue
+            place[way[-1]] = value
+            published.sign(statement)
+            report = verify(published)
+            assert report.status in (TAMPERED, UNDECIDED), (way, value, report)
+            assert report.reason
+            assert verify(published, logged=False).status in (GOOD, TAMPERED, UNDECIDED)
+            tried += 1
+    assert tried > 300
+
+
+@pytest.mark.parametrize("name", ["plan", "certificate"])
+def test_a_proof_whose_entry_was_redacted_cannot_be_decided_and_says_so(published: Published, name: str) -> None:
+    path = published.folder / f"UNLEARNING/{name}.tlog-proof"
+    first, _extra, rest = path.read_text().split("\n", 2)
+    path.write_text(f"{first}\n{rest}")
+    report = verify(published)
+    assert report.status == UNDECIDED
+    assert report.reason.startswith(f"UNLEARNING/{name}.tlog-proof brings no ")
+    assert "it was redacted" in report.reason
+
+
+# ----------------------------------------------------------------------------------------------------- signer and worker
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [
+        None,
+        {},
+        {"requestIds": ["ureq_1"], "planSeq": 2},
+        {"requestIds": ["ureq_1"], "origin": LEDGER["origin"]},
+        {"requestIds": ["ureq_1"], "planSeq": 2, "origin": "log.example/of-another"},
+        {"requestIds": ["ureq_9"], "planSeq": 2, "origin": LEDGER["origin"]},
+    ],
+)
+def test_a_worker_gets_no_signature_for_what_can_never_be_found_in_the_ledger(ledger: Any) -> None:
+    statement = a_statement()
+    statement["predicate"]["certificate"]["ledger"] = ledger
+    key = dsse.key_of(ec.generate_private_key(ec.SECP256R1()))
+    signer = KeySigner(key, MemoryStore(), lambda: str(LEDGER["origin"]))
+    assert signer.sign(a_publication())
+    with pytest.raises(SigningRefused):
+        signer.sign(a_publication(statement))
+
+
+@pytest.mark.parametrize("part", ["certificate", "provenance", "model_signature"])
+@pytest.mark.parametrize("attack", ["another key", "other files", "another payload", "another part's signature"])
+def test_a_false_signer_is_not_believed(part: str, attack: str) -> None:
+    """Whoever answers at the socket: nothing is published but what the operator's key confirms and the worker asked for."""
+    key, wanted = ec.generate_private_key(ec.SECP256R1()), a_publication()
+    honest = KeySigner(dsse.key_of(key), MemoryStore()).sign(wanted)
+    assert differences(honest, wanted, key.public_key()) == []
+    false = copy.deepcopy(getattr(honest, part))
+    match attack:
+        case "another key":
+            stranger = KeySigner(dsse.key_of(ec.generate_private_key(ec.SECP256R1())), MemoryStore())
+            false = getattr(stranger.sign(wanted), part)
+        case "other files":
+            files = {"w.safetensors": b"x"}
+            false = getattr(KeySigner(dsse.key_of(key), MemoryStore(files)).sign(a_publication(a_statement(files))), part)
+        case "another payload":
+            payload = dsse.payload_of(false).replace(b"mdl_1", b"mdl_2")
+            false["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
+        case _:
+            others = {"certificate": "provenance", "provenance": "model_signature", "model_signature": "certificate"}
+            false["dsseEnvelope"]["signatures"] = getattr(honest, others[part])["dsseEnvelope"]["signatures"]
+    assert len(differences(dataclasses.replace(honest, **{part: false}), wanted, key.public_key())) == 1
 
 
 # -------------------------------------------------------------------------------------------------- receipts and dossiers

@@ -83,7 +83,10 @@ def _read(certificate: Json) -> Json:
     texts = [certificate[key]["digest"] for key in ("original", "parent", "dataset")] + [certificate["certificate"]["id"]]
     texts += [certificate["request"]["id"], certificate["model"]["family"], certificate["algorithm"]["name"]]
     texts += [certificate["model"].get("promptsSha256", "")]
-    texts += [forgotten[key]["sha256"] for key in SAMPLE_SETS if key in forgotten] + [certificate["plan"]["policySha256"]]
+    samples = [forgotten[key] for key in SAMPLE_SETS if key in forgotten]
+    texts += [one.get("sha256", "") for one in samples] + [certificate["plan"]["policySha256"]]
+    if any(type(one["count"]) is not int for one in samples):
+        raise TypeError("expected numbers of samples")
     dicts = [certificate["plan"]["policy"], *certificate["verification"]["findings"]]
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, dict) for one in dicts):
         raise TypeError("expected texts and objects")

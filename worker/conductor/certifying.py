@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import rfc8785
 from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
@@ -20,12 +18,11 @@ from service.catalogue import get_catalogue
 from service.certificates import publication
 from service.certificates import statement as certificate
 from service.certificates.commitment import commit
-from service.certificates.dsse import payload_of
 from service.certificates.publication import Publication
-from service.certificates.signing import Signed, Signer, SignerUnavailable, SigningRefused
-from service.checkpoints import revocation
+from service.certificates.signing import Signed, Signer, SignerUnavailable, SigningRefused, differences, public_key
+from service.checkpoints import membership, revocation
+from service.checkpoints.membership import Committed, forgotten_items_of
 from service.checkpoints.publish import Result
-from service.checkpoints.service import forgotten_items_of
 from service.config import Settings
 from service.datasets import items
 from service.errors import ServiceError
@@ -42,7 +39,8 @@ from worker.contract import Manifest, Report, document_digest, document_json, tr
 log = logging.getLogger("expunge.conductor")
 
 SIGNER_PAUSE_SECONDS = 0.5
-SECRET_BYTES = 32
+LEDGER_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+WAITING = {"phase": "certifying", "for": "log_key"}
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,21 @@ def certify(
     heart: Heart,
     settings: Settings,
     sign: Callable[[Publication], Signed],
+    origin: str,
     plan: Plan,
     manifest: Manifest,
     report: Report,
     files: tuple[FileEntry, ...],
     times: Times,
 ) -> Result:
-    """Everything that the publishing transaction stores. Raises: Died, Failed, and whatever `sign` does."""
-    checkpoint_id, digest, secret = new_id("ckpt"), tree_digest(manifest.files), os.urandom(SECRET_BYTES)
+    """Everything that the publishing transaction stores. Raises: Failed, and whatever `sign` does.
+
+    Args:
+        origin: the ledger's name: see `ledger_origin`.
+    """
+    checkpoint_id, digest, committed = new_id("ckpt"), tree_digest(manifest.files), _committed(heart, plan)
     family = get_catalogue().families[plan.spec.family]
     prompts = {"promptsSha256": certificate.prompts_digest(plan.prompts)} if family.prompts else {}
-    origin = _origin(settings)
     statement = certificate.build(
         checkpoint_id=checkpoint_id,
         issued_at=rfc3339(heart.write(db.now)),
@@ -92,22 +94,23 @@ def certify(
         kind=family.kind,
         proxy={"id": plan.proxy.id, "digest": plan.proxy.digest} if plan.proxy else None,
         ledger={
+            "origin": origin,
             "planSeq": heart.write(lambda session: _plan_seq(session, heart.lease.request_id)),
-            **({"origin": origin} if origin else {}),
         },
-        commitment=commit(secret, _forgotten(heart, plan)).as_json(),
+        commitment=commit(committed.leaves).as_json(),
         times=times.as_json(),
     )
     wanted = publication.assemble(statement, kind=family.kind)
     signed = sign(wanted)
-    return Result(checkpoint_id, digest, files, signed.certificate, signed.evidence(wanted), secret)
+    return Result(checkpoint_id, digest, files, signed.certificate, signed.evidence(wanted), committed)
 
 
-def ask(heart: Heart, signer: Signer, wanted: Publication, *, patience_seconds: float) -> Signed:
-    """Ask the signer, and again while it is away. Raises: Died, Failed."""
+def ask(heart: Heart, settings: Settings, signer: Signer, wanted: Publication, *, patience_seconds: float) -> Signed:
+    """Ask the signer, and again while it is away; what its public key does not confirm is no answer. Raises: Died, Failed."""
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
+            key = public_key(settings)
             signed = signer.sign(wanted)
             break
         except SigningRefused as refusal:
@@ -118,19 +121,33 @@ def ask(heart: Heart, signer: Signer, wanted: Publication, *, patience_seconds: 
                 raise Died(problem("signer_unavailable", str(absence))) from absence
         heart.check()
         time.sleep(SIGNER_PAUSE_SECONDS)
-    for bundle, statement in ((signed.certificate, wanted.statement), (signed.provenance, wanted.provenance)):
-        if payload_of(bundle) != rfc8785.dumps(dict(statement)):
-            raise Failed(problem("signing_refused", "the signer answered with another statement than it was asked to sign"))
+    if found := differences(signed, wanted, key):
+        log.critical("signer.answer.refused", extra={"request": heart.lease.request_id, "why": found})
+        raise Failed(problem("signature_invalid", f"the signer's answer is not what was asked for: {'; '.join(found)}"))
     return signed
 
 
-def _origin(settings: Settings) -> str | None:
-    """The ledger's name; None before its log's signer has made a key."""
-    try:
-        return trust.log_keys(settings)[0].name
-    except (trust.NoLogKey, OSError, Malformed, IndexError) as error:
-        log.warning("ledger.unnamed", extra={"why": str(error)})
-        return None
+def ledger_origin(heart: Heart, settings: Settings, *, patience_seconds: float) -> str:
+    """The ledger's name. Until its signer has made a key there is none, and no certificate can say where it is logged.
+
+    Waits for it, ever longer, and says so once to the request's followers. Raises: Died: it stays away; LeaseLost, Cancelled,
+    Drained.
+    """
+    deadline, pause, told = time.monotonic() + patience_seconds, LEDGER_PAUSE_SECONDS, False
+    while True:
+        try:
+            return trust.origin(settings)
+        except (trust.NoLogKey, OSError, Malformed) as error:
+            why = str(error)
+        log.warning("ledger.unnamed", extra={"request": heart.lease.request_id, "why": why})
+        if not told:
+            heart.write(lambda session: leases.announce(session, heart.lease.request_id, "waiting", WAITING))
+            told = True
+        if time.monotonic() > deadline:
+            raise Died(problem("log_key_missing", f"no certificate without the ledger's name: {why}"))
+        heart.check()
+        time.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 def _parent(session: OrmSession, plan: Plan) -> dict[str, Any]:
@@ -138,13 +155,26 @@ def _parent(session: OrmSession, plan: Plan) -> dict[str, Any]:
     version = session.get_one(ModelVersion, plan.base.id)
     row = session.get_one(Checkpoint, version.checkpoint_id) if version.checkpoint_id else None
     told = dispositions.latest(session, version.id)
-    return {
+    said = {
         "version_id": plan.base.id,
         "digest": plan.base.digest,
         "checkpoint": row.id if row else None,
-        "certificate": {"sha256": revocation.payload_sha256(row)} if row else None,
+        "certificate": _certificate(session, row) if row else None,
         "disposition": {"state": told.state, "at": rfc3339(told.at)} if told else {"state": "still-served"},
     }
+    ancestors = select(ModelVersion.checkpoint_id).where(
+        ModelVersion.model_id == version.model_id, ModelVersion.number < version.number, ModelVersion.checkpoint_id.is_not(None)
+    )
+    lineage = session.scalars(ancestors.order_by(ModelVersion.number))
+    revoked = [one for one in lineage if one is not None and revocation.is_revoked(session, one)]
+    return said | ({"revokedAncestors": revoked} if revoked else {})
+
+
+def _certificate(session: OrmSession, row: Checkpoint) -> dict[str, Any]:
+    """The parent's, and whether it still stands: who gets the new certificate need not know of the old one's end."""
+    taken_back = revocation.steps(session, row.id).get("approved")
+    said = {"sha256": revocation.payload_sha256(row), "state": "revoked" if taken_back else "valid"}
+    return said | ({"revokedAt": rfc3339(taken_back.at), "reason": taken_back.reason} if taken_back else {})
 
 
 def _plan_seq(session: OrmSession, request_id: str) -> int:
@@ -153,11 +183,14 @@ def _plan_seq(session: OrmSession, request_id: str) -> int:
     return session.scalars(chosen.order_by(LedgerEntry.seq.desc()).limit(1)).one()
 
 
-def _forgotten(heart: Heart, plan: Plan) -> list[str]:
-    """Ids of every training item that the new version is to have forgotten. Raises: Failed: the data set cannot be read."""
+def _committed(heart: Heart, plan: Plan) -> Committed:
+    """To every training item that the new version is to have forgotten. Raises: Failed: the data set cannot be read."""
     where = heart.write(lambda session: items.source(session, plan.dataset.id))
-    chosen = forgotten_items_of(plan.spec.all_forgotten, plan.spec.all_forgotten_samples)
+    before = heart.write(lambda session: membership.before(session, session.get_one(ModelVersion, plan.base.id).checkpoint_id))
+    spec = plan.spec
     try:
-        return chosen(items.read(where))
+        known = items.read(where)
     except ServiceError as error:
         raise Failed(problem("integrity", f"the items of the dataset cannot be read any more: {error.detail}")) from error
+    gone = forgotten_items_of(spec.all_forgotten, spec.all_forgotten_samples)(known)
+    return membership.committed(gone, forgotten_items_of(spec.forgotten_classes, spec.forgotten_samples)(known), before)

@@ -10,14 +10,17 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from celery import Celery
 from kombu.exceptions import KombuError
+from sqlalchemy.exc import OperationalError
 
-from service import db, outbox
+from service import db, garbage, outbox
 from service.audit import retention, vault
 from service.outbox import Due, Held
 from service.requests import endings
+from service.storage import StoreError
 from worker.conductor import app as bell
 from worker.conductor import workspace
 from worker.conductor.heart import database_is_away
@@ -33,6 +36,7 @@ RING_AGAIN_SECONDS = 5.0
 SLOWEST_RING_SECONDS = 60.0
 DIRECTORIES_SECONDS = 60.0
 RETENTION_SECONDS = 3600.0
+GARBAGE_SECONDS = 6 * 3600.0
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Sweeper:
     """Since when (seconds, monotonic) the database has answered without a gap."""
     directories_at: float = 0.0
     retention_at: float = 0.0
+    garbage_at: float = 0.0
+    collecting: threading.Thread | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Sweep until `stop` is set."""
@@ -80,6 +86,7 @@ class Sweeper:
             if self.room.notary is not None:
                 self.room.notary.look()
             self._shred_what_is_over()
+            self._collect_garbage()
         except Exception as error:
             self.healthy_since = None
             known = database_is_away(error)
@@ -156,3 +163,21 @@ class Sweeper:
             retention.sweep(vault.get_keys(settings), settings.retain_private_months)
         except OSError as error:  # of the keys' folder: no reason to leave requests unattended
             log.error("retention.failed", extra={"kind": type(error).__name__})
+
+    def _collect_garbage(self) -> None:
+        """What nobody names in the store. In a thread of its own: listing a bucket takes long, and bells must not wait."""
+        if time.monotonic() < self.garbage_at or (self.collecting is not None and self.collecting.is_alive()):
+            return
+        self.garbage_at = time.monotonic() + GARBAGE_SECONDS
+        self.collecting = threading.Thread(target=self._collect, name="garbage", daemon=True)
+        self.collecting.start()
+
+    def _collect(self) -> None:
+        try:
+            garbage.collect(self.room.store, older=timedelta(days=self.room.settings.store_grace_days))
+        except (StoreError, OperationalError) as error:  # it can wait for the next time
+            log.error("garbage.failed", extra={"kind": type(error).__name__, "why": _plain(error)})
+
+
+def _plain(error: Exception) -> str:
+    return str(error) if isinstance(error, StoreError) else "the database did not answer"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service import catalogue
 from service.audit.leaves import sample_digest
 from service.catalogue import get_catalogue
+from service.certificates import commitment
 from service.certificates.statement import prompts_digest
 from service.errors import InvalidParams, PolicyUnfit, UnknownMethod
 from service.policies import service as policies
@@ -106,12 +107,15 @@ def _class_index(name: str, names: Sequence[str]) -> int:
 
 
 def _samples(wanted: Wanted, certificate: Certificate | None) -> set[str]:
-    """The ids of all single items that were ever to be forgotten. A certificate has only their number and digest."""
+    """The ids of all single items that were ever to be forgotten. A certificate has only their number and a commitment to them,
+    those of older releases a digest of each set."""
     given = [tuple(map(str, read_json(path, list))) for path in wanted.samples]
     if certificate is None:
         return {name for ids in given for name in ids}
     forgotten, request_id = certificate.predicate["forgetSet"], certificate.predicate["request"]["id"]
     sets = [forgotten[key] for key in SAMPLE_SETS if key in forgotten]
+    if any("sha256" not in one for one in sets):
+        return _opened(wanted, forgotten.get("commitment"), sum(one["count"] for one in sets))
     digests = {sample_digest(request_id, ids).sha256: ids for ids in given}
     found = [digests[one["sha256"]] for one in sets if one["sha256"] in digests]
     if len(found) < len(sets):
@@ -119,6 +123,26 @@ def _samples(wanted: Wanted, certificate: Certificate | None) -> set[str]:
     if len(given) > len(found):
         raise Misused("--samples: expected the ids that the certificate speaks of, found others")
     return {name for ids in found for name in ids}
+
+
+def _opened(wanted: Wanted, committed: Any, count: int) -> set[str]:
+    """The same, from openings of the certificate's commitment, as `GET /checkpoints/{id}/membership` answers with them.
+
+    Raises: Undecidable: not one for each; Misused: one does not lead to this commitment.
+    """
+    openings = [one for path in wanted.samples for one in read_json(path, list)]
+    if not all(isinstance(one, dict) for one in openings):
+        raise Undecidable("--samples: the certificate commits to the ids: an opening of each is needed, not the id alone")
+    try:
+        good = all(one["commitment"] == committed and commitment.holds(one) for one in openings)
+        found = {str(one["item"]) for one in openings}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Misused("--samples: expected openings as the service answers with them") from error
+    if not good:
+        raise Misused("--samples: an opening does not lead to the commitment of the certificate")
+    if len(found) != count:
+        raise Undecidable(f"openings of the {count} forgotten samples (--samples) are needed, {len(found)} are here")
+    return found
 
 
 def _prompts(wanted: Wanted, certified_sha256: str | None, family: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -23,7 +23,13 @@ CATEGORIES = {
     "stalled": "engine",
     "signing_refused": "certificate",
     "signer_unavailable": "certificate",
+    "signature_invalid": "certificate",
+    "log_key_missing": "certificate",
     "base_moved": "service",
+    "store_unavailable": "infrastructure",
+    "store_refused": "infrastructure",
+    "store_corrupt": "infrastructure",
+    "disk_full": "infrastructure",
     "worker_error": "service",
 }
 """What kind of thing went wrong, by code: whom to ask."""

@@ -8,6 +8,7 @@ at the end, and that one is fenced.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from dataclasses import dataclass, field
@@ -26,9 +27,9 @@ from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import TERMINAL
 from service.requests.rungs import CODES, REJECTED
 from service.requests.seeds import verification_secret
-from service.storage import Store
+from service.storage import Store, StoreError
 from service.values import sha256_of
-from worker.conductor import caches, certifying, launch, mounted, planning, workspace
+from worker.conductor import caches, certifying, launch, mounted, planning, storing, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
 from worker.conductor.certifying import Times
 from worker.conductor.heart import Heart
@@ -56,6 +57,7 @@ class Room:
     draining: threading.Event = field(default_factory=threading.Event)
     busy: threading.Event = field(default_factory=threading.Event)
     signer_patience_seconds: float = SIGNER_PATIENCE_SECONDS
+    store_patience_seconds: float = storing.PATIENCE_SECONDS
     notary: Notary | None = None
     """None: nobody has the ledger signed."""
 
@@ -105,8 +107,10 @@ def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
     times = Times(started, rfc3339(heart.write(db.now)))
     report = _verify(room, heart, job, plan, manifest)
     files = _keep_files(room, heart, job, manifest)
-    sign = partial(certifying.ask, heart, room.signer, patience_seconds=room.signer_patience_seconds)
-    result = certifying.certify(heart, room.settings, sign, plan, manifest, report, files, times)
+    patience = room.signer_patience_seconds
+    origin = certifying.ledger_origin(heart, room.settings, patience_seconds=patience)
+    sign = partial(certifying.ask, heart, room.settings, room.signer, patience_seconds=patience)
+    result = certifying.certify(heart, room.settings, sign, origin, plan, manifest, report, files, times)
     heart.enter("publishing", may_drain=False)
     heart.write(lambda session: publish(session, heart.lease, result))
     _purge(room, heart, plan)
@@ -170,7 +174,8 @@ def _verify(room: Room, heart: Heart, job: JobDirectory, plan: Plan, manifest: M
     require_success(ended, job, job.report)
     report = read_report(job, plan, manifest)
     caches.judges(room.settings).keep(job.judges)
-    pictures = [{**document_json(e), "sha256": room.store.put(job.evidence / e.path).sha256} for e in report.evidence]
+    kept = storing.keep(room.store, heart, [job.evidence / e.path for e in report.evidence], room.store_patience_seconds)
+    pictures = [{**document_json(e), "sha256": stored.sha256} for e, stored in zip(report.evidence, kept, strict=True)]
     heart.write(
         lambda session: leases.keep_report(
             session,
@@ -191,9 +196,8 @@ def _keep_files(room: Room, heart: Heart, job: JobDirectory, manifest: Manifest)
     """Into the store under their digests: visible to nobody yet. What verification left changed is noticed here."""
     heart.enter("certifying")
     kept = []
-    for entry in manifest.files:
-        heart.check()
-        stored = room.store.put(job.out / entry.path)
+    paths = [job.out / entry.path for entry in manifest.files]
+    for entry, stored in zip(manifest.files, storing.keep(room.store, heart, paths, room.store_patience_seconds), strict=True):
         if (stored.sha256, stored.size) != (entry.sha256, entry.size):
             raise Failed(problem("integrity", f"out/{entry.path} changed while it was verified"))
         kept.append(FileEntry(entry.path, entry.size, entry.sha256))
@@ -234,6 +238,10 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
                 return "lost"
             case BaseMoved():
                 why = problem("base_moved", str(error))
+            case StoreError():
+                why = storing.problem_of(error)
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+                why = problem("disk_full", "there is no room left on this worker's disk")
             case _:
                 log.exception("attempt.crashed", extra={"request": lease.request_id}, exc_info=error)
                 why = problem("worker_error", f"unexpected {type(error).__name__} in the worker; its log says more")

@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--reference", type=Path, metavar="DIR", help="a model trained without what was forgotten")
     options.add_argument("--judges", type=Path, metavar="DIR", help="judges of earlier runs; new ones are kept there")
     options.add_argument("--forget", nargs="+", action="extend", default=[], metavar="CLASS", help="beyond the certificate's")
-    options.add_argument("--samples", type=Path, action="append", default=[], metavar="FILE", help="JSON list of forgotten ids")
+    options.add_argument("--samples", type=Path, action="append", default=[], metavar="FILE", help="list of ids or openings")
     options.add_argument("--family", help="of the model; default: as the certificate says")
     options.add_argument("--class", dest="class_names", action="append", default=[], metavar="NAME", help="in index order")
     options.add_argument("--prompts", type=Path, metavar="FILE", help="JSON object: a prompt by class name")

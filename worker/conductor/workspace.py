@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
+from service import failpoints
 from service.config import Settings
 from service.files import open_file
 from service.requests.leases import Lease
@@ -103,6 +104,7 @@ def _copy(stream: IO[bytes], copy: IO[bytes], expected: int, check: Check) -> tu
         size += len(chunk)
         if size > expected:
             break  # it grew: no need to read on
+        failpoints.hit("job.write")
         copy.write(chunk)
     return digest.hexdigest(), size
 

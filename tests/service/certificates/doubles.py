@@ -18,6 +18,9 @@ from service.certificates.publication import Publication
 FILES = {"unet/weights.safetensors": b"weights" * 1000, "unet/config.json": b"{}", "README.md": b"a model"}
 
 
+LEDGER = {"origin": "log.example/l", "planSeq": 2}
+
+
 class MemoryStore:
     """Bytes by digest."""
 
@@ -123,6 +126,7 @@ def a_statement(
         requested=requested,
         rejected_before=rejected_before,
         kind=kind,
+        ledger=LEDGER,
     )
 
 

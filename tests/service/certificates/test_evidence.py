@@ -26,6 +26,7 @@ from securesystemslib.signer import SSlibKey
 from sigstore_models.bundle.v1 import Bundle
 
 from service.certificates import commitment, dsse, mlbom, oms, provenance
+from service.verifier.merkle import Frontier
 
 FILES = {"model.safetensors": b"weights", "config.json": b"{}", "unet/a b.json": b"[]"}
 
@@ -173,36 +174,60 @@ def test_provenance_says_which_inputs_and_which_run() -> None:
 ITEMS = [f"train/cat/{n}.png" for n in range(500)]
 
 
+KEY, OTHER = b"k" * 32, b"j" * 32
+LEAVES = commitment.leaves(KEY, ITEMS)
+
+
 def test_a_person_proves_membership_and_reveals_nobody_else() -> None:
-    made = commitment.commit(b"k" * 32, ITEMS)
-    opened = commitment.opening(b"k" * 32, ITEMS, ITEMS[123])
+    made = commitment.commit(LEAVES)
+    opened = commitment.opening([OTHER, KEY], LEAVES, ITEMS[123])
     assert opened["commitment"] == made.as_json() == {"alg": commitment.ALGORITHM, "root": made.root, "count": 500}
     assert len(opened["path"]) in (8, 9)
     assert commitment.holds(opened)
     assert not any(name in json.dumps(opened) for name in ITEMS if name != ITEMS[123])
     with pytest.raises(KeyError):
-        commitment.opening(b"k" * 32, ITEMS, "train/cat/500.png")
+        commitment.opening([KEY], LEAVES, "train/cat/500.png")
 
 
 @settings(max_examples=40)
 @given(st.sampled_from(["item", "salt", "index", "path", "root", "count"]), st.integers(0, 498))
 def test_no_changed_opening_holds(part: str, index: int) -> None:
-    opened = commitment.opening(b"k" * 32, ITEMS, ITEMS[index])
+    opened = commitment.opening([KEY], LEAVES, ITEMS[index])
     match part:
         case "item":
             opened["item"] = ITEMS[index + 1]
         case "salt":
-            opened["salt"] = commitment.salt(b"j" * 32, ITEMS[index]).hex()
+            opened["salt"] = commitment.salt(OTHER, ITEMS[index]).hex()
         case "index":
             opened["index"] = (opened["index"] + 1) % 500
         case "path":
             opened["path"] = opened["path"][::-1]
         case _:
-            opened["commitment"] = commitment.commit(b"j" * 32, ITEMS[:499]).as_json()
+            opened["commitment"] = commitment.commit(commitment.leaves(OTHER, ITEMS[:499])).as_json()
     assert not commitment.holds(opened)
 
 
 def test_the_same_set_under_another_key_is_another_commitment() -> None:
-    assert commitment.commit(b"k" * 32, ITEMS) == commitment.commit(b"k" * 32, ITEMS[::-1])
-    assert commitment.commit(b"k" * 32, ITEMS).root != commitment.commit(b"j" * 32, ITEMS).root
-    assert commitment.commit(b"k" * 32, []).count == 0
+    assert commitment.leaves(KEY, ITEMS[::-1]) == LEAVES
+    assert commitment.commit(LEAVES).root != commitment.commit(commitment.leaves(OTHER, ITEMS)).root
+    assert commitment.commit([]).count == 0
+    assert commitment.unpacked(commitment.packed(LEAVES)) == LEAVES
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 13])
+def test_the_tree_is_that_of_rfc_6962_at_every_size(count: int) -> None:
+    tree, leaves = Frontier(), commitment.leaves(KEY, ITEMS[:count])
+    for one in leaves:
+        tree.append(one)
+    assert commitment.commit(leaves).root == tree.root().hex()
+    assert all(commitment.holds(commitment.opening([KEY], leaves, item)) for item in ITEMS[:count])
+
+
+def test_a_key_that_is_gone_closes_its_own_items_alone() -> None:
+    """A later tree has the earlier leaves as they were: nobody needs the earlier key for it."""
+    later = commitment.leaves(OTHER, ["new"], LEAVES)
+    assert commitment.commit(later).count == 501
+    assert commitment.holds(commitment.opening([OTHER], later, "new"))
+    assert commitment.holds(commitment.opening([OTHER, KEY], later, ITEMS[7]))
+    with pytest.raises(KeyError):
+        commitment.opening([OTHER], later, ITEMS[7])

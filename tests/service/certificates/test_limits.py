@@ -96,3 +96,12 @@ def test_the_certificate_counts_rejected_requests() -> None:
     predicate = a_statement(rejected_before=3)["predicate"]
     assert predicate["attempts"]["rejectedRequests"] == 3
     assert limits.asked_before(3) in predicate["limits"]
+
+
+@pytest.mark.parametrize("state", ["withdrawn", "quarantined", "destroyed"])
+def test_a_parent_that_its_operator_took_out_of_use_is_named(state: str) -> None:
+    told = {"findings": [], "judged": False, "kind": None}
+    said = limits.known_limits(**told, parent={"certificate": None, "disposition": {"state": state}})  # type: ignore[arg-type]
+    assert limits.taken_out_of_use(state) in said
+    served = limits.known_limits(**told, parent={"disposition": {"state": "still-served"}})  # type: ignore[arg-type]
+    assert served == limits.known_limits(**told)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import stat
@@ -17,8 +18,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import sockets
-from service.certificates import dsse, publication, revocations, signing
-from tests.service.certificates.doubles import FILES, MemoryStore, a_publication, a_signer, a_statement, is_signed_by
+from service.certificates import dsse, oms, publication, revocations, signing
+from service.storage import StoreUnavailable
+from tests.service.certificates.doubles import (
+    FILES,
+    LEDGER,
+    MemoryStore,
+    a_publication,
+    a_signer,
+    a_statement,
+    is_signed_by,
+)
 
 
 @pytest.fixture
@@ -55,6 +65,67 @@ def test_what_does_not_belong_together_is_not_signed(key: ec.EllipticCurvePrivat
         a_signer(key).sign(publication.Publication(statement, provenance, wanted.bill))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("origin", None, "name the ledger"),
+        ("origin", "", "name the ledger"),
+        ("origin", "log.example/other", "another ledger"),
+        ("planSeq", None, "where its plan stands"),
+        ("planSeq", -1, "where its plan stands"),
+        ("planSeq", True, "where its plan stands"),
+        ("planSeq", "2", "where its plan stands"),
+        ("requestIds", ["ureq_2"], "not its own"),
+        ("requestIds", [], "not its own"),
+    ],
+)
+def test_a_certificate_that_cannot_be_held_against_the_ledger_is_not_signed(
+    key: ec.EllipticCurvePrivateKey, field: str, value: object, why: str
+) -> None:
+    """What is not named can never be proved to be logged: no later release puts it right."""
+    signer = signing.KeySigner(dsse.key_of(key), MemoryStore(), lambda: LEDGER["origin"])  # type: ignore[return-value,arg-type]
+    assert signer.sign(a_publication()).certificate
+    statement = a_statement()
+    statement["predicate"]["certificate"]["ledger"][field] = value
+    with pytest.raises(signing.SigningRefused, match=why):
+        signer.sign(a_publication(statement))
+
+
+@pytest.mark.parametrize("ledger", [None, {}, {"requestIds": ["ureq_1"]}, {"origin": "l", "requestIds": ["ureq_1"]}, "l", 7])
+def test_a_statement_without_a_ledger_is_not_signed(key: ec.EllipticCurvePrivateKey, ledger: object) -> None:
+    statement = a_statement()
+    statement["predicate"]["certificate"]["ledger"] = ledger
+    with pytest.raises(signing.SigningRefused):
+        a_signer(key).sign(a_publication(statement))
+
+
+def test_an_honest_answer_is_believed_and_any_other_is_named(key: ec.EllipticCurvePrivateKey) -> None:
+    wanted, public = a_publication(), key.public_key()
+    honest = a_signer(key).sign(wanted)
+    assert signing.differences(honest, wanted, public) == []
+    stranger = a_signer(ec.generate_private_key(ec.SECP256R1())).sign(wanted)
+    other = a_signer(key, MemoryStore({"w": b"x"})).sign(a_publication(a_statement({"w": b"x"})))
+    for field, name in (
+        ("certificate", "the certificate"), ("provenance", "UNLEARNING/provenance"), ("model_signature", "model.sig"),
+    ):  # fmt: skip
+        for wrong in (getattr(stranger, field), getattr(other, field), {}, None, [1], {"payload": "e30="}):
+            (said,) = signing.differences(dataclasses.replace(honest, **{field: wrong}), wanted, public)
+            assert said.startswith(name)
+
+
+def test_a_model_signature_with_another_set_of_ignored_paths_is_refused(key: ec.EllipticCurvePrivateKey) -> None:
+    """The same root and the same files, and a stock tool that would look past a stranger's file."""
+    wanted = a_publication()
+    manifest = oms.statement(wanted.statement["subject"][0]["name"], wanted.files)
+    manifest["predicate"]["serialization"]["ignore_paths"].append("modeling.py")
+    hint = oms.hint(dsse.pem(key.public_key()))
+    forged = dsse.seal_bytes(json.dumps(manifest).encode(), dsse.key_of(key), hint=hint)
+    answer = dataclasses.replace(a_signer(key).sign(wanted), model_signature=forged)
+    assert signing.differences(answer, wanted, key.public_key()) == [
+        "model.sig: it says something else than what was to be signed"
+    ]
+
+
 def test_a_list_of_revocations_is_signed_and_nothing_else_in_its_name(key: ec.EllipticCurvePrivateKey) -> None:
     one = {"checkpoint": "ckpt_1", "certificateSha256": "0" * 64, "at": "2026-11-21T10:00:00Z", "reason": "other"}
     told = {"origin": "o", "size": 1, "root": b"0" * 32, "revoked": [one]}
@@ -77,6 +148,16 @@ def test_a_list_of_revocations_is_signed_and_nothing_else_in_its_name(key: ec.El
 def test_a_file_that_is_not_in_the_store_is_refused(key: ec.EllipticCurvePrivateKey) -> None:
     with pytest.raises(signing.SigningRefused, match="cannot be read"):
         a_signer(key, MemoryStore({})).sign(a_publication())
+
+
+def test_a_store_that_is_away_is_no_refusal(key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_digest: str) -> None:
+        raise StoreUnavailable("reading: 503")
+
+    store = MemoryStore()
+    monkeypatch.setattr(store, "open", away)
+    with pytest.raises(signing.SignerUnavailable):
+        a_signer(key, store).sign(a_publication())
 
 
 def test_stored_bytes_that_rotted_are_refused(key: ec.EllipticCurvePrivateKey) -> None:

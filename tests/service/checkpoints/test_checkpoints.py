@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
+from service import db
+from service.app import create_app
 from service.config import get_settings
+from service.storage import StoreUnavailable
+from service.storage.s3 import S3Objects
+from tests.service.storage_server import SECRET
 from tests.support import ask, code_of, one_database, publish, register
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
@@ -175,18 +182,68 @@ def test_a_damaged_store_is_an_error_and_not_a_download(client: TestClient, addr
     assert code_of(client.get(address)) == "stored_file_damaged"
 
 
-@one_database
-def test_a_store_elsewhere_serves_ranges_too(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from service import db
-    from service.app import create_app
-
-    monkeypatch.setenv("EXPUNGE_STORE_URL", "memory://elsewhere")
+@pytest.fixture
+def in_bucket(
+    client: TestClient, s3_bucket: str, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[TestClient, str]]:
+    """The service with its store in a bucket, and the address of a file there."""
+    monkeypatch.setenv("EXPUNGE_STORE_URL", f"s3://{s3_bucket}/store")
+    monkeypatch.setenv("EXPUNGE_STORE_ENDPOINT_URL", s3_url)
     db.reset()
-    with TestClient(create_app()) as other:
+    with TestClient(create_app(), follow_redirects=False) as other:
         model = register(other, tmp_path)
         made = publish(model, ask(other, model, 1).json()["id"], FILES, tmp_path)
-        response = other.get(f"/checkpoints/{made}/files/unet/weights.safetensors", headers={"Range": "bytes=-3"})
-    assert (response.status_code, response.content) == (206, CONTENT[-3:])
+        yield other, f"/checkpoints/{made}/files/unet/weights.safetensors"
+
+
+@one_database
+def test_a_bucket_serves_as_a_folder_does(in_bucket: tuple[TestClient, str]) -> None:
+    other, address = in_bucket
+    whole, head = other.get(address), other.head(address)
+    assert (whole.content, head.status_code) == (CONTENT, 200)
+    for response in (whole, head):
+        assert response.headers["etag"] == f'"sha256:{DIGEST}"'
+        assert response.headers["repr-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(DIGEST)).decode()}:"
+        assert response.headers["content-length"] == "10240"
+    last = other.get(address, headers={"Range": "bytes=-3"})
+    assert (last.status_code, last.content) == (206, CONTENT[-3:])
+    middle = other.get(address, headers={"Range": "bytes=10-19", "If-Range": f'"sha256:{DIGEST}"'})
+    assert (middle.status_code, middle.content, middle.headers["content-range"]) == (206, CONTENT[10:20], "bytes 10-19/10240")
+    assert other.get(address, headers={"Range": "bytes=10-19", "If-Range": '"other"'}).content == CONTENT
+    assert other.get(address, headers={"Range": "bytes=10240-"}).status_code == 416
+    assert other.get(address, headers={"If-None-Match": f'"sha256:{DIGEST}"'}).status_code == 304
+
+
+@one_database
+def test_where_it_is_set_a_bucket_is_sent_on_to_with_the_digest(
+    in_bucket: tuple[TestClient, str],
+) -> None:
+    other, address = in_bucket
+    other.app.state.settings.store_redirect_seconds = 60  # type: ignore[attr-defined]
+    response = other.get(address)
+    assert (response.status_code, response.headers["cache-control"]) == (307, "no-store")
+    assert response.headers["repr-digest"] == f"sha-256=:{base64.b64encode(bytes.fromhex(DIGEST)).decode()}:"
+    assert response.headers["etag"] == f'"sha256:{DIGEST}"'
+    url = response.headers["location"]
+    assert "X-Amz-Expires=60" in url
+    assert SECRET not in url
+    assert httpx2.get(url).content == CONTENT
+    assert httpx2.get(url, headers={"Range": "bytes=5-9"}).content == CONTENT[5:10]
+    assert other.head(address).status_code == 200  # which costs no bytes
+    assert other.get(address, headers={"If-None-Match": f'"sha256:{DIGEST}"'}).status_code == 304
+
+
+@one_database
+def test_a_store_that_does_not_answer_is_503(in_bucket: tuple[TestClient, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    other, address = in_bucket
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("reading: EndpointConnectionError")
+
+    monkeypatch.setattr(S3Objects, "stat", away)
+    response = other.get(address)
+    assert (response.status_code, code_of(response)) == (503, "unavailable")
+    assert "retry-after" in response.headers
 
 
 # -------------------------------------------------------------------------------------------------------- signing key

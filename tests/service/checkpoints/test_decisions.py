@@ -21,13 +21,14 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from service import db, sockets
+from service.audit import access
 from service.audit.leaves import Actor
 from service.auth import current_actor
-from service.certificates import dsse, revocations, signing
-from service.checkpoints import revocation_list
+from service.certificates import commitment, dsse, revocations, signing
+from service.checkpoints import membership, revocation_list
 from service.config import get_settings
 from service.storage import get_store
-from service.tables import Checkpoint, LedgerEntry, RevocationList, new_id
+from service.tables import Checkpoint, ForgetCommitment, LedgerEntry, RevocationList, new_id
 from tests.service.certificates.doubles import is_signed_by
 from tests.support import ask, code_of, publish, register
 
@@ -110,6 +111,43 @@ def test_bad_wishes(client: TestClient, published: dict[str, Any]) -> None:
     assert client.post("/checkpoints/ckpt_x/revoke", json={"reason": "other"}).status_code == 404
     assert code_of(client.get(f"{address}/membership", params={"item": "x"})) == "commitment_erased"
     assert client.get(f"{address}/files/UNLEARNING/other.json").status_code == 404
+
+
+def test_asking_for_membership_is_a_read_that_the_ledger_knows_and_that_names_no_item(
+    client: TestClient, published: dict[str, Any]
+) -> None:
+    secret, leaves = b"k" * 32, commitment.leaves(b"k" * 32, ["jane.png"])
+    with db.transaction() as session:
+        session.add(ForgetCommitment(checkpoint_id=published["id"], secret=secret, leaves=commitment.packed(leaves)))
+    address = f"/checkpoints/{published['id']}/membership"
+    opened = client.get(address, params={"item": "jane.png"})
+    assert (opened.status_code, commitment.holds(opened.json())) == (200, True)
+    assert code_of(client.get(address, params={"item": "joe.png"})) == "item_not_forgotten"
+    reads = [fact for fact in told("audit.read") if fact["what"] == "membership"]
+    assert [fact["count"] for fact in reads] == [1, 0]
+    # a digest of the item would confirm a guess for as long as the ledger stands
+    assert {fact["filtersSha256"] for fact in reads} == {access.filters_digest({"checkpoint_id": published["id"]})}
+
+
+def test_shredding_a_request_erases_what_opens_its_commitment(client: TestClient, tmp_path: Path) -> None:
+    model = register(client, tmp_path)
+    request_id = ask(client, model, 1, reason="Jane wants it").json()["id"]
+    checkpoint_id = publish(model, request_id, {"w.safetensors": b"x"}, tmp_path)
+    leaves = commitment.leaves(b"k" * 32, ["jane.png"])
+    with db.transaction() as session:
+        session.add(ForgetCommitment(checkpoint_id=checkpoint_id, secret=b"k" * 32, leaves=commitment.packed(leaves)))
+    address, item = f"/checkpoints/{checkpoint_id}/membership", {"item": "jane.png"}
+    hold = f"/unlearn-requests/{request_id}/legal-hold"
+    client.post(hold, json={"hold": True, "ground": "legal_claim"})
+    entry = next(e for e in client.get(f"/audit/entries?request_id={request_id}").json()["data"])
+    client.post("/audit/redactions", json={"seq": entry["seq"], "reason": "personal_data"})
+    assert client.get(address, params=item).status_code == 200  # held: what a redaction would erase stays
+    client.post(hold, json={"hold": False, "ground": "legal_claim"})
+    assert client.post(f"/unlearn-requests/{request_id}/shred", json={"ground": "erasure_request"}).status_code == 200
+    assert code_of(client.get(address, params=item)) == "commitment_erased"
+    with db.reading() as session:
+        assert session.get_one(ForgetCommitment, checkpoint_id).secret is None
+        assert not membership.may_keep(session, request_id)
 
 
 @contextmanager

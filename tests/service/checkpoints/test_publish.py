@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from service import db
 from service.certificates.dsse import key_of, seal
+from service.checkpoints.membership import Committed
 from service.checkpoints.publish import BaseMoved, Result, publish
 from service.files import FileEntry, tree_digest
 from service.requests import endings, leases
@@ -47,7 +48,7 @@ def claimed(house: h.House) -> Lease:
 def result() -> Result:
     files = (FileEntry("config.json", 2, "a" * 64), FileEntry("model.safetensors", 9, "b" * 64))
     bundle = seal({"subject": []}, key_of(ec.generate_private_key(ec.SECP256R1())))
-    return Result(new_id("ckpt"), tree_digest(files), files, bundle, {"model.sig": b"{}"}, b"k" * 32)
+    return Result(new_id("ckpt"), tree_digest(files), files, bundle, {"model.sig": b"{}"}, Committed(b"k" * 32, [b"l" * 32]))
 
 
 def counts() -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def test_a_request_for_samples_is_recorded_each_id_once_and_in_order(client: Tes
     assert listed["forget"] == {"classes": [], "class_names": [], "samples": {"count": 2}}  # a page does not carry the ids
 
 
-def test_no_audit_entry_holds_an_id_and_the_list_can_be_held_against_it(
+def test_no_audit_entry_holds_an_id_or_what_confirms_one_and_the_salted_commitment_binds_the_list(
     client: TestClient, model: dict[str, Any], tmp_path: Path
 ) -> None:
     wanted = [*names_of(2, 1), *names_of(1, 0)]
@@ -63,12 +63,15 @@ def test_no_audit_entry_holds_an_id_and_the_list_can_be_held_against_it(
     publish(model, request["id"], {"w.safetensors": b"x"}, tmp_path)
     with db.reading() as session:
         leaves = list(session.scalars(select(LedgerEntry.leaf)))
-    assert not any(b".png" in leaf for leaf in leaves)
-    entries = client.get("/audit/entries", params={"request_id": request["id"]}).json()["data"]
-    said = next(e["leaf"]["public"] for e in entries if e["action"] == "unlearning.request.received")
     expected = hashlib.sha256(rfc8785.dumps([request["id"], sorted(wanted)])).hexdigest()
-    assert said["samples"] == {"count": 2, "sha256": expected}
-    assert said["classes"] == []
+    assert not any(b".png" in leaf or expected.encode() in leaf for leaf in leaves)
+    shown = {"request_id": request["id"], "include": "private"}
+    entries = client.get("/audit/entries", params=shown).json()["data"]
+    entry = next(e for e in entries if e["action"] == "unlearning.request.received")
+    assert entry["leaf"]["public"]["samples"] == {"count": 2}
+    assert entry["leaf"]["public"]["classes"] == []
+    assert entry["private"]["samples_sha256"] == expected
+    assert entry["leaf"]["subjectCommitment"]
 
 
 def test_an_entry_about_classes_says_nothing_of_samples(client: TestClient, model: dict[str, Any]) -> None:

@@ -269,6 +269,9 @@ def test_a_duplicate_key_in_the_certificate_is_refused(published: Published) -> 
 
 
 def test_a_certificate_that_names_no_ledger_is_not_believed_to_be_in_one(published: Published, tmp_path: Path) -> None:
+    old = a_statement()
+    del old["predicate"]["certificate"]["ledger"]
+    published.resign({**old, "subject": old["subject"][1:]})
     (tmp_path / "policy").write_text("quorum none\n")
     assert verify_directory(published.folder, published.key_file, tmp_path / "policy").status == UNDECIDED
     (tmp_path / "policy").write_text("quorum\n")

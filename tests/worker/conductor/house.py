@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import select, update
 
 from service import db
-from service.certificates.dsse import key_of, payload_of
-from service.certificates.signing import KeySigner
+from service.audit.logsigner import open_folder
+from service.certificates.dsse import payload_of
+from service.certificates.signing import KeySigner, load_or_create_key
 from service.config import Settings, get_settings
 from service.files import FileEntry, dataset_digest, tree_digest
-from service.storage import Store
+from service.storage import get_store
 from service.tables import Attempt, Checkpoint, Dataset, LedgerEntry, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
 from worker.conductor import identity
 from worker.conductor.launch import Stage
@@ -145,14 +145,21 @@ def make_room(**changes: Any) -> Room:
     """A room with the fake engine and a signer in this process; quick settings unless `changes` says otherwise."""
     quick = {"lease_seconds": 10.0, "renew_seconds": 0.2, "stop_grace_seconds": 3.0, "max_attempts": 2}
     settings: Settings = get_settings().model_copy(update=quick | changes)
-    store = Store(settings.store)
-    signer = KeySigner(key_of(ec.generate_private_key(ec.SECP256R1())), store)
+    store = get_store(settings)
+    log = open_folder(settings.log_folder, settings.log_keys_file, settings.ledger_origin)
+    signer = KeySigner(load_or_create_key(settings.key_file, settings.public_key_file), store, log.origin)
     return Room(settings, store, signer, identity.owner(), command=fake_engine)
 
 
 def request(request_id: str) -> UnlearnRequest:
     with db.reading() as session:
         return session.get_one(UnlearnRequest, request_id)
+
+
+def request_of(checkpoint_id: str) -> str:
+    """Which request published it."""
+    with db.reading() as session:
+        return session.get_one(Checkpoint, checkpoint_id).request_id
 
 
 def attempts(request_id: str) -> list[Attempt]:

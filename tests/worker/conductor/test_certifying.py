@@ -7,12 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from service import db
-from service.certificates import commitment
+from service.audit import ledger, redaction, shredding
+from service.audit.leaves import LOCAL, RequestClosed
+from service.certificates import commitment, limits
 from service.certificates.dsse import payload_of
+from service.checkpoints import membership, revocation
 from service.checkpoints import service as checkpoints
+from service.datasets import items
 from service.tables import Checkpoint, CheckpointEvidence, ForgetCommitment, ModelVersion
 from tests.worker.conductor import house as h
 from worker.conductor import pipeline
@@ -37,6 +42,14 @@ def evidence_of(checkpoint_id: str) -> dict[str, bytes]:
         return {row.path: row.content for row in rows}
 
 
+def two_versions(house: h.House) -> tuple[str, str]:
+    """Two requests, of class 3 and then of class 5; their checkpoints."""
+    asked = h.ask(house, 3), h.ask(house, 5)
+    for request_id in asked:
+        assert pipeline.run(request_id, h.make_room()) == "succeeded"
+    return h.request(asked[0]).checkpoint_id or "", h.request(asked[1]).checkpoint_id or ""
+
+
 def test_a_person_can_prove_that_an_item_was_forgotten_and_learns_of_no_other(house: h.House) -> None:
     first, second = h.ask(house, 3), h.ask(house, 5)
     for request_id in (first, second):
@@ -44,16 +57,129 @@ def test_a_person_can_prove_that_an_item_was_forgotten_and_learns_of_no_other(ho
     checkpoint_id = h.request(second).checkpoint_id
     said = h.certificate(second)["forgetSet"]["commitment"]
     assert said["count"] == 6  # three images of each of the two classes
-    opened = checkpoints.opening(checkpoint_id, "13").model_dump()  # of class 3, forgotten by the first request
+    opened = membership.opening(checkpoint_id, "13").model_dump()  # of class 3, forgotten by the first request
     assert opened["commitment"] == said
     assert commitment.holds(opened)
     for item in ("14", "1", "nobody"):
-        with pytest.raises(checkpoints.NotForgotten):
-            checkpoints.opening(checkpoint_id, item)
+        with pytest.raises(membership.NotForgotten):
+            membership.opening(checkpoint_id, item)
     with db.transaction() as session:
         session.execute(update(ForgetCommitment).values(secret=None))
-    with pytest.raises(checkpoints.CommitmentErased):
-        checkpoints.opening(checkpoint_id, "13")
+    with pytest.raises(membership.CommitmentErased):
+        membership.opening(checkpoint_id, "13")
+
+
+def test_erasing_one_requests_key_closes_its_items_on_the_whole_lineage_and_no_others(house: h.House) -> None:
+    first, second = two_versions(house)
+    with db.transaction() as session:
+        session.execute(update(ForgetCommitment).where(ForgetCommitment.checkpoint_id == first).values(secret=None))
+    for checkpoint_id in (first, second):
+        with pytest.raises(membership.CommitmentErased):
+            membership.opening(checkpoint_id, "13")  # of class 3
+    with pytest.raises(membership.CommitmentErased):  # nor can it be told that an item was not among them
+        membership.opening(second, "14")
+    assert commitment.holds(membership.opening(second, "15").model_dump())  # of class 5
+    third = h.ask(house, 7)
+    assert pipeline.run(third, h.make_room()) == "succeeded"
+    newest = h.request(third).checkpoint_id or ""
+    assert h.certificate(third)["forgetSet"]["commitment"]["count"] == 9
+    with pytest.raises(membership.CommitmentErased):  # a later certificate does not open what was erased before
+        membership.opening(newest, "13")
+    assert commitment.holds(membership.opening(newest, "15").model_dump())
+
+
+def test_membership_is_proved_without_the_dataset(house: h.House) -> None:
+    """It may be erased, too, once it is forgotten; and nobody can have it read over and over."""
+    first, _ = two_versions(house)
+    (house.data / "digits.npz").unlink()
+    assert commitment.holds(membership.opening(first, "13").model_dump())
+
+
+def test_commitments_whose_leaves_were_not_kept_are_opened_from_the_dataset(
+    house: h.House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release before kept the key alone, over everything that was forgotten on the lineage."""
+    request_id = h.ask(house, 3)
+    assert pipeline.run(request_id, h.make_room()) == "succeeded"
+    old, secret = h.request(request_id).checkpoint_id or "", b"k" * 32
+    with db.transaction() as session:
+        session.execute(text("DROP TRIGGER forget_commitment_erase_only" + on("forget_commitment")))
+        session.execute(update(ForgetCommitment).values(secret=secret, leaves=None))
+    reads, read = [], items.read
+    monkeypatch.setattr(items, "read", lambda where: reads.append(where) or read(where))
+    for item in ("3", "13", "23"):
+        assert commitment.holds(membership.opening(old, item).model_dump())
+    assert len(reads) == 1
+    later = h.ask(house, 5)
+    assert pipeline.run(later, h.make_room()) == "succeeded"
+    newer = h.request(later).checkpoint_id or ""
+    assert commitment.holds(membership.opening(newer, "13").model_dump())
+    with db.transaction() as session:
+        session.execute(update(ForgetCommitment).where(ForgetCommitment.checkpoint_id == old).values(secret=None))
+    with pytest.raises(membership.CommitmentErased):
+        membership.opening(newer, "13")
+
+
+def on(table: str) -> str:
+    """PostgreSQL's triggers belong to a table."""
+    return f" ON {table}" if db.get_engine().dialect.name == "postgresql" else ""
+
+
+def test_a_commitment_loses_what_opens_it_and_nothing_else(house: h.House) -> None:
+    two_versions(house)
+    for change in ("leaves = NULL, secret = NULL", "leaves = secret", "checkpoint_id = 'x', secret = NULL", "secret = leaves"):
+        with pytest.raises(DBAPIError, match="a commitment is kept"), db.transaction() as session:
+            session.execute(text(f"UPDATE forget_commitment SET {change}"))
+
+
+@pytest.mark.parametrize("how", ["shred", "redact"])
+def test_what_opens_a_commitment_goes_with_the_requests_private_data(house: h.House, how: str) -> None:
+    first, second = two_versions(house)
+    request_id = h.request_of(first)
+    seq = h.seq_of(request_id, "run.finished")
+    with db.transaction() as session:
+        if how == "shred":
+            shredding.erase_commitment(session, request_id)
+        else:
+            redaction.request(session, seq=seq, ground="personal_data", actor=LOCAL, four_eyes="solo")
+    for checkpoint_id in (first, second):
+        with pytest.raises(membership.CommitmentErased):
+            membership.opening(checkpoint_id, "13")
+    assert commitment.holds(membership.opening(second, "15").model_dump())
+
+
+def test_what_was_redacted_before_the_publication_leaves_nothing_to_open(house: h.House) -> None:
+    request_id = h.ask(house, 3)
+    with db.transaction() as session:
+        seq = ledger.append(session, RequestClosed(status="queued"), actor=LOCAL, request_id=request_id)
+    with db.transaction() as session:
+        redaction.request(session, seq=seq, ground="personal_data", actor=LOCAL, four_eyes="solo")
+    assert pipeline.run(request_id, h.make_room()) == "succeeded"
+    with pytest.raises(membership.CommitmentErased):
+        membership.opening(h.request(request_id).checkpoint_id or "", "13")
+
+
+def test_a_certificate_says_that_the_one_before_it_was_taken_back(house: h.House) -> None:
+    """Forgetting more is still accepted; nobody who holds the new certificate can overlook it."""
+    first, second = two_versions(house)
+    said = h.certificate(h.request_of(second))
+    assert (said["parent"]["certificate"]["state"], "revokedAncestors" in said["parent"]) == ("valid", False)
+    assert limits.REVOKED_PARENT not in said["limits"]
+    with db.transaction() as session:
+        revocation.ask(session, second, reason="result_wrong", by=LOCAL)
+    third, fourth = h.ask(house, 7), h.ask(house, 8)
+    assert pipeline.run(third, h.make_room()) == "succeeded"
+    said = h.certificate(third)
+    parent = said["parent"]["certificate"]
+    assert (parent["state"], parent["reason"]) == ("revoked", "result_wrong")
+    assert parent["revokedAt"] < said["certificate"]["issuedAt"]
+    assert limits.REVOKED_PARENT in said["limits"]
+    assert pipeline.run(fourth, h.make_room()) == "succeeded"
+    said = h.certificate(fourth)  # of a parent that stands, on a lineage that does not
+    assert (said["parent"]["certificate"]["state"], said["parent"]["revokedAncestors"]) == ("valid", [second])
+    assert limits.REVOKED_ANCESTORS in said["limits"]
+    assert limits.REVOKED_PARENT not in said["limits"]
+    assert first not in said["parent"]["revokedAncestors"]
 
 
 def test_a_later_publication_supersedes_the_certificate_before_it(house: h.House) -> None:
@@ -67,7 +193,7 @@ def test_a_later_publication_supersedes_the_certificate_before_it(house: h.House
     with db.reading() as session:
         assert [checkpoints.read(session, one).status for one in (older, newer)] == ["superseded", "current"]
         payload = payload_of(session.get_one(Checkpoint, older).certificate)
-    assert said["parent"]["certificate"] == {"sha256": hashlib.sha256(payload).hexdigest()}
+    assert said["parent"]["certificate"] == {"sha256": hashlib.sha256(payload).hexdigest(), "state": "valid"}
 
 
 @one_database

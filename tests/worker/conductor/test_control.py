@@ -19,6 +19,7 @@ from service.audit import ledger, retention
 from service.audit.leaves import LOCAL, RequestClosed
 from service.outbox import Due
 from service.requests import leases
+from service.storage import StoreRefused
 from service.tables import LedgerPrivate
 from tests.worker.conductor import house as h
 from worker.conductor import app as bell
@@ -195,4 +196,28 @@ def test_private_data_that_are_over_are_shredded_once_an_hour(
     sweeper.retention_at = 0.0
     sweeper.sweep()
     assert calls == [1]
+    assert sweeper.healthy_since is not None
+
+
+def test_garbage_is_collected_at_once_and_then_every_few_hours(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[timedelta] = []
+    monkeypatch.setattr("worker.conductor.control.garbage.collect", lambda _store, older: asked.append(older))
+    for _ in range(3):
+        sweeper.sweep()
+        assert sweeper.collecting is not None
+        sweeper.collecting.join(10)
+    assert asked == [timedelta(days=7)]
+
+
+def test_a_store_that_cannot_be_listed_spoils_no_round(
+    sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_store: object, older: timedelta) -> None:
+        raise StoreRefused("listing: AccessDenied")
+
+    monkeypatch.setattr("worker.conductor.control.garbage.collect", refuse)
+    sweeper.sweep()
+    assert sweeper.collecting is not None
+    sweeper.collecting.join(10)
+    assert "garbage.failed" in caplog.text
     assert sweeper.healthy_since is not None

@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
 
 from service import db
-from service.certificates.dsse import payload_of
-from service.certificates.signing import SignerUnavailable, SigningRefused
+from service.audit import trust
+from service.certificates.dsse import key_of, payload_of
+from service.certificates.signing import KeySigner, SignerUnavailable, SigningRefused
 from service.certificates.statement import prompts_digest
 from service.requests import endings
 from service.requests.endings import Problem
@@ -377,6 +379,16 @@ def test_a_later_attempt_adopts_the_step_checkpoints_and_has_the_same_spec(house
 # --------------------------------------------------------------------------------------------------------------- signer
 
 
+@pytest.fixture
+def background() -> Iterator[list[threading.Thread]]:
+    """Threads of a test; all of them have ended when it has."""
+    threads: list[threading.Thread] = []
+    yield threads
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
 class Away:
     """A signer that comes back after so many calls, or that refuses."""
 
@@ -436,20 +448,55 @@ def test_a_certificate_around_another_statement_is_not_published(house: h.House)
     room.signer = Swapped()
     request_id = h.ask(house)
     assert pipeline.run(request_id, room) == "failed"
-    assert h.request(request_id).error["code"] == "signing_refused"
+    assert h.request(request_id).error["code"] == "signature_invalid"
+    assert published() == 0
+
+
+@one_database
+def test_signatures_of_another_key_are_not_published(house: h.House) -> None:
+    room = h.make_room()
+    room.signer = KeySigner(key_of(ec.generate_private_key(ec.SECP256R1())), room.store)
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "failed"
+    error = h.request(request_id).error
+    assert (error["code"], "model.sig" in error["message"]) == ("signature_invalid", True)
+    assert published() == 0
+
+
+@one_database
+def test_no_certificate_is_issued_before_the_ledger_has_a_name(house: h.House) -> None:
+    """The log's signer has made no key: the worker waits, says so, and tries again later. It never leaves the name out."""
+    room = h.make_room()
+    room.signer_patience_seconds = 0.0
+    keys = room.settings.log_keys_file
+    keys.rename(away := keys.with_suffix(".away"))
+    request_id = h.ask(house)
+    assert pipeline.run(request_id, room) == "queued"
+    assert published() == 0
+    assert (h.attempts(request_id)[0].detail or {})["code"] == "log_key_missing"
+    assert "waiting" in h.events(request_id)
+    away.rename(keys)
+    h.make_due(request_id)
+    assert pipeline.run(request_id, room) == "succeeded"
+    assert h.certificate(request_id)["certificate"]["ledger"]["origin"] == trust.origin(room.settings)
+
+
+@one_database
+def test_a_key_that_comes_while_a_worker_waits_costs_no_attempt(house: h.House, background: list[threading.Thread]) -> None:
+    room = h.make_room()
+    keys = room.settings.log_keys_file
+    keys.rename(away := keys.with_suffix(".away"))
+    request_id, outcome = h.ask(house), list[str | None]()
+    background.append(thread := threading.Thread(target=lambda: outcome.append(pipeline.run(request_id, room))))
+    thread.start()
+    h.until(lambda: "waiting" in h.events(request_id))
+    away.rename(keys)
+    thread.join(30)
+    assert outcome == ["succeeded"]
+    assert h.events(request_id).count("waiting") == h.request(request_id).attempts_charged == 1
 
 
 # ----------------------------------------------------------------------------------------- cancelled, drained, lost
-
-
-@pytest.fixture
-def background() -> Iterator[list[threading.Thread]]:
-    """Threads of a test; all of them have ended when it has."""
-    threads: list[threading.Thread] = []
-    yield threads
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 def start(request_id: str, room: Room, background: list[threading.Thread]) -> tuple[list[str | None], list[int]]:

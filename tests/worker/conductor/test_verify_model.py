@@ -19,7 +19,7 @@ from torch import Tensor
 
 from service import catalogue
 from service.audit.leaves import sample_digest
-from service.certificates import statement
+from service.certificates import commitment, statement
 from service.certificates.dsse import key_of, seal
 from service.files import dataset_digest
 from service.policies import service as policies
@@ -270,16 +270,34 @@ def test_a_later_versions_parent_is_needed_and_held_against_the_certificate(want
             assemble(dataclasses.replace(given, parent=parent))
 
 
-def test_samples_are_named_by_their_ids_which_the_certificate_proves(wanted: Wanted, tmp_path: Path) -> None:
+def test_samples_are_named_by_openings_of_the_commitment(wanted: Wanted, tmp_path: Path) -> None:
+    """A certificate says how many there are, and commits to them; what a stranger's list names is not believed."""
+    ids, key = ["1", "2", "3"], b"k" * 32
+    leaves = commitment.leaves(key, ids)
+    given = certify(wanted, forget_classes=[], forget_samples=ids)
+    rewrite(given, lambda said: said["forgetSet"].update(commitment=commitment.commit(leaves).as_json()))
+    openings = [commitment.opening([key], leaves, one) for one in ids]
+    others = commitment.leaves(key, ["4", "5", "6"])
+
+    def brought(name: str, told: list[Any]) -> Wanted:
+        (tmp_path / name).write_text(json.dumps(told))
+        return dataclasses.replace(given, samples=(tmp_path / name,))
+
+    assert assemble(brought("all.json", openings)).spec.forget_samples == ("1", "2", "3")
+    for few in (ids, openings[:2], [openings[0]] * 3):
+        with pytest.raises(Undecidable, match="--samples"):
+            assemble(brought("few.json", few))
+    forged = {**openings[0], "item": "4"}
+    for wrong in ([forged, *openings[1:]], [commitment.opening([key], others, "4")], [{}], [{**openings[0], "path": [5]}]):
+        with pytest.raises(Misused, match="--samples"):
+            assemble(brought("wrong.json", wrong))
+
+
+def test_samples_of_older_certificates_are_named_by_their_ids_which_the_digest_proves(wanted: Wanted, tmp_path: Path) -> None:
     """A policy for samples is not needed: the ids are asked for before."""
     ids = ["1", "2", "3"]
     given = certify(wanted, forget_classes=[], forget_samples=ids)
-    assert (
-        json.loads(base64.b64decode(json.loads(next(given.directory.rglob("*.dsse.json")).read_text())["payload"]))[
-            "predicate"
-        ]["forgetSet"]["samples"]
-        == sample_digest("ureq_1", ids).model_dump()
-    )
+    rewrite(given, lambda said: said["forgetSet"].update(samples=sample_digest("ureq_1", ids).model_dump()))
     with pytest.raises(Undecidable, match="--samples"):
         assemble(given)
     (tmp_path / "ids.json").write_text(json.dumps(ids))

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import db, sockets
-from service.certificates import dsse, signing
+from service.audit.logsigner import open_folder
+from service.certificates import signing
 from service.config import get_settings
 from service.storage import get_store
 from tests.worker.conductor import house as h
@@ -31,7 +31,8 @@ def signer(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("EXPUNGE_SIGNER_SOCKET", str(tmp_path / "s.sock"))
     db.reset()
     stop, ready, settings = threading.Event(), threading.Event(), get_settings()
-    honest = signing.KeySigner(dsse.key_of(ec.generate_private_key(ec.SECP256R1())), get_store(settings))
+    log = open_folder(settings.log_folder, settings.log_keys_file, settings.ledger_origin)
+    honest = signing.KeySigner(signing.open_key(settings), get_store(settings), log.origin)
     desks = signing.desks(honest)
     asked = {"ready": ready.set, "stop": stop}
     thread = threading.Thread(target=sockets.serve, args=(settings.socket_path, desks), kwargs=asked)

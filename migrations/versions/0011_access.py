@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 OWNED = ("dataset", "model", "unlearn_request")
 KEPT = ("project", "principal", "api_key")
