@@ -50,10 +50,15 @@ class Download:
 
 
 class Client:
-    """One service. Every method returns the body as the API documents it."""
+    """One service. Every method returns the body as the API documents it.
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False)
+    Args:
+        key: API key or token. It goes into the header of each call, and nowhere else: no redirect is followed with it.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +90,21 @@ class Client:
         """Change priority, external_id or metadata of the request as it stands now. Raises: ApiError: it changed meanwhile."""
         address = f"/unlearn-requests/{request_id}"
         return self.patch(address, changes, if_match=f'"{self.get(address)["version"]}"')
+
+    def delete(self, path: str) -> Json:
+        return _body(self._send("DELETE", path))
+
+    def create_webhook(self, url: str, event_types: list[str] | None = None, description: str = "") -> Json:
+        """Have events sent to an address; the answer holds the secret, this once."""
+        return self.post("/webhook-endpoints", {"url": url, "event_types": event_types or [], "description": description})
+
+    def rotate_webhook_secret(self, endpoint_id: str, overlap_hours: float = 24.0) -> Json:
+        """A new secret; the one before signs beside it for so long."""
+        return self.post(f"/webhook-endpoints/{endpoint_id}/rotate-secret", {"overlap_hours": overlap_hours})
+
+    def redeliver_webhook(self, endpoint_id: str, delivery_id: str) -> Json:
+        """Send a message once more, under its own id."""
+        return self.post(f"/webhook-endpoints/{endpoint_id}/deliveries/{delivery_id}/redeliver")
 
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a keyset list, page after page."""

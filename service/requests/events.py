@@ -21,4 +21,4 @@ def tell(session: OrmSession, request_id: str, kind: str, data: dict[str, Any], 
     """
     at = at or now(session)
     session.add(RequestEvent(request_id=request_id, type=kind, data=data, at=at))
-    deliveries.put(session, deliveries.HOME, request_id, kind, data, at)
+    deliveries.put(session, request_id, kind, data, at)

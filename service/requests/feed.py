@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
+from service.auth import allowed
 from service.db import reading
 from service.errors import InvalidCursor, Unprocessable, problems
 from service.paging import Page, PageQuery, fetch_page, page
@@ -20,6 +21,7 @@ router = APIRouter(tags=["unlearn requests"])
 
 @router.get(
     "/events",
+    dependencies=[allowed("requests:read")],
     response_model=Page[ProjectEventRead],
     summary="What has happened to all requests, or what happens",
     responses={

@@ -26,9 +26,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.db import now, reading
 from service.requests.schemas import ProjectEventRead
-from service.tables import RequestEvent
+from service.tables import RequestEvent, UnlearnRequest
 
 log = logging.getLogger("expunge.events")
 
@@ -119,22 +120,32 @@ def begin() -> Frontier:
     return frontier
 
 
-def look(frontier: Frontier) -> tuple[list[ProjectEventRead], bool]:
+@dataclass(frozen=True)
+class Told:
+    """An event, and the project that it belongs to."""
+
+    project_id: str
+    event: ProjectEventRead
+
+
+def look(frontier: Frontier) -> tuple[list[Told], bool]:
     """The next events, and whether more are there already. Moves the frontier. One short read."""
     with reading() as session:
         sqlite = session.get_bind().dialect.name == "sqlite"
         oldest = 0 if sqlite or not frontier.gaps else _snapshot(session, "xmin")  # before the rows are read
-        chosen = select(RequestEvent).where(RequestEvent.id > frontier.id).order_by(RequestEvent.id).limit(BATCH)
-        rows = list(session.scalars(chosen))
-        ids = [row.id for row in rows]
+        chosen = select(RequestEvent, UnlearnRequest.project_id).join(
+            UnlearnRequest, UnlearnRequest.id == RequestEvent.request_id
+        )
+        rows = session.execute(chosen.where(RequestEvent.id > frontier.id).order_by(RequestEvent.id).limit(BATCH)).all()
+        ids = [row.id for row, _ in rows]
         if sqlite:
             frontier.id = ids[-1] if ids else frontier.id
-            return [shown(row) for row in rows], len(rows) == BATCH
+            return [Told(project, shown(row)) for row, project in rows], len(rows) == BATCH
         at = time.monotonic()
         if missing := frontier.missing(ids):
             frontier.notice(missing, at=at, horizon=_snapshot(session, "xmax"))
         passed = frontier.advance(ids, at=at, oldest=oldest)
-        return [shown(row) for row in rows[:passed]], passed == BATCH
+        return [Told(project, shown(row)) for row, project in rows[:passed]], passed == BATCH
 
 
 def _snapshot(session: OrmSession, what: str) -> int:
@@ -148,19 +159,24 @@ def shown(row: RequestEvent) -> ProjectEventRead:
 
 @dataclass(eq=False)
 class Listener:
-    """Somebody who follows a request, or all (None). `since`: what it is handed comes after this id."""
+    """Somebody who follows a request, or all (None), of a project, or of all (None).
+
+    `since`: what it is handed comes after this id.
+    """
 
     request_id: str | None
+    project_id: str | None
     since: int
     queue: asyncio.Queue[ProjectEventRead] = field(default_factory=lambda: asyncio.Queue(QUEUE))
     dropped: bool = False
 
-    def hand(self, event: ProjectEventRead) -> None:
+    def hand(self, told: Told) -> None:
         """Never waits."""
-        if self.dropped or self.request_id not in (None, event.request_id):
+        wanted = self.request_id in (None, told.event.request_id) and self.project_id in (None, told.project_id)
+        if self.dropped or not wanted:
             return
         try:
-            self.queue.put_nowait(event)
+            self.queue.put_nowait(told.event)
         except asyncio.QueueFull:
             self.dropped = True
 
@@ -199,7 +215,7 @@ class Tailer:
                 # in a context of its own: what the first listener may see is no limit to what is read for the others
                 self._frontier = await asyncio.create_task(_borrowed(), context=contextvars.Context())
                 self._task = asyncio.create_task(self._run(self._frontier), context=contextvars.Context())
-            listener = Listener(request_id, self._frontier.id)
+            listener = Listener(request_id, tenancy.project(), self._frontier.id)
             self._listeners.add(listener)
         try:
             yield listener

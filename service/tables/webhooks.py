@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from service import tenancy
 from service.tables.base import Row, one_of
 
 DELIVERY_STATES = ("pending", "delivered", "failed")
@@ -24,7 +25,7 @@ class WebhookEndpoint(Row):
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    project_id: Mapped[str] = mapped_column(String(64), server_default=text("'default'"))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
     url: Mapped[str] = mapped_column(String(2000))
     description: Mapped[str] = mapped_column(String(200))
     event_types: Mapped[list[Any]] = mapped_column(comment="empty: all")
@@ -49,7 +50,7 @@ class WebhookDelivery(Row):
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    project_id: Mapped[str] = mapped_column(String(64), server_default=text("'default'"))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoint.id"))
     message_id: Mapped[str] = mapped_column(String(64), comment="webhook-id: the same however often it is sent")
     type: Mapped[str] = mapped_column(String(64))

@@ -16,15 +16,14 @@ from typing import Any, Literal
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.audit import ledger
 from service.audit.leaves import Actor
 from service.db import now
-from service.tables import WebhookDelivery, WebhookEndpoint, new_id
+from service.tables import UnlearnRequest, WebhookDelivery, WebhookEndpoint, new_id
 from service.webhooks import messages
 from service.webhooks.facts import WebhookDisabled
 
-HOME = "default"
-"""The project that every installation begins with, and the only one so far."""
 SENDER = Actor(kind="service", id="webhooks")
 _MINUTE, _HOUR = 60, 3600
 PAUSES = (0, 5, 5 * _MINUTE, 30 * _MINUTE, 2 * _HOUR, 5 * _HOUR, 10 * _HOUR, 14 * _HOUR, 20 * _HOUR, 24 * _HOUR)
@@ -70,12 +69,13 @@ class Outcome:
         return cls(status, "gone" if status == 410 else "redirect" if 300 <= status < 400 else "status")
 
 
-def put(session: OrmSession, project_id: str, request_id: str, event: str, data: dict[str, Any], at: datetime) -> None:
+def put(session: OrmSession, request_id: str, event: str, data: dict[str, Any], at: datetime) -> None:
     """Write what is to be sent of an event, in the event's own transaction. Flushes nothing: the caller may not be done."""
     kind = messages.type_of(event)
     if kind is None:
         return
     with session.no_autoflush:
+        project_id = session.get_one(UnlearnRequest, request_id).project_id
         chosen = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(
             WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_at.is_(None)
         )
@@ -196,7 +196,8 @@ def disable(session: OrmSession, endpoint: WebhookEndpoint, reason: Reason, acto
         .values(status="failed", ended_at=at, last_error="endpoint_disabled", lease_expires_at=None)
         .execution_options(synchronize_session=False)
     )
-    ledger.append(session, WebhookDisabled(endpoint_id=endpoint.id, reason=reason), actor=actor)
+    with tenancy.acting(endpoint.project_id):  # a sender acts for all, and the entry is the project's
+        ledger.append(session, WebhookDisabled(endpoint_id=endpoint.id, reason=reason), actor=actor)
 
 
 def end(row: WebhookDelivery, status: str, at: datetime, error: str | None) -> None:

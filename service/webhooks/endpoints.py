@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.db import now, reading
 from service.edge import writing
 from service.errors import InvalidCursor, Unprocessable, problems
@@ -31,6 +31,7 @@ NO_STORE = "no-store"
 
 @router.post(
     "",
+    dependencies=[allowed("webhooks:manage")],
     status_code=201,
     response_model=WebhookEndpointSecret,
     summary="Have events sent somewhere",
@@ -49,6 +50,7 @@ def create_webhook_endpoint(
 
 @router.get(
     "",
+    dependencies=[allowed("webhooks:read")],
     response_model=Page[WebhookEndpointRead],
     summary="List webhook endpoints",
     responses=problems(InvalidCursor, Unprocessable),
@@ -63,6 +65,7 @@ def list_webhook_endpoints(query: Annotated[PageQuery, Query()], request: Reques
 
 @router.get(
     "/{endpoint_id}",
+    dependencies=[allowed("webhooks:read")],
     response_model=WebhookEndpointRead,
     summary="Read a webhook endpoint",
     responses=problems(WebhookEndpointNotFound),
@@ -75,6 +78,7 @@ def read_webhook_endpoint(endpoint_id: str) -> WebhookEndpointRead:
 
 @router.patch(
     "/{endpoint_id}",
+    dependencies=[allowed("webhooks:manage")],
     response_model=WebhookEndpointRead,
     summary="Change a webhook endpoint",
     responses=problems(WebhookEndpointNotFound, BadWebhookUrl, Unprocessable),
@@ -90,6 +94,7 @@ def change_webhook_endpoint(
 
 @router.delete(
     "/{endpoint_id}",
+    dependencies=[allowed("webhooks:manage")],
     status_code=204,
     response_class=Response,
     summary="Have nothing sent there any more",
@@ -104,6 +109,7 @@ def delete_webhook_endpoint(endpoint_id: str, actor: CurrentActor) -> Response:
 
 @router.post(
     "/{endpoint_id}/rotate-secret",
+    dependencies=[allowed("webhooks:manage")],
     response_model=WebhookEndpointSecret,
     summary="Give an endpoint a new secret",
     responses=problems(WebhookEndpointNotFound, Unprocessable),
@@ -122,6 +128,7 @@ def rotate_webhook_secret(
 
 @router.post(
     "/{endpoint_id}/test",
+    dependencies=[allowed("webhooks:manage")],
     status_code=202,
     response_model=WebhookDeliveryRead,
     summary="Send a test message",
@@ -135,6 +142,7 @@ def send_test_webhook(endpoint_id: str) -> WebhookDeliveryRead:
 
 @router.get(
     "/{endpoint_id}/deliveries",
+    dependencies=[allowed("webhooks:read")],
     response_model=Page[WebhookDeliveryRead],
     summary="What was sent, and what still is to be",
     responses=problems(WebhookEndpointNotFound, InvalidCursor, Unprocessable),
@@ -152,6 +160,7 @@ def list_webhook_deliveries(
 
 @router.post(
     "/{endpoint_id}/deliveries/{delivery_id}/redeliver",
+    dependencies=[allowed("webhooks:manage")],
     status_code=202,
     response_model=WebhookDeliveryRead,
     summary="Send a message once more",

@@ -56,15 +56,12 @@ def get(session: OrmSession, endpoint_id: str, lock: dict[str, Any] | None = Non
     return found
 
 
-def create(
-    session: OrmSession, settings: Settings, wanted: WebhookEndpointCreate, actor: Actor, project_id: str = deliveries.HOME
-) -> tuple[WebhookEndpoint, str]:
+def create(session: OrmSession, settings: Settings, wanted: WebhookEndpointCreate, actor: Actor) -> tuple[WebhookEndpoint, str]:
     """The endpoint, and its secret as its owner is told it. Raises: BadWebhookUrl."""
     _require_url(settings, wanted.url)
     secret, wrapped = signing.draw(vault.get_keys(settings))
     row = WebhookEndpoint(
         id=new_id("whe"),
-        project_id=project_id,
         url=wanted.url,
         description=wanted.description,
         event_types=sorted(set(wanted.event_types)),

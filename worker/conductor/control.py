@@ -22,7 +22,7 @@ from service import db, garbage, outbox
 from service.audit import retention, vault
 from service.compliance import deadlines
 from service.outbox import Due, Held
-from service.requests import endings, leases, quotas
+from service.requests import endings, leases
 from service.storage import StoreError
 from service.workers import repository as workers
 from worker.conductor import app as bell
@@ -131,9 +131,8 @@ class Sweeper:
 
     def _due(self, session: OrmSession) -> list[Due]:
         settings = self.room.settings
-        if not quotas.may_start(session, settings):
-            return []
-        return outbox.due(session, limit=SLOTS, classes=settings.gpu_classes)
+        most = settings.max_active_requests
+        return outbox.due(session, limit=SLOTS, classes=settings.gpu_classes, most_active=most)
 
     # ------------------------------------------------------------------------------------------------------ the doorbell
 
