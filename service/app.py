@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -23,6 +23,8 @@ from service.models import endpoints as models
 from service.policies import endpoints as policies
 from service.requests import endpoints as requests
 from service.requests import moves
+from service.telemetry import serving
+from service.telemetry.http import REGISTRY, Measured
 from service.workers import endpoints as workers
 
 VERSION = "0.1.0"
@@ -44,9 +46,13 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 
 @asynccontextmanager
-async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
-    yield
+    settings = app.state.settings
+    with ExitStack() as last:
+        if settings.api_metrics_port:
+            last.enter_context(serving.served(REGISTRY, settings.metrics_host, settings.api_metrics_port))
+        yield
     gc.unfreeze()
     if db.get_engine.cache_info().currsize:
         db.get_engine().dispose()
@@ -71,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
+    app.add_middleware(Measured)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -1,7 +1,7 @@
 """`expunge`: run the service, and speak to one.
 
-Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness` (elsewhere),
+Servers: `up` (all in one), `serve`, `worker`, `signer`, `metrics`, `migrate`. Client: `datasets`, `models`, `request`,
+`checkpoint`, `audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness` (elsewhere),
 `verify` (offline), `verify-model` and `demo`.
 """
 
@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, lifecycle_commands, privacy_commands, storage_commands
+from service import __version__, lifecycle_commands, operations_commands, privacy_commands, storage_commands
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
 
@@ -29,6 +29,7 @@ for name, group in GROUPS.items():
 app.add_typer(ledger, name="ledger")
 app.command()(witness)
 app.command()(storage_commands.gc)
+app.command()(operations_commands.metrics)
 for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
     GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)

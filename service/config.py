@@ -50,6 +50,11 @@ class Settings(BaseSettings):
         default=False,
         description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="address of /metrics, which needs no key and holds no personal data"
+    )
+    metrics_port: int = Field(default=9464, ge=0, le=65535, description="port of the exporter, `expunge metrics`")
+    api_metrics_port: int = Field(default=0, ge=0, le=65535, description="port of the API's own /metrics; 0: none")
     max_body_bytes: int = Field(
         default=8_388_608, ge=1024, description="larger request bodies get 413; 100,000 sample ids of 80 bytes fit"
     )

@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from service.errors.kinds import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, ServiceError, Unavailable, Unprocessable
+from service.telemetry.http import DATABASE_ERRORS
 
 log = logging.getLogger("expunge.errors")
 
@@ -131,6 +132,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     def _database(request: Request, error: OperationalError) -> JSONResponse:
+        DATABASE_ERRORS.inc()
         log.error("database.unavailable", extra={"path": request.url.path, "kind": type(error.orig).__name__})
         return problem(Unavailable(), instance=request.url.path)
 

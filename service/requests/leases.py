@@ -39,6 +39,8 @@ BEFORE = "rejected_before"
 """In the detail of a run with a report: other requests for the same that had been rejected by then."""
 
 
+PHASES = "phases"
+"""In the detail of a run: when it entered which phase."""
 CANDIDATES = 8
 """A worker that finds this many of the best requests taken before its eyes looks again at the next bell."""
 
@@ -221,6 +223,9 @@ def renew(
     before = _progress_of(row)
     if phase is not None and phase != row.phase:
         row.phase = phase
+        attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
+        entered = {**((attempt.detail or {}).get(PHASES) or {}), phase: at.isoformat()}
+        attempt.detail = {**(attempt.detail or {}), PHASES: entered}
         set_progress(row, progress or Progress(), at)
         row.version += 1
         announce(session, row.id, "progress", _shown(row, lease), at)

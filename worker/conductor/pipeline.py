@@ -166,7 +166,8 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
         dataset_digest=plan.dataset.digest,
         proxy_digest=plan.proxy.digest if plan.proxy else None,
     )
-    detail = {**recipe, "ranks": ranks, "spec_sha256": plan.spec_sha256}
+    gpus = min(ranks, launch.gpu_count())
+    detail = {**recipe, "ranks": ranks, "gpus": gpus, "spec_sha256": plan.spec_sha256}
     heart.write(lambda session: leases.record(session, lease, fact, detail=detail))
     return plan
 
