@@ -23,7 +23,7 @@ from service.models import endpoints as models
 from service.policies import endpoints as policies
 from service.requests import endpoints as requests
 from service.requests import moves
-from service.telemetry import serving
+from service.telemetry import serving, tracing
 from service.telemetry.http import REGISTRY, Measured
 from service.workers import endpoints as workers
 
@@ -76,8 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestId)
     app.add_middleware(Measured)
+    app.add_middleware(RequestId)
+    app.add_middleware(tracing.Traced)  # the last one is the outermost
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `metrics`, `migrate`. Client: `datasets`, `models`, `request`,
-`checkpoint`, `audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness` (elsewhere),
-`verify` (offline), `verify-model` and `demo`.
+`checkpoint`, `audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
+(elsewhere), `verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -96,11 +96,13 @@ def serve(
 
     from service.config import get_settings
     from service.processes import die_with_supervisor
+    from service.telemetry import tracing
 
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
     _refuse_unless_loopback(settings.host, settings.bind_in_container)
+    tracing.setup("api")
     uvicorn.run(
         "service.app:create_app",
         factory=True,

@@ -61,6 +61,8 @@ class Lease:
     """Which of the request's recipes is worked on, from 1."""
     rungs: int = 1
     """How many it has."""
+    traceparent: str | None = None
+    """The trace that the request was made in."""
 
     @property
     def last_rung(self) -> bool:
@@ -165,7 +167,7 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
     recipes = ladder_of(row.method, row.params, row.policy)
     # a row that says otherwise than its runs do is not the claim's to judge: the last recipe once more, and it ends
     rung = min(rung_after(details(session, request_id)), len(recipes))
-    lease = Lease(request_id, row.fence, owner, rung, len(recipes))
+    lease = Lease(request_id, row.fence, owner, rung, len(recipes), row.traceparent)
     session.add(Attempt(request_id=request_id, fence=lease.fence, worker=owner, started_at=at, detail={"rung": rung}))
     started: dict[str, Any] = {"fence": lease.fence, "attempt": row.attempts_charged, **lease.shown_rung}
     if lease.shown_rung:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -12,6 +13,11 @@ from service.telemetry.catalogue import BY_NAME
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 """Others are counted as `other`: a client may send any word, and each would be a series."""
 UNMATCHED = "unmatched"
+
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Asked every few seconds: their lines would hide the others."""
+
+log = logging.getLogger("expunge.http")
 
 REGISTRY = CollectorRegistry()
 
@@ -61,4 +67,8 @@ class Measured:
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
             REQUESTS.labels(method, route_of(scope), str(status)).inc()
-            DURATION.labels(method, route_of(scope)).observe(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            DURATION.labels(method, route_of(scope)).observe(seconds)
+            level = logging.DEBUG if route_of(scope) in PROBES else logging.INFO
+            told = {"method": method, "route": route_of(scope), "status": status, "seconds": round(seconds, 6)}
+            log.log(level, "http.answered", extra=told)
