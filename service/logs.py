@@ -19,6 +19,8 @@ from service.telemetry import tracing
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("expunge_log_fields", default={})  # noqa: B039 — never changed in place
+QUIET = ("uvicorn.access", "httpx2")
+"""Loggers whose lines hold whole addresses."""
 OURS = frozenset({"service", "worker", "migrations"})
 """Packages whose exceptions never quote what a client wrote."""
 
@@ -77,10 +79,11 @@ def _said(error: BaseException) -> str:
 
 
 def configure(level: int) -> None:
-    """Log to stderr as JSON lines; the access log of uvicorn stays quiet, ours says the route and not the address."""
+    """Log to stderr as JSON lines; `expunge.http` is the access log, which says the route and not the address."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -138,5 +138,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("request.crashed", extra={"route": route_of(request.scope)}, exc_info=error)
-        return problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)
+        # Starlette asks this one outside of every middleware, so it names the request itself.
+        told = {"route": route_of(request.scope), "x_request_id": request.state.request_id}
+        log.exception("request.crashed", extra=told, exc_info=error)
+        response = problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)
+        response.headers["X-Request-Id"] = request.state.request_id
+        return response

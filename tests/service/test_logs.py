@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from service import db
 from service.errors import ServiceError
-from service.logs import JsonLines, bind, trace_of
+from service.logs import JsonLines, bind, configure, trace_of
 from tests.service.telemetry.conftest import spans  # noqa: F401 — a fixture
 from tests.support import register
 from tests.worker.conductor import house as h
@@ -38,6 +38,7 @@ def lines() -> Iterator[Lines]:
     written, root = Lines(), logging.getLogger()
     handler, level = logging.StreamHandler(written), root.level
     handler.setFormatter(JsonLines())
+    handler.addFilter(lambda record: not record.name.startswith("httpx2"))  # the test's own client, quiet in the service
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     yield written
@@ -77,7 +78,8 @@ def test_every_line_of_a_request_names_it_and_nobody_else(
         raise KeyError(NAME)
 
     monkeypatch.setattr(service, "create", bug)
-    assert client.post("/unlearn-requests", json=two, headers={**headers, "Idempotency-Key": "key-3"}).status_code == 500
+    broken = client.post("/unlearn-requests", json=two, headers={**headers, "Idempotency-Key": "key-3"})
+    assert (broken.status_code, broken.headers["X-Request-Id"]) == (500, "call-1")
     told = of_service(lines)
     answered = [line for line in told if line["fact"] == "http.answered" and line.get("x_request_id") == "call-1"]
     assert [line["status"] for line in answered[:1] + answered[-2:]] == [202, 500, 500]
@@ -139,3 +141,14 @@ def test_a_traceback_says_where_and_what_kind_and_quotes_nothing_of_strangers() 
     assert trace_of(FileNotFoundError(2, "No such file or directory", NAME)).endswith(
         "FileNotFoundError: No such file or directory"
     )
+
+
+def test_nobody_else_logs_addresses() -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        configure(logging.INFO)
+        assert not [name for name in ("httpx2", "uvicorn.access") if logging.getLogger(name).isEnabledFor(logging.INFO)]
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
