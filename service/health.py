@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.auth import PUBLIC
 from service.config import Settings
 from service.errors import Unavailable, problems
 
@@ -44,13 +45,19 @@ def _head() -> str:
     return migrate.head()
 
 
-@router.get("/healthz", response_model=Health, summary="The process answers")
+@router.get("/healthz", dependencies=[PUBLIC], response_model=Health, summary="The process answers")
 def healthz() -> Health:
     """Asks nothing of the database: a liveness probe must not restart a healthy process."""
     return Health()
 
 
-@router.get("/readyz", response_model=Readiness, summary="Requests can be served", responses=problems(Unavailable))
+@router.get(
+    "/readyz",
+    dependencies=[PUBLIC],
+    response_model=Readiness,
+    summary="Requests can be served",
+    responses=problems(Unavailable),
+)
 def readyz(request: Request) -> Readiness:
     """The database answers, and its schema is the one this code knows. A broker or a signer that is away is no reason to send
     clients elsewhere: what is accepted now is rung for, and signed, when they are back.

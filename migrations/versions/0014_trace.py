@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0011"
+down_revision = "0012"
 
 GUARD = "unlearn_request_terminal"
 ERASURE = "NEW.reason IS NULL AND NEW.external_id IS NULL"
