@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+SECRETS_DIR = "EXPUNGE_SECRETS_DIR"
 MEMORY_BROKER = "memory://"
 LONGEST_SOCKET_PATH = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, the trailing zero included."""
@@ -252,11 +254,13 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once."""
-    return Settings()
+    """The process's settings, read once: from the environment, and from files in the folder that EXPUNGE_SECRETS_DIR names."""
+    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR) or None)
 
 
 OTHERS = {
+    SECRETS_DIR: "folder of files whose contents are settings that the environment does not set; a file is called like its "
+    "variable, in lower case: `expunge_database_url`",
     "EXPUNGE_API_KEY": "the API key that the client commands send; or `--key-file`, or `EXPUNGE_API_KEY_FILE`",
     "EXPUNGE_URL": "where the client commands find the service; default `http://127.0.0.1:8000`",
     "EXPUNGE_SUPERVISOR_PID": "set by `expunge up` for its children: the process that they must not outlive",
