@@ -108,7 +108,10 @@ def test_every_pod_is_restricted(name: str) -> None:
     """Pod Security Standards, level restricted; and a root that cannot be written, and no token."""
     spec = pod(name)
     assert spec["automountServiceAccountToken"] is False
-    assert (spec["securityContext"]["runAsNonRoot"], spec["securityContext"]["seccompProfile"]["type"]) == (True, "RuntimeDefault")
+    assert (spec["securityContext"]["runAsNonRoot"], spec["securityContext"]["seccompProfile"]["type"]) == (
+        True,
+        "RuntimeDefault",
+    )
     assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
     assert not [v for v in spec["volumes"] if "hostPath" in v]
     for container in containers(name):
