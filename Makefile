@@ -8,7 +8,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attacks test-slow lint format types catalogue configuration openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
+.PHONY: help install demo test attacks test-slow lint format types catalogue configuration references openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -44,6 +44,10 @@ catalogue: $(STAMP) ## Print the engine's catalogue into the service.
 
 configuration: $(STAMP) ## Print the reference of all settings.
 	$(BIN)/python -m service.config > docs/reference/configuration.md
+
+references: $(STAMP) ## Print the references of metrics and errors.
+	$(BIN)/python -m service.telemetry.catalogue > docs/reference/metrics.md
+	$(BIN)/python -m service.errors.reference > docs/reference/errors.md
 
 openapi: $(STAMP) ## Print the API's description into the service.
 	$(BIN)/python -m service.app > service/openapi.json

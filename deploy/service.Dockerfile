@@ -1,4 +1,4 @@
-# The API, the migration and the signer: no torch in here.
+# The API, the migration, the signer and the exporter: no torch in here.
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -6,7 +6,7 @@ COPY service service
 COPY worker worker
 COPY migrations migrations
 RUN python -m venv /opt/expunge && \
-    /opt/expunge/bin/pip install --no-cache-dir -c constraints.txt '.[service,s3]'
+    /opt/expunge/bin/pip install --no-cache-dir -c constraints.txt '.[service,s3,otel]'
 
 FROM python:3.13-slim
 RUN useradd --system --create-home --uid 10001 expunge && \

@@ -9,7 +9,7 @@ COPY migrations migrations
 RUN python -m venv /opt/expunge && \
     if [ -n "$TORCH_INDEX" ]; then \
         /opt/expunge/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch==2.13.0; fi && \
-    /opt/expunge/bin/pip install --no-cache-dir -c constraints.txt '.[service,s3,worker]'
+    /opt/expunge/bin/pip install --no-cache-dir -c constraints.txt '.[service,s3,otel,worker]'
 
 FROM python:3.13-slim
 RUN useradd --system --create-home --uid 10001 expunge && \

@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -31,6 +31,8 @@ from service.policies import endpoints as policies
 from service.requests import endpoints as requests
 from service.requests import feed, moves
 from service.requests.tailer import Tailer
+from service.telemetry import serving, tracing
+from service.telemetry.http import REGISTRY, Measured
 from service.webhooks import endpoints as webhooks
 from service.workers import endpoints as workers
 
@@ -61,8 +63,12 @@ DENIALS_EVERY_SECONDS = 60.0
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
-    flushing = asyncio.create_task(_flush_denials(app)) if app.state.settings.auth == "required" else None
-    yield
+    settings = app.state.settings
+    flushing = asyncio.create_task(_flush_denials(app)) if settings.auth == "required" else None
+    with ExitStack() as last:
+        if settings.api_metrics_port:
+            last.enter_context(serving.served(REGISTRY, settings.metrics_host, settings.api_metrics_port))
+        yield
     if flushing is not None:
         flushing.cancel()
         await run_in_threadpool(app.state.denials.flush, at_once=True)
@@ -108,7 +114,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.tailer = Tailer()
     gate.install(app, routes(), settings)  # innermost: what is outside of it needs no caller
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Measured)
     app.add_middleware(RequestId)
+    app.add_middleware(tracing.Traced)  # the last one is the outermost
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

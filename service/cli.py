@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
-Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`, `webhook`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
-(elsewhere), `verify` (offline), `verify-model` and `demo`.
+Servers: `up` (all in one), `serve`, `worker`, `signer`, `metrics`, `migrate`. Client: `datasets`, `models`, `request`,
+`checkpoint`, `audit`, `webhook`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and
+store), `witness` (elsewhere), `verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from service import __version__, lifecycle_commands, privacy_commands, storage_commands
+from service import __version__, lifecycle_commands, operations_commands, privacy_commands, storage_commands
 from service.access.commands import keys
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
@@ -36,6 +36,7 @@ app.add_typer(webhook, name="webhook")
 app.add_typer(keys, name="keys")
 app.command()(witness)
 app.command()(storage_commands.gc)
+app.command()(operations_commands.metrics)
 for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
     GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
@@ -111,11 +112,13 @@ def serve(
 
     from service.config import get_settings
     from service.processes import die_with_supervisor
+    from service.telemetry import tracing
 
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
     _refuse_unless_loopback(settings)
+    tracing.setup("api")
     uvicorn.run(
         "service.app:create_app",
         factory=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+SECRETS_DIR = "EXPUNGE_SECRETS_DIR"
 MEMORY_BROKER = "memory://"
 LONGEST_SOCKET_PATH = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, the trailing zero included."""
@@ -70,6 +72,11 @@ class Settings(BaseSettings):
         default=False,
         description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
     )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="address of /metrics, which needs no key and holds no personal data"
+    )
+    metrics_port: int = Field(default=9464, ge=0, le=65535, description="port of the exporter, `expunge metrics`")
+    api_metrics_port: int = Field(default=0, ge=0, le=65535, description="port of the API's own /metrics; 0: none")
     max_body_bytes: int = Field(
         default=8_388_608, ge=1024, description="larger request bodies get 413; 100,000 sample ids of 80 bytes fit"
     )
@@ -251,11 +258,13 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once."""
-    return Settings()
+    """The process's settings, read once: from the environment, and from files in the folder that EXPUNGE_SECRETS_DIR names."""
+    return Settings(_secrets_dir=os.environ.get(SECRETS_DIR) or None)
 
 
 OTHERS = {
+    SECRETS_DIR: "folder of files whose contents are settings that the environment does not set; a file is called like its "
+    "variable, in lower case: `expunge_database_url`",
     "EXPUNGE_API_KEY": "the API key that the client commands send; or `--key-file`, or `EXPUNGE_API_KEY_FILE`",
     "EXPUNGE_URL": "where the client commands find the service; default `http://127.0.0.1:8000`",
     "EXPUNGE_SUPERVISOR_PID": "set by `expunge up` for its children: the process that they must not outlive",

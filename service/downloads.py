@@ -21,6 +21,7 @@ from service.config import Settings
 from service.errors import FileNotFound, ServiceError, Unavailable, problem
 from service.files import CHUNK
 from service.storage import Missing, Store, StoreError
+from service.telemetry.http import STORE_ERRORS
 
 MEDIA_TYPES = {".json": "application/json", ".png": "image/png", ".md": "text/markdown", ".txt": "text/plain"}
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -96,6 +97,7 @@ def _require_whole(store: Store, file: StoredFile) -> None:
     except Missing as error:
         raise StoredFileDamaged from error
     except StoreError as error:
+        STORE_ERRORS.inc()
         raise Unavailable("the store does not answer just now") from error
     if size != file.size:
         raise StoredFileDamaged
@@ -109,6 +111,7 @@ def _link(store: Store, file: StoredFile, media_type: str, settings: Settings) -
     try:
         return store.link(file.sha256, seconds=settings.store_redirect_seconds, name=name, media_type=media_type)
     except StoreError as error:
+        STORE_ERRORS.inc()
         raise Unavailable("the store does not answer just now") from error
 
 

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.errors import BadRequest, BodyTooLarge, ServiceError, problem
 
 REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -72,4 +73,5 @@ class RequestId:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, tagged)
+        with logs.bind(x_request_id=request_id):
+            await self._app(scope, receive, tagged)

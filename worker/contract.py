@@ -293,6 +293,10 @@ class Spec(Document):
 # ----------------------------------------------------------------------------------------------------- what comes back
 
 
+SPAN = "span"
+"""In the values of a note: which stage it times; `began` and `ended` are seconds since the epoch."""
+
+
 class Event(Document):
     """One line of `events.jsonl`, written by rank 0: a phase began, work advanced, or a fact worth keeping."""
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from service.errors.kinds import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, ServiceError, Unavailable, Unprocessable
+from service.telemetry.http import DATABASE_ERRORS, route_of
 
 log = logging.getLogger("expunge.errors")
 
@@ -131,10 +132,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     def _database(request: Request, error: OperationalError) -> JSONResponse:
-        log.error("database.unavailable", extra={"path": request.url.path, "kind": type(error.orig).__name__})
+        DATABASE_ERRORS.inc()
+        log.error("database.unavailable", extra={"route": route_of(request.scope), "kind": type(error.orig).__name__})
         return problem(Unavailable(), instance=request.url.path)
 
     @app.exception_handler(Exception)
     def _bug(request: Request, error: Exception) -> JSONResponse:
-        log.exception("request.crashed", extra={"path": request.url.path}, exc_info=error)
-        return problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)
+        # Starlette asks this one outside of every middleware, so it names the request itself.
+        told = {"route": route_of(request.scope), "x_request_id": request.state.request_id}
+        log.exception("request.crashed", extra=told, exc_info=error)
+        response = problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)
+        response.headers["X-Request-Id"] = request.state.request_id
+        return response

@@ -40,6 +40,8 @@ BEFORE = "rejected_before"
 """In the detail of a run with a report: other requests for the same that had been rejected by then."""
 
 
+PHASES = "phases"
+"""In the detail of a run: when it entered which phase."""
 CANDIDATES = 8
 """A worker that finds this many of the best requests taken before its eyes looks again at the next bell."""
 
@@ -60,6 +62,8 @@ class Lease:
     """Which of the request's recipes is worked on, from 1."""
     rungs: int = 1
     """How many it has."""
+    traceparent: str | None = None
+    """The trace that the request was made in."""
 
     @property
     def last_rung(self) -> bool:
@@ -164,7 +168,7 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
     recipes = ladder_of(row.method, row.params, row.policy)
     # a row that says otherwise than its runs do is not the claim's to judge: the last recipe once more, and it ends
     rung = min(rung_after(details(session, request_id)), len(recipes))
-    lease = Lease(request_id, row.fence, owner, rung, len(recipes))
+    lease = Lease(request_id, row.fence, owner, rung, len(recipes), row.traceparent)
     session.add(Attempt(request_id=request_id, fence=lease.fence, worker=owner, started_at=at, detail={"rung": rung}))
     started: dict[str, Any] = {"fence": lease.fence, "attempt": row.attempts_charged, **lease.shown_rung}
     if lease.shown_rung:
@@ -222,6 +226,9 @@ def renew(
     before = _progress_of(row)
     if phase is not None and phase != row.phase:
         row.phase = phase
+        attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
+        entered = {**((attempt.detail or {}).get(PHASES) or {}), phase: at.isoformat()}
+        attempt.detail = {**(attempt.detail or {}), PHASES: entered}
         set_progress(row, progress or Progress(), at)
         row.version += 1
         announce(session, row.id, "progress", _shown(row, lease), at)

@@ -28,6 +28,7 @@ from service.requests.rungs import SPENT
 from service.requests.wishes import Gone
 from service.storage import Missing, Store, StoreError
 from service.tables import Attempt, Checkpoint, Model, UnlearnRequest
+from service.telemetry.http import STORE_ERRORS
 
 Format = Literal["json", "html", "png"]
 MEDIA_TYPES: dict[Format, str] = {"json": "application/json", "html": "text/html", "png": "image/png"}
@@ -149,6 +150,7 @@ def _picture(store: Store, entry: Mapping[str, Any]) -> Picture:
     except Missing:
         return Picture(name, "the store no longer has it")
     except StoreError:
+        STORE_ERRORS.inc()
         return Picture(name, "the store does not answer just now")
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         return Picture(name, "the store holds other bytes than its digest says, so it is not shown")

@@ -55,6 +55,7 @@ from service.requests.wishes import (
     resolve_samples,
 )
 from service.tables import IdempotencyKey, Model, RequestCompliance, UnlearnRequest, new_id
+from service.telemetry import tracing
 from service.values import decimal_string, sha256_of
 
 LARGEST_RANDOM_SEED = 2**31
@@ -272,6 +273,7 @@ def _row(
         fence=0,
         attempts_charged=0,
         not_before=at,
+        traceparent=tracing.traceparent(),
         created_at=created_at,
         created_by=str(actor),
         project_id=model.project_id,

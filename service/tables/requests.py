@@ -88,6 +88,7 @@ class UnlearnRequest(Row):
     estimated_remaining_seconds: Mapped[float | None]
     progress_at: Mapped[datetime | None]
 
+    traceparent: Mapped[str | None] = mapped_column(String(55), comment="W3C Trace Context of the POST; null: not traced")
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime | None]

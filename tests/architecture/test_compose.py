@@ -2,34 +2,110 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+SCHEMA = Path(__file__).parent / "schemas" / "compose-spec.json"
+OURS = {name: s for name, s in SERVICES.items() if str(s["image"]).startswith("expunge-")}
+WORKERS = ("worker-cpu", "worker-gpu")
+
+
+def test_the_file_is_of_the_compose_specification() -> None:
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(COMPOSE, schema, cls=jsonschema.Draft7Validator)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(
+            {**COMPOSE, "services": {"api": {"imagine": "expunge-service"}}}, schema, cls=jsonschema.Draft7Validator
+        )
+
+
+def test_what_services_refer_to_is_there() -> None:
+    for name, service in SERVICES.items():
+        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
+        assert set(service.get("depends_on", {})) <= set(SERVICES), name
+        volumes = {volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith("./")}
+        assert volumes <= set(COMPOSE["volumes"]), name
+
+
+def test_our_containers_cannot_write_their_root_nor_gain_rights() -> None:
+    assert set(OURS) == {"migrate", "signer", "api", "exporter", *WORKERS}
+    for name, service in OURS.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+    assert all(service["security_opt"] == ["no-new-privileges:true"] for service in SERVICES.values())
+    for image in ("service", "worker"):
+        lines = (ROOT / "deploy" / f"{image}.Dockerfile").read_text().splitlines()
+        assert [line for line in lines if line.startswith("USER ")] == ["USER expunge"]
+
+
+def test_there_is_a_worker_for_machines_with_gpus_and_one_for_those_without() -> None:
+    assert [SERVICES[name]["profiles"] for name in WORKERS] == [["cpu"], ["gpu"]]
+    [device] = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+
+
+def test_nothing_in_redis_may_be_evicted() -> None:
+    command = SERVICES["redis"]["command"]
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_the_images_without_a_worker_hold_no_torch() -> None:
+    """Neither by what is installed, nor by what that requires in turn."""
+    [install] = [line for line in (ROOT / "deploy" / "service.Dockerfile").read_text().splitlines() if "pip install" in line]
+    extras = set(re.findall(r"\.\[([a-z0-9,]+)\]", install)[0].split(","))
+    assert extras == {"service", "s3", "otel"}
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = [Requirement(line) for extra in extras for line in optional[extra]]
+    found: set[str] = set()
+    while wanted:
+        one = wanted.pop()
+        name = canonicalize_name(one.name)
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # of another platform, or of an extra that is not installed here
+            continue
+        environments = [{"extra": extra} for extra in (one.extras or {""})]
+        parsed = [Requirement(line) for line in required]
+        wanted += [r for r in parsed if r.marker is None or any(r.marker.evaluate(e) for e in environments)]
+    assert {"fastapi", "prometheus-client", "opentelemetry-sdk", "boto3"} <= found
+    assert not found & {"torch", "diffusers", "transformers", "torchmetrics", "scikit-learn", "nvidia-cublas"}
 
 
 def test_the_api_is_published_on_loopback_only() -> None:
     assert SERVICES["api"]["environment"]["EXPUNGE_BIND_IN_CONTAINER"] == "1"
-    assert SERVICES["api"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert SERVICES["api"]["ports"] == ["127.0.0.1:8000:8000", "127.0.0.1:9465:9465"]
     assert SERVICES["api"]["command"] == ["expunge", "serve", "--host", "0.0.0.0"]
 
 
-def test_only_the_api_may_bind_in_its_container_and_only_it_is_published() -> None:
+def test_only_the_api_may_bind_in_its_container_and_beside_it_only_the_exporter_is_published() -> None:
     others = {name: s for name, s in SERVICES.items() if name != "api"}
     assert not [n for n, s in others.items() if "EXPUNGE_BIND_IN_CONTAINER" in s.get("environment", {})]
-    assert not [n for n, s in others.items() if s.get("ports")]
+    assert {n: s["ports"] for n, s in others.items() if s.get("ports")} == {"exporter": ["127.0.0.1:9464:9464"]}
 
 
 def test_everything_that_stays_up_has_a_health_check() -> None:
     assert [n for n, s in SERVICES.items() if "healthcheck" not in s and s.get("restart") != "no"] == []
 
 
-@pytest.mark.parametrize("name", ["api", "worker"])
+@pytest.mark.parametrize("name", ["api", "exporter", *WORKERS])
 def test_the_migration_runs_before(name: str) -> None:
     assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
@@ -43,30 +119,49 @@ def test_the_logs_verifier_keys_reach_those_who_need_them_and_its_record_does_no
     from service.config import Settings
 
     for key, value in SERVICES["signer"]["environment"].items():
-        monkeypatch.setenv(key, str(value))
+        if not str(value).startswith("${"):
+            monkeypatch.setenv(key, str(value))
     settings = Settings()
     assert settings.log_folder == Path("/keys/ledger")
     assert settings.log_keys_file == Path("/signer/ledger.vkeys")
-    for name in ("api", "worker"):
+    for name in ("api", "exporter", *WORKERS):
         monkeypatch.delenv("EXPUNGE_SIGNING_KEY", raising=False)
         for key, value in SERVICES[name]["environment"].items():
-            monkeypatch.setenv(key, str(value))
+            if not str(value).startswith("${"):
+                monkeypatch.setenv(key, str(value))
         assert Settings().log_keys_file == settings.log_keys_file
         assert any(volume.startswith("signer:/signer") for volume in SERVICES[name]["volumes"])
 
 
 def test_every_expunge_setting_in_the_file_exists() -> None:
-    from service.config import Settings
+    from service.config import SECRETS_DIR, Settings
 
-    known = {f"EXPUNGE_{name.upper()}" for name in Settings.model_fields}
+    known = {f"EXPUNGE_{name.upper()}" for name in Settings.model_fields} | {SECRETS_DIR}
     used = {key for s in SERVICES.values() for key in s.get("environment", {}) if key.startswith("EXPUNGE_")}
     assert used - known == set()
 
 
-def test_no_password_is_written_down() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    assert "PASSWORD:?set a password" in text
-    for service in SERVICES.values():
-        for key, value in service.get("environment", {}).items():
-            if "PASSWORD" in key or "SECRET" in key:
-                assert str(value).startswith("${EXPUNGE_"), key
+def test_no_password_is_written_down_or_in_our_environment() -> None:
+    for name, service in SERVICES.items():
+        for key in service.get("environment", {}):
+            assert not re.search("PASSWORD$|SECRET|ACCESS_KEY|DATABASE_URL", key.removeprefix("EXPUNGE_SECRETS_DIR")), (
+                name,
+                key,
+            )
+    assert all(secret["file"].startswith("secrets/") for secret in COMPOSE["secrets"].values())
+
+
+def test_the_secrets_that_are_mounted_are_drawn_once_and_never_again(tmp_path: Path) -> None:
+    script = tmp_path / "deploy" / "secrets.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "deploy" / "secrets.sh", script)
+    subprocess.run(["sh", str(script)], check=True)
+    drawn = {p.name: p.read_text() for p in (tmp_path / "secrets").iterdir()}
+    files = {secret["file"] for secret in COMPOSE["secrets"].values()} | set(SERVICES["store"]["env_file"])
+    assert files == {f"secrets/{name}" for name in drawn}
+    assert re.fullmatch("[0-9a-f]{48}", drawn["postgres_password"])
+    assert drawn["expunge_database_url"] == f"postgresql://expunge:{drawn['postgres_password']}@postgres/expunge"
+    assert drawn["store.env"].split("ROOT_SECRET_KEY=")[1].strip() == drawn["store_credentials"].split("= ")[-1].strip()
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 1
+    assert {p.name: p.read_text() for p in (tmp_path / "secrets").iterdir()} == drawn

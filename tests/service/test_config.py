@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.config import OTHERS, Settings, reference
+import pytest
+
+from service import db
+from service.config import OTHERS, SECRETS_DIR, Settings, get_settings, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference" / "configuration.md"
@@ -26,4 +29,21 @@ def test_every_variable_that_the_code_reads_is_in_the_reference() -> None:
     named = {name for text in code for name in re.findall(r"\bEXPUNGE_[A-Z_]*[A-Z]\b", text)}
     documented = set(re.findall(r"EXPUNGE_[A-Z_]+", REFERENCE.read_text()))
     assert named - documented == set()
-    assert set(OTHERS) - named == set()  # and none is there that nothing reads
+    assert set(OTHERS) - named - {SECRETS_DIR} == set()  # and none is there that nothing reads
+
+
+def test_a_setting_that_the_environment_lacks_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRETS_DIR, str(tmp_path))
+    monkeypatch.delenv("EXPUNGE_DATABASE_URL", raising=False)
+    monkeypatch.setenv("EXPUNGE_TENANT", "of-the-environment")
+    (tmp_path / "expunge_database_url").write_text("postgresql://somebody:secret@host/name\n")
+    (tmp_path / "expunge_tenant").write_text("of-the-file")
+    (tmp_path / "store_credentials").write_text("somebody else's")
+    db.reset()
+    try:
+        settings = get_settings()
+        assert (settings.database, settings.tenant) == ("postgresql://somebody:secret@host/name", "of-the-environment")
+        assert "secret" not in repr(settings)
+    finally:
+        monkeypatch.undo()
+        db.reset()

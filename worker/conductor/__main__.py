@@ -19,6 +19,7 @@ from service.audit.notary import Notary
 from service.certificates.signing import SocketSigner
 from service.config import Settings, get_settings
 from service.storage import get_store
+from service.telemetry import tracing
 from service.webhooks.guard import TIMEOUT_SECONDS
 from service.webhooks.sender import Sender
 from worker.conductor import identity, launch, tasks
@@ -57,6 +58,7 @@ def main(command: launch.Command = launch.torchrun) -> int:
     logs.configure(logging.INFO)
     setup_logging.connect(lambda **_: None, weak=False)  # Celery leaves logging alone when somebody answers
     settings = get_settings()
+    tracing.setup("worker")
     try:
         require_schema()
     except NotMigrated as error:

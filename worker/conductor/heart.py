@@ -6,6 +6,7 @@ answer stops nobody from supervising.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
@@ -56,7 +57,8 @@ class Heart:
         self._renewed = time.monotonic()
         self._stop = threading.Event()
         self._turn = threading.Lock()  # a phase and its progress are written one after the other
-        self._thread = threading.Thread(target=self._beat, name=f"heart-{lease.fence}", daemon=True)
+        context = contextvars.copy_context()  # its log lines name the request and the trace, as the others do
+        self._thread = threading.Thread(target=context.run, args=(self._beat,), name=f"heart-{lease.fence}", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 PASSED_ON = frozenset({"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT"})
 PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "MKL_", "KMP_", "CUBLAS_")
 """The engine sees these of our environment and nothing else: no database URL, no broker, no cloud credentials."""
+TRACEPARENT = "TRACEPARENT"
 LOG_NAME = "engine.log"
 LOG_TAIL_BYTES = 8_192
 
@@ -37,7 +38,9 @@ def torchrun(stage: Stage, job: JobDirectory, ranks: int) -> list[str]:
     ]  # fmt: skip
 
 
-def start(command: list[str], job: JobDirectory, lease: Lease, *, ranks: int) -> subprocess.Popen[bytes]:
+def start(
+    command: list[str], job: JobDirectory, lease: Lease, *, ranks: int, traceparent: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start a command that dies with this thread's process, in a session of its own, its output in the job's log.
 
     Call it from a thread that outlives the run: the kernel ties the child to the thread that forked it.
@@ -49,12 +52,12 @@ def start(command: list[str], job: JobDirectory, lease: Lease, *, ranks: int) ->
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment(os.environ, lease, ranks=ranks),
+            env=environment(os.environ, lease, ranks=ranks, traceparent=traceparent),
             start_new_session=True,
         )
 
 
-def environment(ours: Mapping[str, str], lease: Lease, *, ranks: int) -> dict[str, str]:
+def environment(ours: Mapping[str, str], lease: Lease, *, ranks: int, traceparent: str | None = None) -> dict[str, str]:
     """What the engine may know: where Python and CUDA are, and which run it belongs to."""
     kept = {k: v for k, v in ours.items() if k in PASSED_ON or k.startswith(PASSED_ON_PREFIXES)}
     threads = ours.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // ranks))
@@ -68,6 +71,7 @@ def environment(ours: Mapping[str, str], lease: Lease, *, ranks: int) -> dict[st
         "TRANSFORMERS_OFFLINE": "1",
         JOB: lease.request_id,
         FENCE: str(lease.fence),
+        **({TRACEPARENT: traceparent} if traceparent else {}),
     }
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from service import db
+from service import db, logs
 from service.audit import ledger
 from service.audit.leaves import CachesPurged, PlanCommitted, RunFinished, rfc3339
 from service.audit.notary import Notary
@@ -29,6 +30,7 @@ from service.requests.lifecycle import TERMINAL
 from service.requests.rungs import CODES, REJECTED
 from service.requests.seeds import verification_secret
 from service.storage import Store, StoreError
+from service.telemetry import tracing
 from service.values import sha256_of
 from worker.conductor import caches, certifying, launch, mounted, planning, storing, workspace
 from worker.conductor.answers import read_manifest, read_report, require_success
@@ -83,7 +85,7 @@ def run_next(room: Room) -> str | None:
 def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
     if room.draining.is_set():
         return None
-    settings = room.settings
+    settings, began = room.settings, time.time()
     terms = {"owner": room.owner, "lease_seconds": settings.lease_seconds, "most_active": settings.max_active_requests}
     try:
         with db.transaction() as session:
@@ -92,14 +94,21 @@ def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
         return None
     if lease is None:
         return None
-    log.info("request.claimed", extra={"request": lease.request_id, "fence": lease.fence})
-    room.request_id = lease.request_id
-    try:
-        with Heart(lease, settings, room.draining) as heart:
-            status = _attempt(room, heart)
-    finally:
-        room.request_id = None
-    log.info("attempt.ended", extra={"request": lease.request_id, "fence": lease.fence, "status": status})
+    tracing.record("claim", lease.traceparent, began, time.time(), request=lease.request_id, fence=lease.fence)
+    with (
+        logs.bind(request=lease.request_id, fence=lease.fence),
+        tracing.span("attempt", parent=lease.traceparent, request=lease.request_id, fence=lease.fence) as span,
+    ):
+        log.info("request.claimed")
+        room.request_id = lease.request_id
+        try:
+            with Heart(lease, settings, room.draining) as heart:
+                status = _attempt(room, heart)
+        finally:
+            room.request_id = None
+        if span is not None:
+            span.set_attribute("status", status)
+        log.info("attempt.ended", extra={"status": status})
     return status
 
 
@@ -122,19 +131,24 @@ def _attempt(room: Room, heart: Heart) -> str:
 
 
 def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
-    plan = _stage(room, heart, job)
+    with tracing.span("staging"):
+        plan = _stage(room, heart, job)
     started = rfc3339(heart.write(db.now))
-    manifest = _unlearn(room, heart, job, plan)
+    with tracing.span("unlearning"):
+        manifest = _unlearn(room, heart, job, plan)
     times = Times(started, rfc3339(heart.write(db.now)))
-    report = _verify(room, heart, job, plan, manifest)
-    files = _keep_files(room, heart, job, manifest)
-    patience = room.signer_patience_seconds
-    origin = certifying.ledger_origin(heart, room.settings, patience_seconds=patience)
-    sign = partial(certifying.ask, heart, room.settings, room.signer, patience_seconds=patience)
-    result = certifying.certify(heart, room.settings, sign, origin, plan, manifest, report, files, times)
-    heart.enter("publishing", may_drain=False)
-    heart.write(lambda session: publish(session, heart.lease, result))
-    _purge(room, heart, plan)
+    with tracing.span("verifying"):
+        report = _verify(room, heart, job, plan, manifest)
+    with tracing.span("certifying"):
+        files = _keep_files(room, heart, job, manifest)
+        patience = room.signer_patience_seconds
+        origin = certifying.ledger_origin(heart, room.settings, patience_seconds=patience)
+        sign = partial(certifying.ask, heart, room.settings, room.signer, patience_seconds=patience)
+        result = certifying.certify(heart, room.settings, sign, origin, plan, manifest, report, files, times)
+    with tracing.span("publishing"):
+        heart.enter("publishing", may_drain=False)
+        heart.write(lambda session: publish(session, heart.lease, result))
+        _purge(room, heart, plan)
     if room.notary is not None:
         room.notary.wake()
 
@@ -166,7 +180,8 @@ def _stage(room: Room, heart: Heart, job: JobDirectory) -> Plan:
         dataset_digest=plan.dataset.digest,
         proxy_digest=plan.proxy.digest if plan.proxy else None,
     )
-    detail = {**recipe, "ranks": ranks, "spec_sha256": plan.spec_sha256}
+    gpus = min(ranks, launch.gpu_count())
+    detail = {**recipe, "ranks": ranks, "gpus": gpus, "spec_sha256": plan.spec_sha256}
     heart.write(lambda session: leases.record(session, lease, fact, detail=detail))
     return plan
 

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 
 from service.config import Settings
 from service.requests.leases import Lease, Progress
+from service.telemetry import tracing
 from worker.conductor import launch
 from worker.conductor.heart import Heart
 from worker.conductor.processes import Tree
-from worker.contract import Event, JobDirectory
+from worker.contract import SPAN, Event, JobDirectory
 
 log = logging.getLogger("expunge.conductor")
 
@@ -30,6 +31,10 @@ LONGEST_READ = 1 << 20
 LONGEST_LINE = 1 << 16
 LARGEST_COUNT = 2**31 - 1
 """What the progress columns hold."""
+
+ENGINE_SPANS = frozenset({"engine.unlearn", "engine.verify"})
+CLOCK_SECONDS = 5.0
+"""A host's clock may be set meanwhile."""
 
 How = Literal["exited", "cancelled", "paused", "drained", "lost", "stalled"]
 
@@ -82,6 +87,30 @@ def progress_of(event: Event) -> Progress | None:
     return Progress(min(event.completed, LARGEST_COUNT), total, unit, event.estimated_remaining_seconds)
 
 
+@dataclass(frozen=True)
+class Span:
+    """A stage as the engine timed it; seconds since the epoch."""
+
+    name: str
+    began: float
+    ended: float
+
+
+def span_of(event: Event, parent: str, started: float) -> Span | None:
+    """The time that the engine took, as it says so itself: believed only of a known stage, of this trace, and of the past.
+
+    Args:
+        started: when the stage's process was; the two clocks are one.
+    """
+    values = event.values
+    name, began, ended = values.get(SPAN), values.get("began"), values.get("ended")
+    if name not in ENGINE_SPANS or values.get("traceparent") != parent:
+        return None
+    if not isinstance(began, float) or not isinstance(ended, float):
+        return None
+    return Span(str(name), began, ended) if started - CLOCK_SECONDS <= began <= ended <= time.time() + CLOCK_SECONDS else None
+
+
 def supervise(process: subprocess.Popen[bytes], job: JobDirectory, heart: Heart, settings: Settings) -> Ended:
     """Watch until the process ends or must end; when it returns, no process of the run is left on this host.
 
@@ -91,14 +120,21 @@ def supervise(process: subprocess.Popen[bytes], job: JobDirectory, heart: Heart,
     tree, tail = Tree(process.pid), EventTail(job.events)
     last_event = last_look = time.monotonic()
     how: How = "exited"
+    began, parent = time.time(), tracing.traceparent()
+
+    def pass_on(event: Event) -> None:
+        if (progress := progress_of(event)) is not None:
+            heart.report(progress)
+        if parent is not None and (span := span_of(event, parent, began)) is not None:
+            tracing.record(span.name, parent, span.began, span.ended)
+
     try:
         while process.poll() is None:
             events = tail.read()
             now = time.monotonic()
             last_event = now if events else last_event
             for event in events:
-                if (progress := progress_of(event)) is not None:
-                    heart.report(progress)
+                pass_on(event)
             if now - last_look > LOOK_SECONDS:
                 tree.look()
                 last_look = now
@@ -109,6 +145,8 @@ def supervise(process: subprocess.Popen[bytes], job: JobDirectory, heart: Heart,
             time.sleep(POLL_SECONDS)
     finally:
         _clear(process, tree, heart.lease)
+    for event in tail.read():  # its last words
+        pass_on(event)
     log.info("stage.ended", extra={"request": heart.lease.request_id, "how": how, "status": process.returncode})
     return Ended(how, process.returncode)
 
@@ -146,7 +184,7 @@ def run_stage(
     stage: launch.Stage, job: JobDirectory, heart: Heart, settings: Settings, *, command: launch.Command, ranks: int
 ) -> Ended:
     """Start one stage and see it through. Raises: Unkillable."""
-    process = launch.start(command(stage, job, ranks), job, heart.lease, ranks=ranks)
+    process = launch.start(command(stage, job, ranks), job, heart.lease, ranks=ranks, traceparent=tracing.traceparent())
     extra = {"request": heart.lease.request_id, "stage": stage, "pid": process.pid, "ranks": ranks}
     log.info("stage.started", extra=extra)
     return supervise(process, job, heart, settings)

@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     """One stage with its failure written down: the full traceback goes to stderr, one sentence to `failure.json`."""
+    from worker.engine import spans
     from worker.engine.errors import Stopped
 
     if os.environ.get("RANK", "0") == "0":
@@ -70,7 +71,8 @@ def run_stage(job: JobDirectory, options: argparse.Namespace) -> int:
     # The group is left last: that is when the other ranks see this one vanish, and by then its reason must be written down.
     with ExitStack() as last:
         try:
-            unlearn(job, options, last) if options.stage == "unlearn" else verify(job, options, last)
+            with spans.told(job.events, f"engine.{options.stage}"):
+                unlearn(job, options, last) if options.stage == "unlearn" else verify(job, options, last)
         except Stopped:
             return EXIT_STOPPED
         except BaseException as error:

@@ -34,6 +34,7 @@ from worker.contract import (
     document_digest,
     tree_digest,
 )
+from worker.engine import spans
 from worker.verdict import decide
 
 ENVIRONMENT = Environment(code_version="fake", python="3", torch="none", device="cpu", ranks=1, threads=1)
@@ -218,7 +219,8 @@ def main() -> int:
         if job.metric_weights.is_dir():
             (Path(saved) / "metric_weights.json").write_text(json.dumps(tree_digest(entries(job.metric_weights))))
         (Path(saved) / "fishers.json").write_text(json.dumps(sorted(p.name for p in job.fishers.iterdir())))
-    return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
+    with spans.told(job.events, f"engine.{stage}"):
+        return work(job, spec, mode) if stage == "unlearn" else judge(job, spec, mode)
 
 
 if __name__ == "__main__":
