@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 
 from service import catalogue, db, errors, health
+from service.access import described, gate
+from service.access import endpoints as access
 from service.audit import endpoints as audit
 from service.audit import privacy, transparency
 from service.checkpoints import endpoints as checkpoints
@@ -24,6 +31,8 @@ from service.policies import endpoints as policies
 from service.requests import endpoints as requests
 from service.requests import moves
 from service.workers import endpoints as workers
+
+log = logging.getLogger("expunge.app")
 
 VERSION = "0.1.0"
 ROUTERS: tuple[APIRouter, ...] = (
@@ -39,17 +48,40 @@ ROUTERS: tuple[APIRouter, ...] = (
     catalogue.router,
     policies.router,
     workers.router,
+    access.router,
     health.router,
 )
+DENIALS_EVERY_SECONDS = 60.0
 
 
 @asynccontextmanager
-async def _lifespan(_app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
+    flushing = asyncio.create_task(_flush_denials(app)) if app.state.settings.auth == "required" else None
     yield
+    if flushing is not None:
+        flushing.cancel()
+        await run_in_threadpool(app.state.denials.flush, at_once=True)
+    app.state.authenticator.close()
     gc.unfreeze()
     if db.get_engine.cache_info().currsize:
         db.get_engine().dispose()
+
+
+async def _flush_denials(app: FastAPI) -> None:
+    """What was counted is written when its window has ended, though nobody is refused any more."""
+    while True:
+        await asyncio.sleep(DENIALS_EVERY_SECONDS)
+        try:
+            await run_in_threadpool(app.state.denials.flush)
+        except (SQLAlchemyError, errors.Unavailable):  # the counts are kept for the next time
+            log.warning("denials.not_written", exc_info=True)
+
+
+def routes() -> Iterator[APIRoute]:
+    """Every route of the API but its documents, in the order in which they are asked."""
+    for router in ROUTERS:
+        yield from (route for route in router.routes if isinstance(route, APIRoute))
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -69,23 +101,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    gate.install(app, routes(), settings)  # innermost: what is outside of it needs no caller
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
-    _describe_problems(app)
+    _complete_description(app)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Add the Problem schema, which the routes refer to, to the OpenAPI document."""
+def _complete_description(app: FastAPI) -> None:
+    """Add to the OpenAPI document the Problem schema, which the routes refer to, and what each route asks of its caller."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = generate()
-        document["components"]["schemas"]["Problem"] = errors.PROBLEM_SCHEMA
-        return document
+        if app.openapi_schema is None:
+            document = generate()
+            document["components"]["schemas"]["Problem"] = errors.PROBLEM_SCHEMA
+            described.add_access(document, routes())
+        return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 

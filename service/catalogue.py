@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from service.auth import allowed
 from service.errors import InvalidParams, RetainUnsupported, UnknownFamily, UnknownMethod
 
 HERE = Path(__file__).resolve().parent
@@ -268,7 +269,12 @@ def _accepted(schema: Json) -> str:
 router = APIRouter(tags=["catalogue"])
 
 
-@router.get("/catalogue", response_model=Catalogue, summary="Families, methods and verifiers that the engine has")
+@router.get(
+    "/catalogue",
+    dependencies=[allowed("catalogue:read")],
+    response_model=Catalogue,
+    summary="Families, methods and verifiers that the engine has",
+)
 def read_catalogue() -> Catalogue:
     """What may be asked for. `params` of a method is a JSON schema."""
     return get_catalogue()

@@ -1,8 +1,8 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness` (elsewhere),
-`verify` (offline), `verify-model` and `demo`.
+`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
+(elsewhere), `verify` (offline), `verify-model` and `demo`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from service import __version__, lifecycle_commands, privacy_commands, storage_commands
+from service.access.commands import keys
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
+
+if TYPE_CHECKING:
+    from service.config import Settings
 
 app = typer.Typer(name="expunge", no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(ledger, name="ledger")
+app.add_typer(keys, name="keys")
 app.command()(witness)
 app.command()(storage_commands.gc)
 for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
@@ -42,8 +47,15 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
-    pass
+def _root(
+    key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="EXPUNGE_API_KEY_FILE", help="File with the API key of the client commands; or EXPUNGE_API_KEY."),
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    if key_file is not None:
+        os.environ["EXPUNGE_API_KEY_FILE"] = str(key_file)
 
 
 def _log_to_stderr() -> None:
@@ -73,7 +85,7 @@ def up(
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
-    _refuse_unless_loopback(settings.host, settings.bind_in_container)
+    _refuse_unless_loopback(settings)
     if log_file is None:
         err.print(f"Expunge {__version__} on http://{settings.host}:{settings.port} — Ctrl-C stops it", highlight=False)
     try:
@@ -84,7 +96,9 @@ def up(
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; loopback only.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; loopback only, unless EXPUNGE_AUTH is `required`.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
     """Run the HTTP API."""
@@ -99,7 +113,7 @@ def serve(
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
-    _refuse_unless_loopback(settings.host, settings.bind_in_container)
+    _refuse_unless_loopback(settings)
     uvicorn.run(
         "service.app:create_app",
         factory=True,
@@ -111,14 +125,17 @@ def serve(
     )
 
 
-def _refuse_unless_loopback(host: str, in_container: bool) -> None:
+def _refuse_unless_loopback(settings: Settings) -> None:
     from service.config import LOOPBACK
 
-    if host in LOOPBACK or (in_container and host == "0.0.0.0"):  # noqa: S104 — published on the host's loopback only
+    host, in_container = settings.host, settings.bind_in_container
+    if settings.auth == "required" or host in LOOPBACK:
+        return
+    if in_container and host == "0.0.0.0":  # noqa: S104 — published on the host's loopback only
         return
     raise fail(
-        f"will not listen on {host}: there are no API keys yet, so anyone who can reach the port could make a model forget. "
-        "Listen on 127.0.0.1 and put a tunnel or an authenticating proxy in front.",
+        f"will not listen on {host}: with EXPUNGE_AUTH=local anyone who can reach the port could make a model forget; "
+        "set EXPUNGE_AUTH=required and make a key with `expunge keys bootstrap`, or listen on 127.0.0.1.",
         2,
     )
 

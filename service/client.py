@@ -50,10 +50,15 @@ class Download:
 
 
 class Client:
-    """One service. Every method returns the body as the API documents it."""
+    """One service. Every method returns the body as the API documents it.
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False)
+    Args:
+        key: API key or token. It goes into the header of each call, and nowhere else: no redirect is followed with it.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +90,9 @@ class Client:
         """Change priority, external_id or metadata of the request as it stands now. Raises: ApiError: it changed meanwhile."""
         address = f"/unlearn-requests/{request_id}"
         return self.patch(address, changes, if_match=f'"{self.get(address)["version"]}"')
+
+    def delete(self, path: str) -> Json:
+        return _body(self._send("DELETE", path))
 
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a keyset list, page after page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,13 +37,23 @@ def fail(message: str, status: int = 1) -> typer.Exit:
     return typer.Exit(status)
 
 
+def _api_key() -> str | None:
+    """From `--key-file`, else from the environment. It is never an argument: these are in every process list."""
+    file = os.environ.get("EXPUNGE_API_KEY_FILE")
+    text = _text(Path(file)) if file else os.environ.get("EXPUNGE_API_KEY", "")
+    key = text.strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise fail("the API key is not one line of plain characters", 3)
+    return key or None
+
+
 @contextmanager
 def _client(url: str) -> Iterator[Any]:
     from service.client import ApiError, Client, Unreachable
     from service.fetching import DownloadRefused
 
     try:
-        with Client(url) as client:
+        with Client(url, key=_api_key()) as client:
             yield client
     except (ApiError, Unreachable, DownloadRefused) as error:
         raise fail(str(error)) from error

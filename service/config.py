@@ -44,7 +44,27 @@ class Settings(BaseSettings):
     )
     tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
 
-    host: str = Field(default="127.0.0.1", description="address of the API; only loopback until API keys exist")
+    auth: Literal["local", "required"] = Field(
+        default="local",
+        description="local: whoever reaches the API is its one local user, so it listens on loopback alone; required: every "
+        "call needs an API key or a token",
+    )
+    jwt_issuer: str = Field(default="", max_length=200, description="`iss` of tokens that are taken as bearer; unset: none are")
+    jwt_audience: str = Field(default="", description="`aud` that such tokens must have")
+    jwt_jwks_url: str = Field(default="", description="https:// address of the issuer's JSON Web Key Set")
+    jwt_algorithms: tuple[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384"], ...] = Field(
+        default=("RS256", "ES256"), min_length=1, description="signature algorithms that are taken, a JSON list"
+    )
+    jwt_leeway_seconds: int = Field(default=30, ge=0, le=120, description="by which the clocks of issuer and API may differ")
+    jwt_roles_claim: str = Field(default="roles", description="claim with the roles, a list; a dot goes into an object")
+    jwt_role_map: dict[str, str] = Field(
+        default_factory=dict, description="JSON object: the issuer's names of our roles; empty: they have ours"
+    )
+    jwt_project_claim: str = Field(
+        default="project", description="claim with the project, which must exist; unset: everybody's is `default`"
+    )
+
+    host: str = Field(default="127.0.0.1", description="address of the API; only loopback unless `auth` is `required`")
     port: int = Field(default=8000, ge=0, le=65535, description="port of the API")
     bind_in_container: bool = Field(
         default=False,
@@ -150,6 +170,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _tokens_can_be_checked(self) -> Self:
+        if len({bool(self.jwt_issuer), bool(self.jwt_audience), bool(self.jwt_jwks_url)}) > 1:
+            raise ValueError("jwt_issuer, jwt_audience and jwt_jwks_url go together: a token is checked against all of them")
+        address = urlsplit(self.jwt_jwks_url)
+        if self.jwt_jwks_url and not (address.scheme == "https" or (address.scheme == "http" and address.hostname in LOOPBACK)):
+            raise ValueError("jwt_jwks_url must be https://, or http:// on this host: whoever could change it could be anybody")
+        return self
+
+    @model_validator(mode="after")
     def _lease_outlives_renewal(self) -> Self:
         if self.renew_seconds * 2 > self.lease_seconds:
             raise ValueError("lease_seconds must be at least twice renew_seconds: one lost renewal is no death")
@@ -223,6 +252,7 @@ def get_settings() -> Settings:
 
 
 OTHERS = {
+    "EXPUNGE_API_KEY": "the API key that the client commands send; or `--key-file`, or `EXPUNGE_API_KEY_FILE`",
     "EXPUNGE_URL": "where the client commands find the service; default `http://127.0.0.1:8000`",
     "EXPUNGE_SUPERVISOR_PID": "set by `expunge up` for its children: the process that they must not outlive",
     "EXPUNGE_FAILPOINTS": "failures on demand, where `EXPUNGE_ALLOW_FAILPOINTS` is on: `docs/reference/storage.md`",

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.auth import PUBLIC
 from service.errors import Unavailable, problems
 
 router = APIRouter(tags=["health"])
@@ -27,13 +28,15 @@ def _head() -> str:
     return migrate.head()
 
 
-@router.get("/healthz", response_model=Health, summary="The process answers")
+@router.get("/healthz", dependencies=[PUBLIC], response_model=Health, summary="The process answers")
 def healthz() -> Health:
     """Asks nothing of the database: a liveness probe must not restart a healthy process."""
     return Health()
 
 
-@router.get("/readyz", response_model=Health, summary="Requests can be served", responses=problems(Unavailable))
+@router.get(
+    "/readyz", dependencies=[PUBLIC], response_model=Health, summary="Requests can be served", responses=problems(Unavailable)
+)
 def readyz() -> Health:
     """The database answers, and its schema is the one this code knows."""
     from service import migrate

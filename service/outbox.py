@@ -92,15 +92,22 @@ def order() -> tuple[Any, ...]:
     return (latest.is_(None), latest, inherited(rank(behind.priority)), UnlearnRequest.created_at, UnlearnRequest.id)
 
 
-def due(session: OrmSession, *, limit: int, classes: Collection[str] | None = None) -> list[Due]:
+def due(session: OrmSession, *, limit: int, classes: Collection[str] | None = None, most_active: int = 0) -> list[Due]:
     """At most `limit` claimable requests, in `order`.
 
     Args:
         classes: GPU classes that the asker serves; None: all.
+        most_active: requests of a project that may run at once, those of one with so many are left out; 0: any number.
     """
     query = select(UnlearnRequest.id, UnlearnRequest.fence, UnlearnRequest.gpu_class).where(claimable(now(session)))
     if classes is not None:
         query = query.where(UnlearnRequest.gpu_class.in_(sorted(classes)))
+    if most_active:
+        running = aliased(UnlearnRequest)
+        held_now = select(func.count()).where(
+            running.project_id == UnlearnRequest.project_id, running.status.in_(sorted(HOLDS_LINEAGE))
+        )
+        query = query.where(held_now.correlate(UnlearnRequest).scalar_subquery() < most_active)
     rows = session.execute(query.order_by(*order()).limit(limit))
     return [Due(request_id, fence, gpu_class) for request_id, fence, gpu_class in rows]
 

@@ -11,7 +11,7 @@ from starlette.background import BackgroundTask
 from service.audit import access, repository, service, shredding
 from service.audit.schemas import EntryFilters, EntryQuery, EntryRead
 from service.audit.vault import get_keys
-from service.auth import CurrentActor
+from service.auth import CurrentActor, CurrentCaller, allowed
 from service.compliance import formats
 from service.db import reading
 from service.edge import writing
@@ -26,14 +26,18 @@ JSONL = "application/jsonl"
 
 @router.get(
     "/entries",
+    dependencies=[allowed("ledger:read")],
     response_model=Page[EntryRead],
     summary="Search the ledger",
     responses=problems(InvalidCursor, Unprocessable),
 )
 def list_audit_entries(
-    query: Annotated[EntryQuery, Query()], request: Request, response: Response, actor: CurrentActor
+    query: Annotated[EntryQuery, Query()], request: Request, response: Response, actor: CurrentActor, caller: CurrentCaller
 ) -> dict[str, Any]:
-    """In order of their sequence numbers, which have no gaps. Reading is an entry, too: the next page may hold it."""
+    """In order of their sequence numbers; in the whole ledger these have no gaps. Reading is an entry, too: the next page may
+    hold it. `include=private` needs the scope `private:read`."""
+    if query.include:
+        caller.require("private:read")
     with reading() as session:
         found = fetch_page(session, repository.filtered(query), (LedgerEntry.seq,), query, query.order)
     private: dict[int, shredding.Opened] = {}
@@ -47,6 +51,7 @@ def list_audit_entries(
 
 @router.get(
     "/export",
+    dependencies=[allowed("ledger:export")],
     response_class=FileResponse,
     summary="All entries as JSON lines, or as a table",
     responses={

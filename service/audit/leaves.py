@@ -369,7 +369,7 @@ class Actor(BaseModel):
 
 
 LOCAL = Actor(kind="user", id="local")
-"""Until API keys exist, every caller on the loopback is this one."""
+"""Where no credentials are required, every caller on the loopback is this one."""
 
 
 def rfc3339(at: datetime) -> str:

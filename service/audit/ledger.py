@@ -15,11 +15,11 @@ from sqlalchemy import Connection, bindparam, event, insert, literal_column, sel
 from sqlalchemy.orm import ORMExecuteState, UOWTransaction
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.audit.leaves import SALT_BYTES, Actor, Fact, commitment, leaf, private_digest
 from service.audit.vault import Key, fresh_key, get_keys
-from service.config import get_settings
 from service.db import UtcDateTime
-from service.tables import LedgerCheckpoint, LedgerEntry, LedgerHead, LedgerNode, LedgerPrivate
+from service.tables import LedgerCheckpoint, LedgerEntry, LedgerHead, LedgerNode, LedgerPrivate, Model
 from service.verifier.merkle import HASH_BYTES, Frontier, leaf_hash
 
 LOG_ID = 1
@@ -54,7 +54,7 @@ def append(
         LockOrderViolation: at a later flush or statement that writes anything but ledger rows.
     """
     session.flush()
-    tenant = get_settings().tenant
+    tenant = _tenant(session, model_id)
     key = fresh_key(get_keys(), tenant) if private is not None else None  # before the head: it may take a disk's time
     session.info[_CLOSED] = True
     connection = session.connection()  # plain statements: this is on the path of every request, and no row is ever updated
@@ -89,6 +89,14 @@ def append(
         connection.execute(insert(LedgerPrivate), kept)
     database.append(connection, head, row)
     return head.size
+
+
+def _tenant(session: OrmSession, model_id: str | None) -> str:
+    """The project that is acted in; where nobody's is, as on a worker, the model's."""
+    mine = tenancy.project()
+    if mine is None and model_id is not None and (model := session.get(Model, model_id)) is not None:
+        mine = model.project_id
+    return tenancy.tenant(mine or tenancy.HOME)
 
 
 def _kept(key: Key, private: dict[str, Any], seq: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from service.audit import redaction, shredding
 from service.audit.ledger import LOG_ID
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.db import reading
 from service.edge import writing
 from service.errors import (
@@ -84,6 +84,7 @@ class RedactionRead(BaseModel):
 
 @router.post(
     "/audit/entries/{seq}/shred",
+    dependencies=[allowed("private:shred")],
     response_model=SeqList,
     summary="Destroy the private data of an entry",
     responses=problems(NotFound, LegalHold, Unprocessable),
@@ -100,6 +101,7 @@ def shred_audit_entry(seq: int, wanted: Shred, actor: CurrentActor) -> SeqList:
 
 @router.post(
     "/unlearn-requests/{request_id}/shred",
+    dependencies=[allowed("private:shred")],
     response_model=SeqList,
     summary="Destroy the private data of a request",
     responses=problems(RequestNotFound, NotFound, LegalHold, Unprocessable),
@@ -117,6 +119,7 @@ def shred_unlearn_request(request_id: str, wanted: Shred, actor: CurrentActor) -
 
 @router.post(
     "/unlearn-requests/{request_id}/legal-hold",
+    dependencies=[allowed("private:hold")],
     response_model=SeqList,
     summary="Set or release a legal hold",
     responses=problems(RequestNotFound, NotFound, Unprocessable),
@@ -131,6 +134,7 @@ def hold_unlearn_request(request_id: str, wanted: Hold, actor: CurrentActor) -> 
 
 @router.post(
     "/audit/redactions",
+    dependencies=[allowed("ledger:redact")],
     status_code=202,
     response_model=RedactionRead,
     summary="Take the text of an entry away",
@@ -146,6 +150,7 @@ def create_audit_redaction(wanted: RedactionCreate, request: Request, actor: Cur
 
 @router.post(
     "/audit/redactions/{redaction_id}/approve",
+    dependencies=[allowed("ledger:approve")],
     response_model=RedactionRead,
     summary="Approve a redaction that somebody else asked for",
     responses=problems(NotFound, SelfApproval),
@@ -159,6 +164,7 @@ def approve_audit_redaction(redaction_id: str, actor: CurrentActor) -> Redaction
 
 @router.get(
     "/audit/redactions",
+    dependencies=[allowed("ledger:read")],
     response_model=Page[RedactionRead],
     summary="Redactions, waiting and done",
     responses=problems(InvalidCursor, Unprocessable),

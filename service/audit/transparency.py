@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 
 from service.audit import access, archive, checkpoints, proofs, repository, service, tiles, trust
 from service.audit.schemas import CheckpointStatus, ConsistencyProof, EntryRead, InclusionProof, LogStatus
-from service.auth import CurrentActor
+from service.auth import PUBLIC, CurrentActor, allowed
 from service.db import reading
 from service.errors import EntryNotFound, NotYetSigned, Unprocessable, problems
 from service.tables import LedgerCheckpoint
@@ -55,6 +55,7 @@ def _newest(request: Request) -> Iterator[tuple[Session, LedgerCheckpoint]]:
 
 @router.get(
     "/checkpoint",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="The newest signed checkpoint",
     responses={**PLAIN, **problems(NotYetSigned)},
@@ -70,6 +71,7 @@ def read_audit_checkpoint(request: Request) -> Response:
 
 @router.get(
     "/policy",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="Whose checkpoints to believe",
     responses={**PLAIN, **problems(NotYetSigned)},
@@ -85,7 +87,13 @@ def read_audit_policy(request: Request) -> Response:
         raise NotYetSigned(str(error)) from error
 
 
-@router.get("/status", response_model=LogStatus, summary="How far the ledger is signed", responses=problems(NotYetSigned))
+@router.get(
+    "/status",
+    dependencies=[PUBLIC],
+    response_model=LogStatus,
+    summary="How far the ledger is signed",
+    responses=problems(NotYetSigned),
+)
 def read_audit_status(request: Request) -> LogStatus:
     """Entries, the newest checkpoint there is, which witnesses have seen it, and what is wrong with those that are stored."""
     policy = _policy(request)
@@ -112,7 +120,11 @@ def _shown(row: LedgerCheckpoint | None) -> CheckpointStatus | None:
 
 
 @router.get(
-    "/tile/entries/{path:path}", response_class=Response, summary="256 entries", responses={**BINARY, **problems(EntryNotFound)}
+    "/tile/entries/{path:path}",
+    dependencies=[allowed("ledger:whole")],
+    response_class=Response,
+    summary="256 entries",
+    responses={**BINARY, **problems(EntryNotFound)},
 )
 def read_audit_bundle(path: str, actor: CurrentActor) -> Response:
     """C2SP tlog-tiles: `<N>` or `<N>.p/<W>`. Entries with their lengths as two bytes before them; a redacted one has none."""
@@ -127,6 +139,7 @@ def read_audit_bundle(path: str, actor: CurrentActor) -> Response:
 
 @router.get(
     "/tile/{level}/{path:path}",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="256 hashes of the tree",
     responses={**BINARY, **problems(EntryNotFound)},
@@ -155,7 +168,13 @@ def _place(path: str) -> tuple[int, int]:
     return index, width
 
 
-@router.get("/entries/{seq}", response_model=EntryRead, summary="One entry", responses=problems(EntryNotFound, Unprocessable))
+@router.get(
+    "/entries/{seq}",
+    dependencies=[allowed("ledger:read")],
+    response_model=EntryRead,
+    summary="One entry",
+    responses=problems(EntryNotFound, Unprocessable),
+)
 def read_audit_entry(seq: int, actor: CurrentActor) -> EntryRead:
     """By its sequence number."""
     with reading() as session:
@@ -169,6 +188,7 @@ def read_audit_entry(seq: int, actor: CurrentActor) -> EntryRead:
 
 @router.get(
     "/proof/inclusion",
+    dependencies=[allowed("ledger:read")],
     response_model=InclusionProof,
     summary="That an entry is in the tree",
     responses={**PLAIN, **problems(EntryNotFound, NotYetSigned, Unprocessable)},
@@ -206,6 +226,7 @@ def read_audit_inclusion(
 
 @router.get(
     "/proof/consistency",
+    dependencies=[PUBLIC],
     response_model=ConsistencyProof,
     summary="That the tree has only grown",
     responses=problems(EntryNotFound, NotYetSigned, Unprocessable),
@@ -235,6 +256,7 @@ def read_audit_consistency(
 
 @router.get(
     "/export.tar",
+    dependencies=[allowed("ledger:whole")],
     response_class=FileResponse,
     summary="All of the ledger, to be checked elsewhere",
     responses={200: {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}, **problems(NotYetSigned)},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service import tenancy
 from service.audit import access, proofs, receipts
-from service.audit.leaves import Actor, CertificateIssued
-from service.auth import current_actor
+from service.audit.leaves import CertificateIssued
+from service.auth import PUBLIC, CurrentActor, allowed
 from service.certificates import oms, publication
 from service.certificates.dsse import BUNDLE
 from service.checkpoints import evidence, membership, repository, revocation, revocation_list, service
@@ -35,7 +36,6 @@ from service.storage import get_store
 
 router = APIRouter(tags=["checkpoints"])
 
-Caller = Annotated[Actor, Depends(current_actor)]
 PEM = "application/x-pem-file"
 LIST_SECONDS = 60
 """So long a cache may answer with a list of revocations that may have a successor."""
@@ -57,6 +57,7 @@ class KeyNotFound(NotFound):
 
 @router.get(
     "/checkpoints/{checkpoint_id}",
+    dependencies=[allowed("checkpoints:read")],
     response_model=CheckpointRead,
     summary="Read a checkpoint's manifest",
     responses=problems(CheckpointNotFound),
@@ -69,6 +70,7 @@ def read_checkpoint(checkpoint_id: str) -> CheckpointRead:
 
 @router.get(
     "/checkpoints/{checkpoint_id}/files/{path:path}",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="Download one file",
     responses=FILE_RESPONSES,
@@ -90,6 +92,7 @@ def read_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Res
 
 @router.head(
     "/checkpoints/{checkpoint_id}/files/{path:path}",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="The headers of one file",
     responses=FILE_RESPONSES,
@@ -101,6 +104,7 @@ def head_checkpoint_file(checkpoint_id: str, path: str, request: Request) -> Res
 
 @router.get(
     "/checkpoints/{checkpoint_id}/certificate",
+    dependencies=[allowed("checkpoints:read")],
     response_class=JSONResponse,
     summary="The signed certificate",
     responses={200: {"content": {BUNDLE: {"schema": {"type": "object"}}}}, **problems(CheckpointNotFound)},
@@ -114,12 +118,13 @@ def read_checkpoint_certificate(checkpoint_id: str) -> Response:
 
 @router.post(
     "/checkpoints/{checkpoint_id}/revoke",
+    dependencies=[allowed("checkpoints:revoke")],
     status_code=201,
     response_model=RevocationRead,
     summary="Ask that a certificate be taken back",
     responses=problems(CheckpointNotFound, revocation.AlreadyAsked, ConcurrentChange, Unprocessable, BadRequest),
 )
-def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Caller) -> RevocationRead:
+def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: CurrentActor) -> RevocationRead:
     """A second person approves it, unless the operator has set that one is enough: the record then says so."""
     with writing() as session:
         revocation.ask(session, checkpoint_id, reason=wanted.reason, by=actor)
@@ -129,13 +134,14 @@ def revoke_checkpoint(checkpoint_id: str, wanted: RevocationCreate, actor: Calle
 
 @router.post(
     "/checkpoints/{checkpoint_id}/revoke/approve",
+    dependencies=[allowed("checkpoints:approve")],
     response_model=RevocationRead,
     summary="Approve a revocation",
     responses=problems(
         CheckpointNotFound, revocation.NotAsked, revocation.AlreadyAsked, revocation.SamePerson, ConcurrentChange
     ),
 )
-def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
+def approve_revocation(checkpoint_id: str, actor: CurrentActor) -> RevocationRead:
     """From then on the files answer 410, and the revocation list names the certificate."""
     with writing() as session:
         revocation.approve(session, checkpoint_id, by=actor)
@@ -145,11 +151,14 @@ def approve_revocation(checkpoint_id: str, actor: Caller) -> RevocationRead:
 
 @router.get(
     "/checkpoints/{checkpoint_id}/membership",
+    dependencies=[allowed("checkpoints:read")],
     response_model=Opening,
     summary="Prove that an item was among what was forgotten",
     responses=problems(CheckpointNotFound, membership.NotForgotten, membership.CommitmentErased, BadLocation),
 )
-def read_membership(checkpoint_id: str, actor: Caller, item: Annotated[str, Query(min_length=1, max_length=512)]) -> Opening:
+def read_membership(
+    checkpoint_id: str, actor: CurrentActor, item: Annotated[str, Query(min_length=1, max_length=512)]
+) -> Opening:
     """One item's salt and its path to the commitment in the certificate; of no other item anything is said.
 
     Who asked of which checkpoint is written into the ledger, whatever the answer; of which item is not.
@@ -165,6 +174,7 @@ def read_membership(checkpoint_id: str, actor: Caller, item: Annotated[str, Quer
 
 @router.get(
     "/checkpoints/{checkpoint_id}/receipt",
+    dependencies=[allowed("checkpoints:read")],
     response_class=Response,
     summary="Proof that the certificate is in the ledger",
     responses={
@@ -182,6 +192,7 @@ def read_checkpoint_receipt(checkpoint_id: str) -> Response:
 
 @router.get(
     "/revocations",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="The signed revocation list",
     responses={
@@ -195,7 +206,8 @@ def list_revocations(request: Request) -> Response:
 
     It stays the same, byte by byte, until another certificate is revoked or its `nextUpdate` comes; `number` then goes up.
     """
-    kept = revocation_list.current(request.app.state.settings)
+    with tenancy.acting(None):  # one list for all projects, whoever asks
+        kept = revocation_list.current(request.app.state.settings)
     headers = {"ETag": kept.etag, "Cache-Control": f"public, max-age={min(LIST_SECONDS, kept.seconds_left)}"}
     if unchanged(request.headers.get("if-none-match"), kept.etag):
         return Response(status_code=304, headers=headers)
@@ -204,6 +216,7 @@ def list_revocations(request: Request) -> Response:
 
 @router.get(
     "/signing-key",
+    dependencies=[PUBLIC],
     response_class=Response,
     summary="The public key",
     responses={200: {"content": {PEM: {"schema": {"type": "string"}}}}, **problems(KeyNotFound)},

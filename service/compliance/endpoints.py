@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.audit import access, repository
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.compliance import dossier, formats, service
 from service.compliance.questions import QUESTIONS, Asking, Question
 from service.compliance.reports import REPORTS
@@ -33,6 +33,7 @@ ROWS: dict[int | str, dict[str, Any]] = {
 
 @router.post(
     "/unlearn-requests/{request_id}/compliance-events",
+    dependencies=[allowed("compliance:record")],
     status_code=201,
     response_model=ComplianceEventRead,
     summary="Record what the law asks of a request",
@@ -50,6 +51,7 @@ def create_compliance_event(request_id: str, said: ComplianceEvent, actor: Curre
 
 @router.get(
     "/unlearn-requests/{request_id}/dossier",
+    dependencies=[allowed("ledger:export")],
     response_class=Response,
     summary="Everything that the ledger says of a request, as a zip",
     responses={200: {"content": {"application/zip": {}}}, **problems(RequestNotFound)},
@@ -64,13 +66,20 @@ def read_dossier(request_id: str, request: Request, actor: CurrentActor) -> Resp
     return Response(archive, media_type="application/zip", headers=headers)
 
 
-@router.get("/audit/questions", response_model=list[QuestionRead], summary="What can be asked")
+@router.get(
+    "/audit/questions", dependencies=[allowed("ledger:read")], response_model=list[QuestionRead], summary="What can be asked"
+)
 def list_audit_questions() -> list[QuestionRead]:
     """The questions that auditors ask."""
     return [_shown(name, question, "questions") for name, question in QUESTIONS.items()]
 
 
-@router.get("/audit/reports", response_model=list[QuestionRead], summary="Which reports there are")
+@router.get(
+    "/audit/reports",
+    dependencies=[allowed("ledger:read")],
+    response_model=list[QuestionRead],
+    summary="Which reports there are",
+)
 def list_audit_reports() -> list[QuestionRead]:
     """Reports over all requests, or a year."""
     return [_shown(name, question, "reports") for name, question in REPORTS.items()]
@@ -89,6 +98,7 @@ def _shown(name: str, question: Question, where: str) -> QuestionRead:
 
 @router.get(
     "/audit/questions/{name}",
+    dependencies=[allowed("ledger:read")],
     response_model=None,
     summary="Ask one of them",
     responses={**ROWS, **problems(QuestionNotFound, RequestNotFound, Unprocessable)},
@@ -102,6 +112,7 @@ def ask_audit_question(
 
 @router.get(
     "/audit/reports/{name}",
+    dependencies=[allowed("ledger:read")],
     response_model=None,
     summary="Draw up one of them",
     responses={**ROWS, **problems(QuestionNotFound, Unprocessable)},

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.datasets import repository, service
 from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import reading
@@ -19,6 +19,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 @router.post(
     "",
+    dependencies=[allowed("datasets:create")],
     status_code=201,
     response_model=DatasetRead,
     summary="Register a dataset",
@@ -31,7 +32,13 @@ def create_dataset(wanted: DatasetCreate, response: Response, actor: CurrentActo
     return created
 
 
-@router.get("", response_model=Page[DatasetRead], summary="List datasets", responses=problems(InvalidCursor, Unprocessable))
+@router.get(
+    "",
+    dependencies=[allowed("datasets:read")],
+    response_model=Page[DatasetRead],
+    summary="List datasets",
+    responses=problems(InvalidCursor, Unprocessable),
+)
 def list_datasets(query: Annotated[PageQuery, Query()], request: Request, response: Response) -> dict[str, Any]:
     """Newest first."""
     with reading() as session:
@@ -40,7 +47,13 @@ def list_datasets(query: Annotated[PageQuery, Query()], request: Request, respon
     return page(found, lambda row: service.read(row, counts[row.id]), request, response)
 
 
-@router.get("/{dataset_id}", response_model=DatasetRead, summary="Read a dataset", responses=problems(DatasetNotFound))
+@router.get(
+    "/{dataset_id}",
+    dependencies=[allowed("datasets:read")],
+    response_model=DatasetRead,
+    summary="Read a dataset",
+    responses=problems(DatasetNotFound),
+)
 def read_dataset(dataset_id: str) -> DatasetRead:
     """The dataset, without its file list."""
     with reading() as session:

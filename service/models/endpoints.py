@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.db import reading
 from service.edge import writing
 from service.errors import (
@@ -31,6 +31,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 @router.post(
     "",
+    dependencies=[allowed("models:create")],
     status_code=201,
     response_model=ModelRead,
     summary="Register a model",
@@ -43,7 +44,13 @@ def create_model(wanted: ModelCreate, response: Response, actor: CurrentActor) -
     return created
 
 
-@router.get("", response_model=Page[ModelSummary], summary="List models", responses=problems(InvalidCursor, Unprocessable))
+@router.get(
+    "",
+    dependencies=[allowed("models:read")],
+    response_model=Page[ModelSummary],
+    summary="List models",
+    responses=problems(InvalidCursor, Unprocessable),
+)
 def list_models(query: Annotated[PageQuery, Query()], request: Request, response: Response) -> dict[str, Any]:
     """Newest first, each with the classes its current version has forgotten."""
     with reading() as session:
@@ -52,7 +59,13 @@ def list_models(query: Annotated[PageQuery, Query()], request: Request, response
     return page(found, lambda model: service.summary(model, forgotten[model.id]), request, response)
 
 
-@router.get("/{model_id}", response_model=ModelRead, summary="Read a model", responses=problems(ModelNotFound))
+@router.get(
+    "/{model_id}",
+    dependencies=[allowed("models:read")],
+    response_model=ModelRead,
+    summary="Read a model",
+    responses=problems(ModelNotFound),
+)
 def read_model(model_id: str) -> ModelRead:
     """With every version of its lineage and what each has forgotten."""
     with reading() as session:
@@ -61,6 +74,7 @@ def read_model(model_id: str) -> ModelRead:
 
 @router.post(
     "/{model_id}/versions/{number}/disposition",
+    dependencies=[allowed("models:dispose")],
     status_code=201,
     response_model=DispositionRead,
     summary="Record what became of a version",

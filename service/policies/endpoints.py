@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from service.auth import allowed
 from service.catalogue import Kind, Unit
 from service.config import Settings
 from service.errors import PolicyNotFound, UnknownPolicy, problems
@@ -57,14 +58,25 @@ class PolicyList(BaseModel):
     has_more: bool = False
 
 
-@router.get("", response_model=PolicyList, summary="List the verification policies that a request may name")
+@router.get(
+    "",
+    dependencies=[allowed("catalogue:read")],
+    response_model=PolicyList,
+    summary="List the verification policies that a request may name",
+)
 def list_policies(request: Request) -> PolicyList:
     """Where the operator has set one, that one alone."""
     settings = request.app.state.settings
     return PolicyList(data=[_summary(settings, document) for document in map(service.read, service.known(settings).values())])
 
 
-@router.get("/{name}", response_model=PolicyRead, summary="Read a verification policy", responses=problems(PolicyNotFound))
+@router.get(
+    "/{name}",
+    dependencies=[allowed("catalogue:read")],
+    response_model=PolicyRead,
+    summary="Read a verification policy",
+    responses=problems(PolicyNotFound),
+)
 def read_policy(name: str, request: Request) -> PolicyRead:
     """Its checks and thresholds, by kind of model, with their digests.
 

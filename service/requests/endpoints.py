@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from service.audit import proofs, receipts
-from service.auth import CurrentActor
+from service.auth import CurrentActor, CurrentCaller, allowed
 from service.config import Settings
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
@@ -71,7 +71,7 @@ POLL_AFTER_SECONDS = "2"
 
 
 @router.post(
-    "",
+    "", dependencies=[allowed("requests:create")],
     status_code=202,
     response_model=UnlearnRequestRead,
     summary="Ask a model to forget classes, or single samples",
@@ -91,7 +91,7 @@ def create_unlearn_request(
     """
     settings = request.app.state.settings
     with reading() as session:
-        where = places.places_for(session, settings, wanted, idempotency_key)
+        where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
         row, replayed = service.create(session, settings, wanted, idempotency_key, known, actor)
@@ -104,6 +104,7 @@ def create_unlearn_request(
 
 @router.get(
     "",
+    dependencies=[allowed("requests:read")],
     response_model=Page[UnlearnRequestSummary],
     summary="List unlearn requests",
     responses=problems(InvalidCursor, Unprocessable),
@@ -119,6 +120,7 @@ def list_unlearn_requests(query: Annotated[RequestQuery, Query()], request: Requ
 
 @router.get(
     "/{request_id}",
+    dependencies=[allowed("requests:read")],
     response_model=UnlearnRequestRead,
     summary="Read an unlearn request",
     responses={304: {"description": "Unchanged since the ETag was given"}, **problems(RequestNotFound)},
@@ -146,23 +148,26 @@ def answer(
 
 @router.post(
     "/{request_id}/cancel",
+    dependencies=[allowed("requests:cancel")],
     status_code=202,
     response_model=UnlearnRequestRead,
     summary="Withdraw an unlearn request",
     responses=problems(RequestNotFound, InvalidTransition),
 )
-def cancel_unlearn_request(request_id: str, request: Request, actor: CurrentActor) -> Response:
+def cancel_unlearn_request(request_id: str, request: Request, actor: CurrentActor, caller: CurrentCaller) -> Response:
     """A queued or paused request is cancelled at once; a running one is `cancelling` until its worker has stopped.
 
-    Safe to repeat.
+    A requester withdraws what they asked for; what others asked for, an operator. Safe to repeat.
     """
     with writing() as session:
+        caller.require_own(repository.get(session, request_id).created_by, "requests:operate")
         row = service.cancel(session, request_id, actor)
         return answer(session, request.app.state.settings, row, 202)
 
 
 @router.get(
     "/{request_id}/events",
+    dependencies=[allowed("requests:read")],
     response_model=EventList,
     summary="What has happened, or what happens",
     responses={
@@ -191,6 +196,7 @@ def read_unlearn_request_events(
 
 @router.get(
     "/{request_id}/receipt",
+    dependencies=[allowed("requests:read")],
     response_class=Response,
     summary="Proof that the request is in the ledger",
     responses={
@@ -210,6 +216,7 @@ def read_unlearn_request_receipt(request_id: str) -> Response:
 
 @router.get(
     "/{request_id}/report",
+    dependencies=[allowed("requests:read")],
     response_model=dict[str, Any],
     summary="The last verification report",
     responses={
@@ -238,6 +245,7 @@ def read_unlearn_request_report(
 
 @router.get(
     "/{request_id}/report/{file:path}",
+    dependencies=[allowed("requests:read")],
     summary="A picture of the report",
     response_class=Response,
     responses={200: {"content": {"image/png": {}}}, **problems(FileNotFound, RequestNotFound, StoredFileDamaged)},

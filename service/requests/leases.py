@@ -171,7 +171,7 @@ def claim(session: OrmSession, request_id: str, *, owner: str, lease_seconds: fl
     announce(session, request_id, "started", started, at)
     fact = RunStarted(fence=lease.fence, base_version_id=str(row.base_version_id))
     ledger.append(session, fact, actor=lease.actor, request_id=request_id, model_id=row.model_id)
-    if most_active and quotas.usage(session).active > most_active:
+    if most_active and quotas.usage(session, row.project_id).active > most_active:
         raise NoRoom(f"{most_active} requests run already")
     return lease
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.auth import CurrentActor
+from service.auth import CurrentActor, allowed
 from service.db import reading
 from service.edge import writing
 from service.errors import (
@@ -38,6 +38,7 @@ router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])
 
 @router.patch(
     "/{request_id}",
+    dependencies=[allowed("requests:operate")],
     response_model=UnlearnRequestRead,
     summary="Change how urgent a request is, or what is said of it",
     responses=problems(
@@ -62,6 +63,7 @@ def amend_unlearn_request(
 
 @router.post(
     "/{request_id}/pause",
+    dependencies=[allowed("requests:operate")],
     status_code=202,
     response_model=UnlearnRequestRead,
     summary="Keep a request from running",
@@ -79,6 +81,7 @@ def pause_unlearn_request(request_id: str, request: Request, actor: CurrentActor
 
 @router.post(
     "/{request_id}/resume",
+    dependencies=[allowed("requests:operate")],
     status_code=202,
     response_model=UnlearnRequestRead,
     summary="Put a paused request back into the queue",
@@ -94,6 +97,7 @@ def resume_unlearn_request(request_id: str, request: Request, actor: CurrentActo
 
 @router.post(
     "/{request_id}/retry",
+    dependencies=[allowed("requests:create")],
     status_code=202,
     response_model=UnlearnRequestRead,
     summary="Take up a request that failed or was cancelled",
@@ -117,7 +121,7 @@ def retry_unlearn_request(
         if idempotency_key is None:
             changes.require_retriable(session, ended)
         wanted = changes.wanted_again(settings, ended, different)
-        where = places.places_for(session, settings, wanted, idempotency_key)
+        where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
         row, replayed = changes.retry(session, settings, request_id, different, idempotency_key, known, actor)

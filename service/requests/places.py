@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session as OrmSession
 
-from service.config import Settings
+from service import tenancy
 from service.datasets import items, shapes
 from service.datasets import repository as datasets
 from service.datasets.items import Items, Source
@@ -33,7 +33,7 @@ class Known:
     stand_in: StandIn | None = None
 
 
-def places_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, key: str | None) -> Places | None:
+def places_for(session: OrmSession, wanted: UnlearnRequestCreate, key: str | None) -> Places | None:
     """Where to read what a wish is about; None for one that is a repetition.
 
     Read it before the transaction of `create` begins: it holds the model's row.
@@ -41,7 +41,7 @@ def places_for(session: OrmSession, settings: Settings, wanted: UnlearnRequestCr
     Raises:
         ModelNotFound, DatasetNotFound.
     """
-    if key is not None and repository.idempotency_key(session, settings.tenant, key):
+    if key is not None and repository.idempotency_key(session, tenancy.own_tenant(), key):
         return None
     data = items.source(session, models.get(session, wanted.model_id).dataset_id)
     proxy_id = wanted.retain.proxy.dataset_id if wanted.retain and wanted.retain.proxy else None

@@ -25,10 +25,12 @@ class Usage:
     """That wait for one, the paused ones included."""
 
 
-def usage(session: OrmSession) -> Usage:
-    """As committed now. An installation is one project: its requests are all there are."""
+def usage(session: OrmSession, project_id: str) -> Usage:
+    """As committed now."""
     counted = select(UnlearnRequest.status, func.count()).group_by(UnlearnRequest.status)
-    pending = counted.where(UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE | KEEPS_PLACE)))
+    pending = counted.where(
+        UnlearnRequest.project_id == project_id, UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE | KEEPS_PLACE))
+    )
     by_status = {status: int(count) for status, count in session.execute(pending)}
     return Usage(
         active=sum(by_status.get(status, 0) for status in HOLDS_LINEAGE),
@@ -36,18 +38,18 @@ def usage(session: OrmSession) -> Usage:
     )
 
 
-def require_place(session: OrmSession, settings: Settings) -> None:
+def require_place(session: OrmSession, settings: Settings, project_id: str) -> None:
     """Call it last, under the ledger's lock: then no two that are made at once both take the last place.
 
     Raises:
         QuotaExceeded: with the new one, more would wait than may.
     """
     most = settings.max_queued_requests
-    if most and usage(session).queued > most:
+    if most and usage(session, project_id).queued > most:
         raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
 
 
-def may_start(session: OrmSession, settings: Settings) -> bool:
-    """True while fewer run than may run at once."""
-    most = settings.max_active_requests
-    return not most or usage(session).active < most
+def active(session: OrmSession) -> dict[str, int]:
+    """How many run now, by project; one of which none runs is left out."""
+    held = select(UnlearnRequest.project_id, func.count()).where(UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE)))
+    return dict(session.execute(held.group_by(UnlearnRequest.project_id)).tuples().all())

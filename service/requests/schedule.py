@@ -10,6 +10,7 @@ explained from its rows alone, and does not change under its readers.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -73,14 +74,16 @@ class Floor:
     at: datetime
     served: frozenset[str]
     """GPU classes that some worker takes requests of."""
-    full: int | None
-    """As many run as may: so many; None: there is room."""
+    most_active: int
+    """So many requests of a project may run at once; 0: any number."""
+    active: Mapping[str, int]
+    """How many run, by project."""
 
 
 def look(session: OrmSession, settings: Settings) -> Floor:
     """As it stands now."""
-    full = None if quotas.may_start(session, settings) else settings.max_active_requests
-    return Floor(now(session), workers.served(session, settings), full)
+    most = settings.max_active_requests
+    return Floor(now(session), workers.served(session, settings), most, quotas.active(session) if most else {})
 
 
 def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> StatusReason | None:
@@ -103,6 +106,6 @@ def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> S
         return StatusReason(code=code, message=message, request_id=in_front.id)
     if request.not_before > floor.at:
         return StatusReason(code="resting", message="its last attempt died; it rests before the next one")
-    if floor.full is not None:
-        return StatusReason(code="quota", message=f"{floor.full} requests run, and no more may at once")
+    if floor.most_active and floor.active.get(request.project_id, 0) >= floor.most_active:
+        return StatusReason(code="quota", message=f"{floor.most_active} requests run, and no more may at once")
     return None

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
-from service import catalogue, ladders
+from service import catalogue, ladders, tenancy
 from service.audit import ledger
 from service.audit.leaves import (
     LOCAL,
@@ -100,7 +100,7 @@ def create(
     body = wanted.model_dump(mode="json", exclude_unset=True)
     body_sha256 = sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
     model = models.get(session, wanted.model_id, lock=True)
-    if key is not None and (first := _replay(session, settings, key, body_sha256)):
+    if key is not None and (first := _replay(session, key, body_sha256)):
         return first, True
     known = known or Known()
     wish = _wish(wanted, model, known.items)
@@ -109,7 +109,7 @@ def create(
     existing = _judge_conflicts(session, wanted, wish, choice, waiting)
     request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
     if key is not None:
-        first = _insert_with_key(session, settings, request, key, body_sha256)
+        first = _insert_with_key(session, request, key, body_sha256)
         if first is not None:
             return first, True
     if existing is None:
@@ -119,7 +119,7 @@ def create(
         if law is not None:
             schedule.refresh(session, settings, request, law)
         _record(session, request, known.stand_in, law, actor)
-        quotas.require_place(session, settings)
+        quotas.require_place(session, settings, request.project_id)
     return request, False
 
 
@@ -195,8 +195,8 @@ def _policy(
     return policy
 
 
-def _replay(session: OrmSession, settings: Settings, key: str, body_sha256: str) -> UnlearnRequest | None:
-    used = repository.idempotency_key(session, settings.tenant, key)
+def _replay(session: OrmSession, key: str, body_sha256: str) -> UnlearnRequest | None:
+    used = repository.idempotency_key(session, tenancy.own_tenant(), key)
     if used is None:
         return None
     if used.body_sha256 != body_sha256:
@@ -274,18 +274,21 @@ def _row(
         not_before=at,
         created_at=created_at,
         created_by=str(actor),
+        project_id=model.project_id,
     )
 
 
-def _insert_with_key(
-    session: OrmSession, settings: Settings, request: UnlearnRequest, key: str, body_sha256: str
-) -> UnlearnRequest | None:
+def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, body_sha256: str) -> UnlearnRequest | None:
     """Keep the request under its key. When another transaction took the key in the meantime, its request is the answer.
 
     That can only be a transaction on another model: this one's row is locked.
     """
     used = IdempotencyKey(
-        tenant=settings.tenant, key=key, body_sha256=body_sha256, request_id=request.id, created_at=now(session)
+        tenant=tenancy.own_tenant(),
+        key=key,
+        body_sha256=body_sha256,
+        request_id=request.id,
+        created_at=now(session),
     )
     try:
         with session.begin_nested():
@@ -293,7 +296,7 @@ def _insert_with_key(
             session.flush()  # the key refers to it
             session.add(used)
     except IntegrityError:
-        first = _replay(session, settings, key, body_sha256)
+        first = _replay(session, key, body_sha256)
         if first is None:
             raise
         return first

@@ -7,13 +7,16 @@ from typing import Any
 
 from sqlalchemy import (
     ForeignKey,
+    Index,
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import JSON
 
+from service import tenancy
 from service.tables.base import Row
 
 
@@ -21,6 +24,7 @@ class Dataset(Row):
     """Images and labels that models were trained on; files stay where they are, their digests are kept."""
 
     __tablename__ = "dataset"
+    __table_args__ = (Index("ix_dataset_project", "project_id", "created_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -32,12 +36,14 @@ class Dataset(Row):
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class Model(Row):
     """A registered model: a lineage of versions, of which one is current."""
 
     __tablename__ = "model"
+    __table_args__ = (Index("ix_model_project", "project_id", "created_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -48,6 +54,7 @@ class Model(Row):
     current_version: Mapped[int]
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class ModelVersion(Row):

@@ -18,6 +18,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import JSON
 
+from service import tenancy
 from service.requests.lifecycle import HOLDS_LINEAGE, PHASES, PRIORITIES, STATUSES
 from service.tables.base import BigId, Row, one_of
 
@@ -33,6 +34,7 @@ class UnlearnRequest(Row):
         CheckConstraint("phase IS NULL OR " + one_of("phase", PHASES), name="phase"),
         Index("ix_unlearn_request_due", "status", "not_before", "created_at"),
         Index("ix_unlearn_request_model", "model_id", "status"),
+        Index("ix_unlearn_request_project", "project_id", "created_at"),
         Index(
             "uq_unlearn_request_one_at_a_time",
             "model_id",
@@ -90,6 +92,7 @@ class UnlearnRequest(Row):
     created_by: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
 
 
 class RequestCompliance(Row):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import select
 
 from service import outbox
+from service.auth import allowed
 from service.db import reading
 from service.errors import Unprocessable, problems
 from service.requests import schedule
@@ -20,11 +21,17 @@ router = APIRouter(tags=["operations"])
 MOST_SHOWN = 500
 
 
-@router.get("/workers", response_model=WorkerList, summary="Who works")
+@router.get("/workers", response_model=WorkerList, summary="Who works", dependencies=[allowed("requests:read")])
 def list_workers(request: Request) -> WorkerList:
-    """Workers say at every sweep that they are there. One that is not alive may still hold a request: its lease decides."""
+    """Workers say at every sweep that they are there. One that is not alive may still hold a request: its lease decides.
+
+    They work for all projects; what one works on is told to that request's project alone.
+    """
     with reading() as session:
         since = repository.silent_since(session, request.app.state.settings)
+        workers = repository.everyone(session)
+        held = [row.request_id for row in workers if row.request_id]
+        mine = set(session.scalars(select(UnlearnRequest.id).where(UnlearnRequest.id.in_(held))))
         found = [
             WorkerRead(
                 id=row.id,
@@ -32,16 +39,22 @@ def list_workers(request: Request) -> WorkerList:
                 gpu_classes=row.gpu_classes,
                 state=row.state,
                 alive=row.seen_at >= since,
-                request_id=row.request_id,
+                request_id=row.request_id if row.request_id in mine else None,
                 started_at=row.started_at,
                 seen_at=row.seen_at,
             )
-            for row in repository.everyone(session)
+            for row in workers
         ]
     return WorkerList(data=found)
 
 
-@router.get("/queue", response_model=Queue, summary="What waits, in order", responses=problems(Unprocessable))
+@router.get(
+    "/queue",
+    response_model=Queue,
+    summary="What waits, in order",
+    responses=problems(Unprocessable),
+    dependencies=[allowed("requests:read")],
+)
 def read_queue(request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SHOWN)] = 100) -> Queue:
     """Earliest latest start first, then priority, then age; a request is as urgent as those behind it on its model."""
     settings = request.app.state.settings

@@ -68,7 +68,7 @@ def test_the_version_is_the_package_s() -> None:
 def test_an_address_that_is_not_loopback_is_refused_with_the_reason(tmp_path: Path, command: str) -> None:
     done = run(command, EXPUNGE_HOST="0.0.0.0", EXPUNGE_DATA_DIR=str(tmp_path))
     assert done.returncode == 2
-    assert "no API keys yet" in done.stderr
+    assert "EXPUNGE_AUTH=required" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -174,7 +174,7 @@ class Recorded:
 
     posts: ClassVar[list[tuple[str, dict[str, Any]]]] = []
 
-    def __init__(self, _url: str) -> None:
+    def __init__(self, _url: str, key: str | None = None) -> None:
         pass
 
     def __enter__(self) -> Self:

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service import db, garbage, outbox
 from service.audit import retention, vault
 from service.outbox import Due, Held
-from service.requests import endings, leases, quotas
+from service.requests import endings, leases
 from service.storage import StoreError
 from service.workers import repository as workers
 from worker.conductor import app as bell
@@ -127,9 +127,8 @@ class Sweeper:
 
     def _due(self, session: OrmSession) -> list[Due]:
         settings = self.room.settings
-        if not quotas.may_start(session, settings):
-            return []
-        return outbox.due(session, limit=SLOTS, classes=settings.gpu_classes)
+        most = settings.max_active_requests
+        return outbox.due(session, limit=SLOTS, classes=settings.gpu_classes, most_active=most)
 
     # ------------------------------------------------------------------------------------------------------ the doorbell
 

@@ -116,9 +116,9 @@ def _request(wishes: Iterator[UnlearnRequestCreate]) -> None:
 
 def _post(wishes: Iterator[UnlearnRequestCreate]) -> None:
     """All that `POST /unlearn-requests` does but HTTP: it looks at the dataset first."""
-    wanted, settings = next(wishes), get_settings()
+    wanted = next(wishes)
     with db.reading() as session:
-        where = places.places_for(session, settings, wanted, None)
+        where = places.places_for(session, wanted, None)
     known = places.read_places(where, wanted)
     with writing() as session:
         _created(session, wanted, known)

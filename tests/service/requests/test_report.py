@@ -97,8 +97,8 @@ def test_a_published_request_names_its_certificate(client: TestClient, tmp_path:
 
 def test_a_picture_that_rotted_is_not_shown_and_spoils_nothing(client: TestClient, tmp_path: Path) -> None:
     kept = _kept(tmp_path, picture())
-    rotten = get_store()._key(kept["sha256"])
-    Path(rotten).write_bytes(b"something else")
+    store = get_store()
+    (store._objects._root / store._key(kept["sha256"])).write_bytes(b"something else")
     lost = {**kept, "sha256": "f" * 64, "path": "evidence/lost.png"}
     page = client.get(_failed(client, tmp_path, evidence=[kept, lost]), params={"format": "html"})
     assert page.status_code == 200

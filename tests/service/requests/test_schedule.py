@@ -91,9 +91,11 @@ def test_no_more_run_than_may(tmp_path: Path) -> None:
         claim(most_active=1)
     assert (h.request(second).status, h.attempts(second), h.actions(second)) == ("queued", [], [])
     with db.reading() as session:
-        assert quotas.usage(session) == quotas.Usage(active=1, queued=1)
-        assert not quotas.may_start(session, get_settings().model_copy(update={"max_active_requests": 1}))
-        assert quotas.may_start(session, get_settings())
+        assert quotas.usage(session, "default") == quotas.Usage(active=1, queued=1)
+        assert quotas.usage(session, "elsewhere") == quotas.Usage(active=0, queued=0)
+        assert quotas.active(session) == {"default": 1}
+        assert outbox.due(session, limit=1, most_active=1) == []
+        assert [one.request_id for one in outbox.due(session, limit=1, most_active=2)] == [second]
 
 
 def test_latest_start_is_the_deadline_less_the_run_and_the_margin(client: TestClient, tmp_path: Path) -> None:
