@@ -50,7 +50,7 @@ def away(stack: Stack) -> Iterator[None]:
 def database_away_under_a_run(stack: Stack, rng: random.Random, size: Size) -> None:
     """Three leases long: nobody takes the run away, and people are told to come again."""
     outage = OUTAGE_LEASES * stack.lease_seconds
-    request_id = stack.ask(stack.fresh_house(), seconds=outage + 20, steps=40)
+    request_id = stack.ask(stack.fresh_house(), seconds=outage + 10, steps=40)
     h.until(lambda: stack.journal(request_id), PATIENCE_SECONDS)
     house = stack.fresh_house()
     body = {"model_id": house.model_id, "forget": {"classes": ["1"]}}
