@@ -24,7 +24,9 @@ from collections import Counter
 from service.config import get_settings
 
 VARIABLE = "EXPUNGE_FAILPOINTS"
-POINTS = frozenset({"store.write", "store.read", "store.publish", "store.delete", "job.write", "publish.commit", "publish.committed"})
+POINTS = frozenset(
+    {"store.write", "store.read", "store.publish", "store.delete", "job.write", "publish.commit", "publish.committed"}
+)
 ERRORS = {"full": errno.ENOSPC, "read_only": errno.EROFS, "refused": errno.EACCES, "away": errno.ETIMEDOUT}
 
 log = logging.getLogger("expunge.failpoints")

@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: the design's fifteen fault-injection tests on both stacks. A row a test, and last one JSON object."""
+"""`python -m tests.faults`: fifteen fault-injection tests on both stacks. A row a test, and last one JSON object."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     params: {"unlearn": MODE, "steps": N, "seconds": S}
 
-It keeps a journal outside its job directory, one JSON line a step, of who worked on what: `TORCH_FAULTS_JOURNAL`, a name that the
-conductor passes on.
+It keeps a journal outside its job directory, one JSON line a step, of who worked on what: `TORCH_FAULTS_JOURNAL`, a name that
+the conductor passes on.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 DONE, FAILED, STOPPED = 0, 1, 75
 JOURNAL = "TORCH_FAULTS_JOURNAL"
+SECONDS = "TORCH_FAULTS_SECONDS"
+"""What an unlearning stage takes, where its request does not say."""
 ENVIRONMENT = {"code_version": "fake", "python": "3", "torch": "none", "device": "cpu", "ranks": 1, "threads": 1}
 
 Json = dict[str, Any]
@@ -112,7 +114,11 @@ def unlearn(job: Path, spec: Json) -> int:
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     params = spec["params"]
-    mode, total, seconds = params.get("unlearn", "good"), int(params.get("steps", 5)), float(params.get("seconds", 0))
+    mode, total, seconds = (
+        params.get("unlearn", "good"),
+        int(params.get("steps", 5)),
+        float(params.get("seconds", os.environ.get(SECONDS, "0"))),
+    )
     resumed = last_step(job)
     if mode == "poison":
         os.kill(os.getppid(), signal.SIGKILL)  # its worker; the kernel sends us after it
@@ -144,8 +150,8 @@ def verify(job: Path, spec: Json) -> int:
     findings = [
         {
             "check": "forget_rate", "metric": "unlearning_accuracy", "subject": subject, "gating": subject == "candidate",
-            "control": subject == "original", "passed": subject == "candidate", "lower95": 0.99 if subject == "candidate" else 0.1,
-            "comparator": "ge", "threshold": 0.95, "class_index": k,
+            "control": subject == "original", "passed": subject == "candidate",
+            "lower95": 0.99 if subject == "candidate" else 0.1, "comparator": "ge", "threshold": 0.95, "class_index": k,
         }
         for k in forgotten(spec)
         for subject in ("candidate", "original")

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node N -m tests.faults.ranks JOB
 
-Each step is an all-reduce over gloo; a stop is agreed on by all ranks. `"unlearn": "early_exit"` is the bug of the design's first
-prototype: ranks that end with 0 when they are told to stop. `"outlive": true` leaves out the rank's death signal: the control.
+Each step is an all-reduce over gloo; a stop is agreed on by all ranks. `"unlearn": "early_exit"` is a bug that published half
+a training once: ranks that end with 0 when they are told to stop. `"outlive": true` leaves out the rank's death signal: the control.
 """
 
 from __future__ import annotations

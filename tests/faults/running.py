@@ -17,7 +17,6 @@ from tests.faults.scenarios.processes import control_ranks_outlive_their_agent
 from tests.faults.stack import Kind, Servers, Stack, opened
 
 
-
 @dataclass(frozen=True)
 class Row:
     """What became of one test."""

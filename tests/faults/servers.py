@@ -44,7 +44,9 @@ class Postgres:
         return [str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / name), *arguments]
 
     def _run(self, name: str, *arguments: str) -> None:
-        done = subprocess.run(self._command(name, *arguments), user=self._user, cwd=self.folder, capture_output=True, check=False)
+        done = subprocess.run(
+            self._command(name, *arguments), user=self._user, cwd=self.folder, capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr.decode()
 
     def url(self, name: str = "postgres") -> str:

@@ -1,7 +1,7 @@
 """A whole installation of real processes on free ports, in both shapes, and the hands to break it with.
 
-`embedded`: `expunge up` on SQLite and a broker in memory. `production`: PostgreSQL, Redis behind a wire, a signer, an API and two
-workers, each started again when it dies, as an init system would.
+`embedded`: `expunge up` on SQLite and a broker in memory. `production`: PostgreSQL, Redis behind a wire, a signer, an API and
+two workers, each started again when it dies, as an init system would.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -376,8 +375,3 @@ def _installed(environment: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
         os.environ.update(before)
         db.reset()
-
-
-def wait(seconds: float) -> None:
-    """A pause that is part of a scenario, not a guess."""
-    time.sleep(seconds)

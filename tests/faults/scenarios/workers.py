@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -46,7 +47,7 @@ def worker_killed_at_any_moment(stack: Stack, rng: random.Random, size: Size) ->
 def resumes_where_it_was(stack: Stack, request_id: str) -> None:
     """No step is done twice but those since the last checkpoint, and none is left out."""
     notes = stack.journal(request_id)
-    for before, after in zip(notes, notes[1:], strict=False):
+    for before, after in itertools.pairwise(notes):
         if after["fence"] != before["fence"]:
             assert before["step"] - INTERVAL <= after["resumed"] <= before["step"], (before, after)
     assert {n["step"] for n in notes} == set(range(1, STEPS + 1))
@@ -83,7 +84,7 @@ def frozen_past_its_lease(stack: Stack, rng: random.Random, size: Size) -> None:
         endings.fail(session, stale, Problem("worker_error", "service", "stale"))
     time.sleep(2)
     after = h.request(request_id).version, h.events(request_id), h.actions(request_id)
-    assert after[0] == before[0] and after[1] == before[1]
+    assert after[:2] == before[:2]
     assert set(after[2]) - set(before[2]) <= {"caches.purged"}  # of the winner, right after its publication
 
 
@@ -123,7 +124,7 @@ def poisoned(stack: Stack, rng: random.Random, size: Size) -> None:
         assert row.error is not None
         assert (row.error["code"], row.error["last_code"]) == ("attempts_exhausted", last)
         starts = [a.started_at for a in h.attempts(request_id)]
-        gaps = [(b - a).total_seconds() for a, b in zip(starts, starts[1:], strict=False)]
+        gaps = [(b - a).total_seconds() for a, b in itertools.pairwise(starts)]
         assert all(gap >= 2.0 ** (n + 1) for n, gap in enumerate(gaps)), gaps  # no hot loop
     assert {h.request(r).status for r in good} == {"succeeded"}
 
