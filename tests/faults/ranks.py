@@ -3,7 +3,7 @@
     torchrun --nproc-per-node N -m tests.faults.ranks JOB
 
 Each step is an all-reduce over gloo; a stop is agreed on by all ranks. `"unlearn": "early_exit"` is a bug that published half
-a training once: ranks that end with 0 when they are told to stop. `"outlive": true` leaves out the rank's death signal: the control.
+a training once: ranks that end with 0 when they are told to stop. `"outlive": true` leaves out their death signal: the control.
 """
 
 from __future__ import annotations
