@@ -56,6 +56,7 @@ DENIALS_EVERY_SECONDS = 60.0
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    catalogue.of_schema({})  # imported now, and not by the first POST, which holds a lock meanwhile: seconds on a busy host
     gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
     flushing = asyncio.create_task(_flush_denials(app)) if app.state.settings.auth == "required" else None
     yield
