@@ -27,7 +27,7 @@ from service.verifier.merkle import Frontier, leaf_hash
 from tests.faults.stack import Stack
 from tests.worker.conductor import house as h
 
-AFTER_SECONDS = 5.0
+AFTER_SECONDS = 15.0
 """So long after the end a process of a request may still be on its way out."""
 OUTCOME_ACTIONS = {"lost": "run.lost", "drained": "run.stopped", "paused": "run.stopped", "cancelled": "run.stopped"}
 """How the ledger calls the end of an attempt; one that failed is `run.failed`, and one that succeeded published."""

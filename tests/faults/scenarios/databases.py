@@ -93,7 +93,7 @@ def two_reapers(stack: Stack, rng: random.Random, size: Size) -> None:
         request_id = stack.ask(stack.fresh_house(), seconds=4, steps=20)
         h.until(lambda r=request_id: stack.journal(r), PATIENCE_SECONDS)
         pid = stack.holder(request_id)
-        h.until(lambda p=pid: p in stack.pids("worker"), 10)
+        h.until(lambda p=pid: p in stack.pids("worker"), 60)
         stack.kill("worker", stack.pids("worker").index(pid))
         h.until(lambda r=request_id: h.request(r).status == "succeeded", PATIENCE_SECONDS)
         assert [a.outcome for a in h.attempts(request_id)] == ["lost", "succeeded"]
@@ -105,7 +105,7 @@ def disk_full(stack: Stack, rng: random.Random, size: Size) -> None:
     """In the job's folder, then in the store: the attempt says so, and the next one succeeds."""
     for point, code in (("job.write=full*1", "disk_full"), ("store.write=full*1", "store_unavailable")):
         stack.arm(point)
-        h.until(lambda: not stack.armed(), 30)
+        h.until(lambda: not stack.armed(), PATIENCE_SECONDS)
         for _ in range(4):  # with two workers the other one may be quicker
             request_id = stack.ask(stack.fresh_house())
             h.until(lambda r=request_id: h.request(r).status == "succeeded", PATIENCE_SECONDS)

@@ -23,6 +23,7 @@ from tests.worker.conductor import house as h
 MOMENTS = ("job.write", "store.write", "publish.commit", "publish.committed")
 """Failpoints: between claim and engine, after the engine, before the publication's commit and after it."""
 STEPS, INTERVAL = 20, 5
+SOON_SECONDS = 60.0
 
 
 @scenario(2)
@@ -76,8 +77,8 @@ def frozen_past_its_lease(stack: Stack, rng: random.Random, size: Size) -> None:
         return
     assert ends == ["lost", "succeeded"]
     before = h.request(request_id).version, h.events(request_id), h.actions(request_id)
-    h.until(lambda: stack.logs('"lease.gone"') or stack.logs("lease.gone"), 30)
-    h.until(lambda: not stack.engines(request_id), 10)
+    h.until(lambda: stack.logs('"lease.gone"'), PATIENCE_SECONDS)
+    h.until(lambda: not stack.engines(request_id), SOON_SECONDS)
     with pytest.raises(LeaseLost), db.transaction() as session:
         leases.renew(session, stale, lease_seconds=60, progress=Progress(19, 20, "iteration"))
     with pytest.raises(LeaseLost), db.transaction() as session:
@@ -96,13 +97,13 @@ def drained_and_rolled(stack: Stack, rng: random.Random, size: Size) -> None:
     h.until(lambda: len(stack.journal(request_id)) > INTERVAL, PATIENCE_SECONDS)
     pid = stack.holder(request_id)
     os.kill(pid, signal.SIGTERM)
-    h.until(lambda: h.attempts(request_id)[0].outcome == "drained", 60)
-    h.until(lambda: not h.is_running(pid), 60)
+    h.until(lambda: h.attempts(request_id)[0].outcome == "drained", PATIENCE_SECONDS)
+    h.until(lambda: not h.is_running(pid), PATIENCE_SECONDS)
     for _ in range(3 if size.behind > 5 else 1):
         for which in range(len(stack.pids("worker"))):
             old = stack.kill("worker", which, signal.SIGTERM)
-            h.until(lambda old=old: old is None or not h.is_running(old), 60)
-            h.until(lambda: stack.pids("worker"), 60)
+            h.until(lambda old=old: old is None or not h.is_running(old), PATIENCE_SECONDS)
+            h.until(lambda: stack.pids("worker"), PATIENCE_SECONDS)
     h.until(lambda: h.request(request_id).status == "succeeded", PATIENCE_SECONDS)
     resumes_where_it_was(stack, request_id)
     stack.drain()
