@@ -10,7 +10,7 @@ from tests.faults.stack import PATIENCE_SECONDS, Stack
 from tests.worker.conductor import house as h
 
 RECOVER_SECONDS = 120.0
-"""After a half-open connection. The design says 60: two socket timeouts and a bell's pause; a deaf worker stays deaf for ever."""
+"""After a half-open connection. The design says 60: two socket timeouts and a bell's pause. A deaf worker stays deaf."""
 
 
 def fill(stack: Stack, count: int) -> tuple[str, list[str]]:
