@@ -62,7 +62,6 @@ def frozen_past_its_lease(stack: Stack, rng: random.Random, size: Size) -> None:
     held = h.request(request_id)
     stale = Lease(request_id, held.fence, str(held.lease_owner))
     pid = stack.holder(request_id)
-    told_before = stack.logs('"lease.gone"')
     os.kill(pid, signal.SIGSTOP)
     try:
         if stack.embedded:
@@ -78,7 +77,7 @@ def frozen_past_its_lease(stack: Stack, rng: random.Random, size: Size) -> None:
         return
     assert ends == ["lost", "succeeded"]
     before = h.request(request_id).version, h.events(request_id), h.actions(request_id)
-    h.until(lambda: stack.logs('"lease.gone"') > told_before, PATIENCE_SECONDS)
+    h.until(lambda: stack.logs(f'"lease.gone", "request": "{request_id}", "fence": {stale.fence}}}'), PATIENCE_SECONDS)
     h.until(lambda: not stack.engines(request_id), SOON_SECONDS)
     with pytest.raises(LeaseLost), db.transaction() as session:
         leases.renew(session, stale, lease_seconds=60, progress=Progress(19, 20, "iteration"))
