@@ -24,6 +24,8 @@ from tests.faults.stack import KINDS, Kind, Servers, Stack, opened
 SETTINGS = {"EXPUNGE_MAX_ATTEMPTS": "1000", "FAULTS_SOCKET": "5", "TORCH_FAULTS_SECONDS": "1"}
 """Workers die here as often as in years: that a request gives up one day is another test's."""
 DRAIN_SECONDS = 900.0
+MEANT, WORK_SECONDS = 0.5, 20.0
+"""So many of the faults wait for a run to hit; on a slow machine the others would all hit processes that are starting."""
 TINY_CLASSES = 3
 """Of a tiny model's four: something must be left."""
 
@@ -49,12 +51,14 @@ def submit(stack: Stack, plan: Plan, failed: list[BaseException]) -> None:
     """Requests, spread over the faults, from a client that repeats what was not answered."""
     real = [tiny.furnish(stack.home / f"tiny-{k}") for k in range(-(-plan.real // TINY_CLASSES))]
     plain = [stack.fresh_house() for _ in range(-(-plan.requests // CLASSES))]
-    pause = plan.faults * sum(plan.pause) / 2 / plan.requests
+    pause, every = plan.faults * sum(plan.pause) / 2 / plan.requests, plan.requests // plan.real
     try:
         for k in range(plan.requests):
             with stack.client() as client:
-                if k < plan.real:
-                    body = {"model_id": real[k // TINY_CLASSES].model_id, "forget": {"classes": [tiny.NAMES[k % TINY_CLASSES]]}}
+                if k % every == every - 1 and k // every < plan.real:
+                    nth = k // every
+                    forget = {"classes": [tiny.NAMES[nth % TINY_CLASSES]]}
+                    body = {"model_id": real[nth // TINY_CLASSES].model_id, "forget": forget}
                     found = post(client, body | {"method": "sfron", "params": tiny.PARAMS}, f"chaos-{k}", DRAIN_SECONDS)
                 else:
                     body = {"model_id": plain[k % len(plain)].model_id, "forget": {"classes": [str(k // len(plain))]}}
@@ -63,6 +67,13 @@ def submit(stack: Stack, plan: Plan, failed: list[BaseException]) -> None:
             time.sleep(pause)
     except BaseException as error:
         failed.append(error)
+
+
+def wait_for_work(stack: Stack) -> None:
+    """Until an engine is at work, but not for ever: what is broken may keep it from starting."""
+    deadline = time.monotonic() + WORK_SECONDS
+    while not stack.engines() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def chaos(kind: Kind, servers: Servers, plan: Plan, seed: int) -> dict[str, Any]:
@@ -75,6 +86,8 @@ def chaos(kind: Kind, servers: Servers, plan: Plan, seed: int) -> dict[str, Any]
         client.start()
         while breaker.done.total() < plan.faults:
             time.sleep(rng.uniform(*plan.pause))
+            if rng.random() < MEANT:
+                wait_for_work(stack)
             breaker.once()
         breaker.mend()
         client.join()
