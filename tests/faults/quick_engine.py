@@ -91,7 +91,8 @@ def leave_result(job: Path, spec: Json, *, done: int, total: int, resumed: int, 
     shutil.rmtree(job / "out", ignore_errors=True)
     shutil.copytree(job / "base", job / "out")
     with (job / "out" / "model.safetensors").open("ab") as file:
-        file.write(f"forgot {forgotten(spec)}".encode())
+        # nobody else's bytes: the store would have them already, and a store that fails would not be noticed
+        file.write(f"forgot {forgotten(spec)} for {spec['request_id']}".encode())
     files = entries(job / "out")
     if mode == "torn":
         (job / "out" / "model.safetensors").write_bytes(b"half")

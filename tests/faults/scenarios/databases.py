@@ -106,7 +106,7 @@ def disk_full(stack: Stack, rng: random.Random, size: Size) -> None:
     for point, code in (("job.write=full*1", "disk_full"), ("store.write=full*1", "store_unavailable")):
         stack.arm(point)
         h.until(lambda: not stack.armed(), PATIENCE_SECONDS)
-        for _ in range(4):  # with two workers the other one may be quicker
+        for _ in range(12):  # with two workers the other one may be quicker
             request_id = stack.ask(stack.fresh_house())
             h.until(lambda r=request_id: h.request(r).status == "succeeded", PATIENCE_SECONDS)
             first = h.attempts(request_id)[0]
