@@ -243,7 +243,7 @@ class Stack:
         with Client(f"http://127.0.0.1:{self.environment['EXPUNGE_PORT']}", timeout=40) as client:
             yield client
 
-    def wait_ready(self, seconds: float = 120) -> None:
+    def wait_ready(self, seconds: float = PATIENCE_SECONDS) -> None:
         def ready() -> bool:
             with self.client() as client:
                 try:
