@@ -8,7 +8,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attacks test-slow lint format types catalogue configuration references openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
+.PHONY: help install demo test attacks faults chaos test-slow lint format types catalogue configuration references openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -29,6 +29,12 @@ test: $(STAMP)   ## Run the whole default suite.
 
 attacks: $(STAMP) ## Every attack on a ledger, a certificate, a receipt and a dossier; the last line counts what went unseen.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks $(ARGS)
+
+faults: $(STAMP) ## Fifteen fault-injection tests on both stacks, and three controls; about an hour (QUICK=1: small, SEEDS=5: five seeds).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seeds $(or $(SEEDS),1) $(if $(QUICK),--short) $(ARGS)
+
+chaos: $(STAMP)  ## 200 faults at random moments over 50 requests, on each stack; 60 minutes (QUICK=1: 10).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(QUICK),--quick) $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -62,6 +62,7 @@ DENIALS_EVERY_SECONDS = 60.0
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    catalogue.of_schema({})  # imported now, and not by the first POST, which holds a lock meanwhile: seconds on a busy host
     gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
     settings = app.state.settings
     flushing = asyncio.create_task(_flush_denials(app)) if settings.auth == "required" else None

@@ -5,7 +5,8 @@ Off unless the setting `allow_failpoints` is on; only then is `EXPUNGE_FAILPOINT
     EXPUNGE_FAILPOINTS="store.write=full*2,job.write=full"
 
 A point's name, what happens there, and how often (for ever where nothing is said), counted in each process. Points:
-`store.write`, `store.read`, `store.publish`, `store.delete` (any kind of store), `job.write` (a worker's job directory).
+`store.write`, `store.read`, `store.publish`, `store.delete` (any kind of store), `job.write` (a worker's job directory),
+`publish.commit` and `publish.committed` (before and after the commit that publishes a result).
 What happens: `full`, `read_only`, `refused`, `away`, as the operating system would say it; `pause:SECONDS`; `die`, the process
 ends there as if killed.
 """
@@ -23,7 +24,9 @@ from collections import Counter
 from service.config import get_settings
 
 VARIABLE = "EXPUNGE_FAILPOINTS"
-POINTS = frozenset({"store.write", "store.read", "store.publish", "store.delete", "job.write"})
+POINTS = frozenset(
+    {"store.write", "store.read", "store.publish", "store.delete", "job.write", "publish.commit", "publish.committed"}
+)
 ERRORS = {"full": errno.ENOSPC, "read_only": errno.EROFS, "refused": errno.EACCES, "away": errno.ETIMEDOUT}
 
 log = logging.getLogger("expunge.failpoints")

@@ -37,6 +37,11 @@ def test_the_api_process_has_no_torch_and_no_worker() -> None:
     assert not loaded & {"torch", "diffusers", "transformers", "sklearn", "numpy", "scipy", "worker"}
 
 
+def test_the_first_request_of_an_api_process_imports_no_validator_under_its_lock() -> None:
+    code = "from fastapi.testclient import TestClient; from service.app import create_app; TestClient(create_app()).__enter__()"
+    assert "jsonschema" in imported_by(code)
+
+
 def test_the_conductor_process_has_no_torch_and_no_engine() -> None:
     code = "import worker.conductor.tasks, worker.conductor.pipeline, sys; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

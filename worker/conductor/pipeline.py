@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from service import db, logs
+from sqlalchemy.orm import Session as OrmSession
+
+from service import db, failpoints, logs
 from service.audit import ledger
 from service.audit.leaves import CachesPurged, PlanCommitted, RunFinished, rfc3339
 from service.audit.notary import Notary
 from service.certificates.signing import Signer
-from service.checkpoints.publish import BaseMoved, publish
+from service.checkpoints.publish import BaseMoved, Result, publish
 from service.config import Settings
 from service.files import FileEntry
 from service.requests import endings, leases
@@ -147,10 +149,16 @@ def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
         result = certifying.certify(heart, room.settings, sign, origin, plan, manifest, report, files, times)
     with tracing.span("publishing"):
         heart.enter("publishing", may_drain=False)
-        heart.write(lambda session: publish(session, heart.lease, result))
+        heart.write(partial(_publish, lease=heart.lease, result=result))
+        failpoints.hit("publish.committed")
         _purge(room, heart, plan)
     if room.notary is not None:
         room.notary.wake()
+
+
+def _publish(session: OrmSession, lease: Lease, result: Result) -> None:
+    publish(session, lease, result)
+    failpoints.hit("publish.commit")
 
 
 # ------------------------------------------------------------------------------------------------------------ the story

@@ -61,8 +61,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[FileEntry]:
     return sorted(found)
 
 
-def furnish(folder: Path) -> House:
-    """A model of ten classes with its dataset, registered."""
+def furnish(folder: Path, held_out: tuple[str, ...] = ("1", "2")) -> House:
+    """A model of ten classes with its dataset, registered. Item k is of class k % 10."""
     weights, data = folder / "weights", folder / "data"
     model_files = _write(weights, WEIGHTS)
     data_files = _write(data, {"digits.npz": npz(30)})
@@ -72,9 +72,9 @@ def furnish(folder: Path) -> House:
         common: dict[str, Any] = {"name": "digits", "class_names": CLASSES, "created_at": at, "created_by": "user:local"}
         session.add(
             Dataset(
-                id=house.dataset_id, format="npz", location=data.as_uri(), held_out_ids=["1", "2"],
+                id=house.dataset_id, format="npz", location=data.as_uri(), held_out_ids=list(held_out),
                 files=[f.row() for f in data_files],
-                digest=dataset_digest(data_files, format="npz", class_names=CLASSES, held_out_ids=["1", "2"]), **common,
+                digest=dataset_digest(data_files, format="npz", class_names=CLASSES, held_out_ids=list(held_out)), **common,
             )
         )  # fmt: skip
         session.flush()
