@@ -83,9 +83,9 @@ POLL_AFTER_SECONDS = "2"
     ),
 )  # fmt: skip
 def create_unlearn_request(
-    wanted: UnlearnRequestCreate, request: Request, actor: CurrentActor, idempotency_key: IdempotencyHeader = None
+    wanted: UnlearnRequestCreate, request: Request, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None
 ) -> Response:
-    """Record the request and queue it. It runs on a worker; follow `Location` for its progress.
+    """Record the request and queue it, or have it wait for approval. It runs on a worker; follow `Location` for its progress.
 
     Safe to repeat with an `Idempotency-Key`.
     """
@@ -94,7 +94,9 @@ def create_unlearn_request(
         where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
-        row, replayed = service.create(session, settings, wanted, idempotency_key, known, actor)
+        row, replayed = service.create(
+            session, settings, wanted, idempotency_key, known, caller.actor, key_id=caller.key_id
+        )
         response = answer(session, settings, row, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
     if replayed:

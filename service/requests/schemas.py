@@ -231,9 +231,9 @@ class Amendment(BaseModel):
 
 
 class StatusReason(BaseModel):
-    """What keeps a queued request from starting."""
+    """What keeps a request that waits from starting."""
 
-    code: Literal["no_worker", "behind", "behind_paused", "resting", "quota"]
+    code: Literal["approval", "no_worker", "behind", "behind_paused", "behind_approval", "resting", "quota"]
     message: str
     request_id: str | None = Field(default=None, description="the request that it waits for")
 
@@ -304,6 +304,44 @@ class RetainRead(BaseModel):
     proxy: ProxyRead | None
 
 
+class DecisionRead(BaseModel):
+    """What one person decided."""
+
+    approver: str
+    decision: Literal["approved", "rejected"]
+    comment: str | None
+    at: datetime
+    void: StrictBool = Field(description="true: what is said of the request was changed since, and it counts no more")
+
+
+class ApprovalsRead(BaseModel):
+    """Who must look at the request before it runs, and who has."""
+
+    required: int = Field(description="others who must approve; 0: nobody, it is the requester's own decision (`solo`)")
+    granted: int
+    request_digest: str | None = Field(description="what an approval is given to; null: none is needed")
+    decisions: list[DecisionRead]
+
+
+class Approval(BaseModel):
+    """Approve a request, as it reads now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="`approvals.request_digest` of the request that was read"
+    )
+    comment: Annotated[Text, StringConstraints(max_length=2000)] | None = None
+
+
+class Rejection(BaseModel):
+    """Reject a request, for good."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[Text, StringConstraints(min_length=1, max_length=2000)]
+
+
 class UnlearnRequestSummary(BaseModel):
     """An unlearn request, in short."""
 
@@ -351,6 +389,7 @@ class UnlearnRequestRead(UnlearnRequestSummary):
         description="what keeps it from starting; null: only that others come first, or it is not queued"
     )
     superseded_by: str | None = Field(description="the request that takes up this one's wish")
+    approvals: ApprovalsRead
     cumulative_forget: ForgetSet = Field(description="this and all that was forgotten before on this lineage")
     base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
     rung: RungRead

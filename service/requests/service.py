@@ -38,7 +38,7 @@ from service.errors import (
 )
 from service.models import repository as models
 from service.policies import service as policies
-from service.requests import quotas, repository, retain, schedule
+from service.requests import approvals, quotas, repository, retain, schedule
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.places import Known
@@ -77,6 +77,7 @@ def create(
     known: Known | None = None,
     actor: Actor = LOCAL,
     earlier: Earlier | None = None,
+    key_id: str | None = None,
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
@@ -85,6 +86,7 @@ def create(
     Args:
         known: what `places.read_places` found; None for a repetition.
         earlier: the request that this one supersedes, its row locked.
+        key_id: the API key that it is made with.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
@@ -108,6 +110,8 @@ def create(
     waiting = repository.pending(session, model.id)
     existing = _judge_conflicts(session, wanted, wish, choice, waiting)
     request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
+    if existing is None:
+        request.created_key_id = key_id
     if key is not None:
         first = _insert_with_key(session, request, key, body_sha256)
         if first is not None:
@@ -249,6 +253,7 @@ def _row(
     at = now(session)
     # requests of one model run in this order, and SQLite's clock ticks in milliseconds
     created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
+    needed = approvals.required(session, settings, model.project_id)
     return UnlearnRequest(
         id=new_id("ureq"),
         model_id=model.id,
@@ -267,7 +272,8 @@ def _row(
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,
-        status="queued",
+        status="pending_approval" if needed else "queued",
+        approvals_required=needed,
         version=1,
         fence=0,
         attempts_charged=0,
@@ -322,6 +328,7 @@ def _record(
         supersedes=request.supersedes,
         priority=request.priority if request.priority != "standard" else None,
         gpu_class=request.gpu_class if request.gpu_class != "default" else None,
+        approvals=request.approvals_required or None,
     )
     private = {
         "reason": request.reason,

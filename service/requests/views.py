@@ -14,7 +14,7 @@ from service.config import Settings
 from service.db import now
 from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
-from service.requests import repository, schedule
+from service.requests import approvals, repository, schedule
 from service.requests.lifecycle import RETRIABLE
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of, rung_after
@@ -47,7 +47,7 @@ class Around:
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
-    waits = row.status == "queued"
+    waits = row.status in ("pending_approval", "queued")
     return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
 
 
@@ -155,6 +155,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around) -> UnlearnReque
         ),
         status_reason=seen.status_reason,
         superseded_by=seen.superseded_by,
+        approvals=approvals.read(session, row),
         base_version=base.number if base else None,
         rung=_rung(row, attempts),
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
