@@ -34,7 +34,10 @@ app.add_typer(ledger, name="ledger")
 app.add_typer(keys, name="keys")
 app.command()(witness)
 app.command()(storage_commands.gc)
-for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
+for command in (
+    lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.approve, lifecycle_commands.reject,
+    lifecycle_commands.retry, lifecycle_commands.prioritise,
+):  # fmt: skip
     GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)

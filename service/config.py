@@ -76,8 +76,8 @@ class Settings(BaseSettings):
 
     approvals: Literal["solo"] | Annotated[int, Field(ge=1, le=9)] = Field(
         default="solo",
-        description="others who must approve an unlearn request before it runs, 1 to 9; a project may ask for more. solo: nobody, "
-        "and the certificate says so",
+        description="others who must approve an unlearn request before it runs, 1 to 9; a project may ask for more. solo: "
+        "nobody, and the certificate says so",
     )
 
     @property
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _there_is_somebody_to_approve(self) -> Self:
         if self.approvals != "solo" and self.auth != "required":
-            raise ValueError("approvals go with auth=required: the one local user is nobody else, and no request would ever run")
+            raise ValueError("approvals go with auth=required: a local user is nobody else, so no request would ever run")
         return self
 
     policy_file: Path | None = Field(

@@ -1,4 +1,4 @@
-"""The commands that change a request which is made: `expunge request pause|resume|retry|prioritise`."""
+"""The commands that change a request which is made: `expunge request pause|resume|approve|reject|retry|prioritise`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def resume(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Put a paused request back into the queue."""
     with client_of(url) as client:
         show(client.resume(request_id))
+
+
+def approve(
+    request_id: str,
+    digest: Annotated[str, typer.Argument(help="`approvals.request_digest` of the request that you have read.")],
+    comment: Annotated[str | None, typer.Option()] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Approve a request that waits for it. Refused where it was changed since, and where it is your own."""
+    with client_of(url) as client:
+        show(client.approve(request_id, digest, comment))
+
+
+def reject(request_id: str, reason: Annotated[str, typer.Option(help="Why it is not to run.")], url: Url = DEFAULT_URL) -> None:
+    """Reject a request that waits for approval. It has ended then."""
+    with client_of(url) as client:
+        show(client.reject(request_id, reason))
 
 
 def retry(

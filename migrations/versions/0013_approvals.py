@@ -44,9 +44,7 @@ OWN = (
     "WHERE r.id = NEW.request_id "
     "AND (r.created_by = NEW.approver OR (p.kind = 'service' AND k.created_by = NEW.approver)))"
 )
-NOT_WAITING = (
-    "NOT EXISTS (SELECT 1 FROM unlearn_request AS r WHERE r.id = NEW.request_id AND r.status = 'pending_approval')"
-)
+NOT_WAITING = "NOT EXISTS (SELECT 1 FROM unlearn_request AS r WHERE r.id = NEW.request_id AND r.status = 'pending_approval')"
 KEPT = ("request_id", "approver", "request_digest", "decision", "key_id", "at")
 SAID = {
     "unapproved": "a request is queued once enough others have approved it",

@@ -1,4 +1,4 @@
-"""What the ledger says about people who decide whether a request may run: one closed model per event type, as in `leaves`. Pure.
+"""What the ledger says about people who decide whether a request may run: closed models, as in `leaves`. Pure.
 
 The actor of the entry is who decided. What they wrote is private: a commitment alone is in the entry.
 """

@@ -28,8 +28,8 @@ from service.tables import (
     IdempotencyKey,
     LedgerEntry,
     LedgerPrivate,
-    RequestEvent,
     RequestApproval,
+    RequestEvent,
     UnlearnRequest,
     new_id,
 )

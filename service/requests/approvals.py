@@ -6,13 +6,15 @@ a request that is queued without its approvals (migration 0013).
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import and_, exists, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.access.tables import ApiKey, Principal, Project
 from service.audit import decisions, ledger
 from service.audit.decisions import ApprovalsVoided, RequestApproved, RequestRejected
-from service.audit.leaves import Actor, RequestAmended, RequestClosed, RequestReceived
+from service.audit.leaves import Actor, RequestAmended, RequestClosed, RequestReceived, rfc3339
 from service.config import Settings
 from service.db import now
 from service.errors import InvalidTransition, RequestChanged, SelfApproval
@@ -24,7 +26,7 @@ from service.tables import LedgerEntry, LedgerPrivate, RequestApproval, UnlearnR
 
 
 def required(session: OrmSession, settings: Settings, project_id: str) -> int:
-    """How many others must approve what is asked for in a project: the installation's number, or the project's if it is more."""
+    """How many others must approve what is asked for in a project: the installation's number, or the project's if more."""
     own = session.scalars(select(Project.approvals).where(Project.id == project_id)).one_or_none()
     return max(settings.approvals_required, own or 0)
 
@@ -114,7 +116,7 @@ def reject(session: OrmSession, request_id: str, said: Rejection, actor: Actor, 
 
 
 def reopen(session: OrmSession, request: UnlearnRequest) -> bool:
-    """What is said of a request is about to change: a queued one waits for approval again, a paused one will when it is resumed.
+    """What is said of a request is about to change: a queued one waits for approval again; a paused one, once resumed.
 
     Returns:
         Whether approvals become void, which `record_void` tells the ledger after the change.
@@ -136,6 +138,16 @@ def reopen(session: OrmSession, request: UnlearnRequest) -> bool:
 def record_void(session: OrmSession, request: UnlearnRequest, actor: Actor) -> None:
     """After the entry of the change."""
     _append(session, request, ApprovalsVoided(request_digest=digest(session, request.id)), actor, None)
+
+
+def certified(session: OrmSession, request_id: str) -> dict[str, Any]:
+    """What a certificate says of who looked at its request: ids, never names."""
+    request = repository.get(session, request_id)
+    if not request.approvals_required:
+        return {"policy": "solo"}
+    current = digest(session, request.id)
+    who = [{"id": row.approver, "at": rfc3339(row.at)} for row in granted(session, request.id, current)]
+    return {"policy": "four-eyes", "required": request.approvals_required, "requestDigest": current, "approvers": who}
 
 
 def read(session: OrmSession, request: UnlearnRequest) -> ApprovalsRead:
@@ -183,7 +195,13 @@ def _askers(session: OrmSession, request: UnlearnRequest) -> set[str]:
 
 
 def _decide(
-    session: OrmSession, request: UnlearnRequest, decision: str, current: str, said: str | None, actor: Actor, key_id: str | None
+    session: OrmSession,
+    request: UnlearnRequest,
+    decision: str,
+    current: str,
+    said: str | None,
+    actor: Actor,
+    key_id: str | None,
 ) -> None:
     session.add(
         RequestApproval(

@@ -15,10 +15,10 @@
 A terminal request never changes: retrying makes a new request that supersedes it. There is no "expired": a legal duty does not
 lapse, and a pause stops no law's clock.
 
-A paused request, and one that waits for approval, keeps its place in its lineage's queue. What came after it was judged, and its verification policy chosen, as
-if the paused one had been carried out by then; the paused one's policy knows nothing of what came after. Letting others pass
-would publish results that nobody measured for all that was forgotten. Nobody is locked out for ever by it: resuming and
-cancelling wait for no other request, and those that wait say for whom (`status_reason`).
+A paused request, and one that waits for approval, keeps its place in its lineage's queue. What came after it was judged, and
+its verification policy chosen, as if it had been carried out by then; its own policy knows nothing of what came after. Letting
+others pass would publish results that nobody measured for all that was forgotten. Nobody is locked out for ever: deciding,
+resuming and cancelling wait for no other request, and those that wait say for whom (`status_reason`).
 
 Run as a module it prints `docs/reference/states.md`.
 """

@@ -403,6 +403,43 @@ class UnlearnRequestRead(UnlearnRequestSummary):
     receipt_url: str = Field(description="proof that this entry is in the signed ledger, once a checkpoint covers it")
 
 
+class RecipeRead(BaseModel):
+    """One rung of the ladder."""
+
+    method: str
+    params: dict[str, Any]
+
+
+class PlanRead(BaseModel):
+    """What would be made of a request, had it been asked for now. Nothing was."""
+
+    object: Literal["unlearning_request_plan"] = "unlearning_request_plan"
+    model_id: str
+    status: Status = Field(description="that it would begin with; of `answered_by`, that it has")
+    answered_by: str | None = Field(description="the pending request that `use_existing` would answer with")
+    forget: ForgetSet
+    cumulative_forget: ForgetSet = Field(description="with all that was forgotten before, or is pending, on this lineage")
+    retain: RetainRead | None
+    method: str
+    recipes: list[RecipeRead] = Field(description="as many results as may be verified in turn, each with all of its parameters")
+    policy: Policy
+    approvals_required: int
+    behind: list[str] = Field(description="pending requests of the model, which it would wait for")
+    expected_run_seconds: float = Field(
+        description="median of past runs of the method on this family, or the operator's guess"
+    )
+    requests_in_front: int = Field(
+        description="of the same project and GPU class, and sooner or at work already"
+    )
+    workers: int = Field(description="that serve its GPU class now")
+    estimated_finish_at: datetime | None = Field(
+        description="if it is approved at once and no attempt fails; null: no worker serves its GPU class"
+    )
+    due_at: datetime | None
+    latest_start_at: datetime | None
+    late: StrictBool | None = Field(description="true: the estimate is after the deadline; null: one of the two is not known")
+
+
 class EventRead(BaseModel):
     """Something that happened to the request. `id` is the stream's Last-Event-ID."""
 

@@ -105,18 +105,14 @@ def create(
     if key is not None and (first := _replay(session, key, body_sha256)):
         return first, True
     known = known or Known()
-    wish = _wish(wanted, model, known.items)
-    choice = _choice(wanted.retain, model)
-    waiting = repository.pending(session, model.id)
-    existing = _judge_conflicts(session, wanted, wish, choice, waiting)
-    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
-    if existing is None:
+    request, is_new = judge(session, settings, wanted, model, known, actor, earlier)
+    if is_new:
         request.created_key_id = key_id
     if key is not None:
         first = _insert_with_key(session, request, key, body_sha256)
         if first is not None:
             return first, True
-    if existing is None:
+    if is_new:
         session.add(request)
         session.flush()  # the event refers to it
         law = _law(session, wanted, request, earlier)
@@ -125,6 +121,28 @@ def create(
         _record(session, request, known.stand_in, law, actor)
         quotas.require_place(session, settings, request.project_id)
     return request, False
+
+
+def judge(
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    model: Model,
+    known: Known,
+    actor: Actor,
+    earlier: Earlier | None = None,
+) -> tuple[UnlearnRequest, bool]:
+    """The request as it would be made now, in no session yet; or the pending one that answers it. And whether it is new.
+
+    Raises:
+        what `create` raises but for keys, dates and quotas.
+    """
+    wish = _wish(wanted, model, known.items)
+    choice = _choice(wanted.retain, model)
+    waiting = repository.pending(session, model.id)
+    existing = _judge_conflicts(session, wanted, wish, choice, waiting)
+    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
+    return request, existing is None
 
 
 def _law(

@@ -69,7 +69,7 @@ def is_version(if_match: str, request: UnlearnRequest) -> bool:
     return given == ["*"] or any(tag.strip('"').partition("-")[0] == str(request.version) for tag in given)
 
 
-def _retain(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
+def retain_read(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
     if choice is None:
         return None
     kept = ClassSet.of(list(choice.classes), class_names) if choice.classes else None
@@ -90,7 +90,7 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
         "status": row.status,
         "phase": row.phase,
         "model_id": row.model_id,
-        "retain": _retain(Choice.of(row.retain), class_names),
+        "retain": retain_read(Choice.of(row.retain), class_names),
         "method": row.method,
         "params": row.params,
         "seed": row.seed,
