@@ -425,12 +425,8 @@ class PlanRead(BaseModel):
     policy: Policy
     approvals_required: int
     behind: list[str] = Field(description="pending requests of the model, which it would wait for")
-    expected_run_seconds: float = Field(
-        description="median of past runs of the method on this family, or the operator's guess"
-    )
-    requests_in_front: int = Field(
-        description="of the same project and GPU class, and sooner or at work already"
-    )
+    expected_run_seconds: float = Field(description="median of past runs of the method on this family, or the operator's guess")
+    requests_in_front: int = Field(description="of the same project and GPU class, and sooner or at work already")
     workers: int = Field(description="that serve its GPU class now")
     estimated_finish_at: datetime | None = Field(
         description="if it is approved at once and no attempt fails; null: no worker serves its GPU class"
@@ -438,6 +434,33 @@ class PlanRead(BaseModel):
     due_at: datetime | None
     latest_start_at: datetime | None
     late: StrictBool | None = Field(description="true: the estimate is after the deadline; null: one of the two is not known")
+
+
+class Batch(BaseModel):
+    """Several requests at once, in this order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[UnlearnRequestCreate] = Field(min_length=1, max_length=100)
+    atomic: StrictBool = Field(default=False, description="true: all of them, or none and the first one's problem")
+
+
+class BatchResult(BaseModel):
+    """What became of one of them: `request` or `problem`."""
+
+    index: int
+    status: int = Field(description="that it would have been answered with by itself")
+    replayed: StrictBool = Field(description="true: an earlier call with the same key made it")
+    request: UnlearnRequestRead | None
+    problem: dict[str, Any] | None = Field(description="RFC 9457")
+
+
+class BatchRead(BaseModel):
+    """What became of each, in the order of the items."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchResult]
+    failed: int
 
 
 class EventRead(BaseModel):

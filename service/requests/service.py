@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -99,11 +100,44 @@ def create(
         IdempotencyKeyReused: the key was used with another body.
         QuotaExceeded: as many requests wait as may.
     """
+    made = prepare(session, settings, wanted, key, known, actor, earlier, key_id)
+    record(session, settings, [made], actor)
+    return made.request, made.replayed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose rows are written, but not yet its entries: no row may follow the first entry of a transaction."""
+
+    request: UnlearnRequest
+    is_new: bool = False
+    replayed: bool = False
+    """It was first made by an earlier call with the same key."""
+    stand_in: StandIn | None = None
+    law: RequestCompliance | None = None
+
+
+def body_digest(wanted: UnlearnRequestCreate, earlier: Earlier | None = None) -> str:
+    """What an Idempotency-Key is bound to."""
     body = wanted.model_dump(mode="json", exclude_unset=True)
-    body_sha256 = sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
+    return sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
+
+
+def prepare(
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    key: str | None,
+    known: Known | None,
+    actor: Actor,
+    earlier: Earlier | None = None,
+    key_id: str | None = None,
+) -> Prepared:
+    """The first half of `create`, with its arguments and errors; `record` is the other one."""
+    body_sha256 = body_digest(wanted, earlier)
     model = models.get(session, wanted.model_id, lock=True)
     if key is not None and (first := _replay(session, key, body_sha256)):
-        return first, True
+        return Prepared(first, replayed=True)
     known = known or Known()
     request, is_new = judge(session, settings, wanted, model, known, actor, earlier)
     if is_new:
@@ -111,16 +145,25 @@ def create(
     if key is not None:
         first = _insert_with_key(session, request, key, body_sha256)
         if first is not None:
-            return first, True
-    if is_new:
-        session.add(request)
-        session.flush()  # the event refers to it
-        law = _law(session, wanted, request, earlier)
-        if law is not None:
-            schedule.refresh(session, settings, request, law)
-        _record(session, request, known.stand_in, law, actor)
-        quotas.require_place(session, settings, request.project_id)
-    return request, False
+            return Prepared(first, replayed=True)
+    if not is_new:
+        return Prepared(request)
+    session.add(request)
+    session.flush()  # the event refers to it
+    law = _law(session, wanted, request, earlier)
+    if law is not None:
+        schedule.refresh(session, settings, request, law)
+    announce(session, request.id, "created", {"status": request.status}, request.created_at)
+    return Prepared(request, is_new=True, stand_in=known.stand_in, law=law)
+
+
+def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared], actor: Actor) -> None:
+    """Write the entries of what is new, after all rows of the transaction. Raises: QuotaExceeded."""
+    made = [one for one in prepared if one.is_new]
+    for one in made:
+        _record(session, one.request, one.stand_in, one.law, actor)
+    for project in sorted({one.request.project_id for one in made}):
+        quotas.require_place(session, settings, project)
 
 
 def judge(
@@ -330,7 +373,6 @@ def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, bod
 def _record(
     session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None, law: RequestCompliance | None, actor: Actor
 ) -> None:
-    announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
         samples=sample_count(request.forget_samples),

@@ -60,6 +60,7 @@ class House:
 
 @pytest.fixture
 def two_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPUNGE_AUTH", "required")
     monkeypatch.setenv("EXPUNGE_APPROVALS", "2")
 
 
