@@ -79,11 +79,11 @@ def approve(session: OrmSession, request_id: str, said: Approval, actor: Actor, 
     if str(actor) in {row.approver for row in before}:
         return request
     _decide(session, request, "approved", current, said.comment, actor, key_id)
-    count = len(before) + 1
+    count, at = len(before) + 1, now(session)
     request.version += 1
     if count >= request.approvals_required:
         request.status = "queued"
-        request.not_before = now(session)
+        request.not_before = at
     announce(session, request.id, "approved", {"granted": count, "required": request.approvals_required})
     if request.status == "queued":
         announce(session, request.id, "queued", {})
@@ -106,8 +106,9 @@ def reject(session: OrmSession, request_id: str, said: Rejection, actor: Actor, 
     current = digest(session, request.id)
     if str(actor) not in {row.approver for row in granted(session, request.id, current)}:
         _decide(session, request, "rejected", current, said.reason, actor, key_id)
+    at = now(session)  # a query writes what is changed, and what has ended is written once
     request.status = "rejected"
-    request.finished_at = now(session)
+    request.finished_at = at
     request.version += 1
     announce(session, request.id, "rejected", {})
     _append(session, request, RequestRejected(request_digest=current), actor, {"reason": said.reason})

@@ -22,6 +22,7 @@ from service.db import reading, transaction
 from service.edge import writing
 from service.requests import approvals, leases
 from service.tables import LedgerEntry, RequestApproval, UnlearnRequest
+from service.workers import repository as workers
 from tests.service.access.people import bearer, calling, person
 from tests.support import Json, ask, code_of, register
 
@@ -237,8 +238,10 @@ def test_it_can_be_withdrawn_and_keeps_its_place_until_then(house: House) -> Non
     first, second = house.ask(1), house.ask(2)
     for key in (house.bob, house.cyd):
         house.approve(second, key)
+    with transaction() as session:
+        workers.touch(session, workers.Sign("w", "h", ("default",), "active", None))
     waits = house.read(second["id"])["status_reason"]
-    assert waits["request_id"] == first["id"]
+    assert (waits["code"], waits["request_id"]) == ("behind_approval", first["id"])
     assert due() == []
     assert house.post(first, "cancel", house.ada).json()["status"] == "cancelled"
     assert due() == [second["id"]]
