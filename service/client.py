@@ -91,7 +91,7 @@ class Client:
         return self.post(f"/unlearn-requests/{request_id}/reject", {"reason": reason})
 
     def retry(self, request_id: str, different: Json | None = None, *, idempotency_key: str | None = None) -> Json:
-        """Take up a request that failed or was cancelled; returns the new one."""
+        """Take up a request that ended without a result; returns the new one."""
         return self.post(f"/unlearn-requests/{request_id}/retry", different or {}, idempotency_key=idempotency_key)
 
     def amend(self, request_id: str, **changes: Any) -> Json:

@@ -50,7 +50,7 @@ def retry(
     idempotency_key: Annotated[str | None, typer.Option()] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Take up a request that failed or was cancelled: a new one, with the same law's clock."""
+    """Take up a request that ended without a result: a new one, with the same law's clock."""
     wanted = None if params is None else parsed(params, "--params")
     given = {"method": method, "params": wanted, "seed": seed, "policy": policy}
     with client_of(url) as client:

@@ -102,7 +102,7 @@ def resume_unlearn_request(request_id: str, request: Request, actor: CurrentActo
     dependencies=[allowed("requests:create")],
     status_code=202,
     response_model=UnlearnRequestRead,
-    summary="Take up a request that failed or was cancelled",
+    summary="Take up a request that ended without a result",
     responses=problems(
         BadRequest, RequestNotFound, InvalidTransition, AlreadySuperseded, DuplicateRequest, AlreadyForgotten, NothingToRetain,
         UnknownMethod, InvalidParams, UnknownPolicy, PolicyUnfit, BadLocation, IdempotencyKeyReused, QuotaExceeded,
