@@ -99,13 +99,9 @@ def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> S
         return None
     if request.gpu_class not in floor.served:
         return StatusReason(code="no_worker", message=f"no worker that is there serves the GPU class {request.gpu_class}")
-    other, this = aliased(UnlearnRequest), aliased(UnlearnRequest)
+    other = aliased(UnlearnRequest)  # and no second one joined to it: a project's rule does not reach into a join's condition
     in_front = session.execute(
-        select(other.id, other.status)
-        .join(this, this.id == request.id)
-        .where(outbox.blocks(other, this))
-        .order_by(other.created_at, other.id)
-        .limit(1)
+        select(other.id, other.status).where(outbox.blocks(other, request)).order_by(other.created_at, other.id).limit(1)
     ).first()
     if in_front is not None:
         code = BEHIND.get(in_front.status, "behind")
