@@ -28,8 +28,10 @@ from service.datasets import endpoints as datasets
 from service.middleware import BodyLimit, RequestId
 from service.models import endpoints as models
 from service.policies import endpoints as policies
-from service.requests import batches, moves
+from service.requests import batches, feed, moves
 from service.requests import endpoints as requests
+from service.requests.tailer import Tailer
+from service.webhooks import endpoints as webhooks
 from service.workers import endpoints as workers
 
 log = logging.getLogger("expunge.app")
@@ -49,6 +51,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     catalogue.router,
     policies.router,
     workers.router,
+    feed.router,
+    webhooks.router,
     access.router,
     health.router,
 )
@@ -102,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.tailer = Tailer()
     gate.install(app, routes(), settings)  # innermost: what is outside of it needs no caller
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)

@@ -1,7 +1,7 @@
 """Four eyes: a request that needs approvals waits until as many others as its project wants have looked at it.
 
 Each function is part of its caller's one transaction. The database refuses on its own whoever approves what they asked for, and
-a request that is queued without its approvals (migration 0013).
+a request that is queued without its approvals (migration 0014).
 """
 
 from __future__ import annotations

@@ -235,6 +235,7 @@ def test_a_worker_says_that_it_is_there_until_it_leaves(sweeper: Sweeper, rung: 
     assert said() == [(me, ["default"], "active", None)]
     sweeper.room.draining.set()
     sweeper.room.request_id = "ureq_1"
+    sweeper.touch_at = time.monotonic() + 60
     sweeper.sweep()
     assert said()[0][2:] == ("active", None)  # a write a second is enough
     sweeper.touch_at = 0.0
