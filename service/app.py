@@ -28,8 +28,8 @@ from service.datasets import endpoints as datasets
 from service.middleware import BodyLimit, RequestId
 from service.models import endpoints as models
 from service.policies import endpoints as policies
+from service.requests import batches, feed, moves
 from service.requests import endpoints as requests
-from service.requests import feed, moves
 from service.requests.tailer import Tailer
 from service.telemetry import serving, tracing
 from service.telemetry.http import REGISTRY, Measured
@@ -42,6 +42,7 @@ VERSION = "0.1.0"
 ROUTERS: tuple[APIRouter, ...] = (
     requests.router,
     moves.router,
+    batches.router,
     models.router,
     datasets.router,
     checkpoints.router,

@@ -37,7 +37,10 @@ app.add_typer(keys, name="keys")
 app.command()(witness)
 app.command()(storage_commands.gc)
 app.command()(operations_commands.metrics)
-for command in (lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.retry, lifecycle_commands.prioritise):
+for command in (
+    lifecycle_commands.pause, lifecycle_commands.resume, lifecycle_commands.approve, lifecycle_commands.reject,
+    lifecycle_commands.retry, lifecycle_commands.prioritise,
+):  # fmt: skip
     GROUPS["request"].command()(command)
 ledger.command("destroy-kek")(privacy_commands.destroy_kek)
 ledger.command("retain")(privacy_commands.retain)

@@ -17,7 +17,7 @@ from service.fetching import Answer, DownloadRefused, fetch, sha256_of_file
 LEDGER_PATIENCE_SECONDS = 30.0
 """So long a download waits for the ledger to be signed: seconds after a publication, as a rule."""
 POLL_SECONDS = 0.5
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+TERMINAL = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
 Json = dict[str, Any]
 
@@ -82,8 +82,16 @@ class Client:
     def resume(self, request_id: str) -> Json:
         return self.post(f"/unlearn-requests/{request_id}/resume")
 
+    def approve(self, request_id: str, request_digest: str, comment: str | None = None) -> Json:
+        """Approve a request as it was read. Raises: ApiError: it was changed since, or it is the caller's own."""
+        said = {"request_digest": request_digest} | ({"comment": comment} if comment else {})
+        return self.post(f"/unlearn-requests/{request_id}/approve", said)
+
+    def reject(self, request_id: str, reason: str) -> Json:
+        return self.post(f"/unlearn-requests/{request_id}/reject", {"reason": reason})
+
     def retry(self, request_id: str, different: Json | None = None, *, idempotency_key: str | None = None) -> Json:
-        """Take up a request that failed or was cancelled; returns the new one."""
+        """Take up a request that ended without a result; returns the new one."""
         return self.post(f"/unlearn-requests/{request_id}/retry", different or {}, idempotency_key=idempotency_key)
 
     def amend(self, request_id: str, **changes: Any) -> Json:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -80,6 +80,22 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=8_388_608, ge=1024, description="larger request bodies get 413; 100,000 sample ids of 80 bytes fit"
     )
+
+    approvals: Literal["solo"] | Annotated[int, Field(ge=1, le=9)] = Field(
+        default="solo",
+        description="others who must approve an unlearn request before it runs, 1 to 9; a project may ask for more. solo: "
+        "nobody, and the certificate says so",
+    )
+
+    @property
+    def approvals_required(self) -> int:
+        return 0 if self.approvals == "solo" else self.approvals
+
+    @model_validator(mode="after")
+    def _there_is_somebody_to_approve(self) -> Self:
+        if self.approvals != "solo" and self.auth != "required":
+            raise ValueError("approvals go with auth=required: a local user is nobody else, so no request would ever run")
+        return self
 
     policy_file: Path | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""The commands that change a request which is made: `expunge request pause|resume|retry|prioritise`."""
+"""The commands that change a request which is made: `expunge request pause|resume|approve|reject|retry|prioritise`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,23 @@ def resume(request_id: str, url: Url = DEFAULT_URL) -> None:
         show(client.resume(request_id))
 
 
+def approve(
+    request_id: str,
+    digest: Annotated[str, typer.Argument(help="`approvals.request_digest` of the request that you have read.")],
+    comment: Annotated[str | None, typer.Option()] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Approve a request that waits for it. Refused where it was changed since, and where it is your own."""
+    with client_of(url) as client:
+        show(client.approve(request_id, digest, comment))
+
+
+def reject(request_id: str, reason: Annotated[str, typer.Option(help="Why it is not to run.")], url: Url = DEFAULT_URL) -> None:
+    """Reject a request that waits for approval. It has ended then."""
+    with client_of(url) as client:
+        show(client.reject(request_id, reason))
+
+
 def retry(
     request_id: str,
     method: Annotated[str | None, typer.Option(help="Another method; default: as it was.")] = None,
@@ -33,7 +50,7 @@ def retry(
     idempotency_key: Annotated[str | None, typer.Option()] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Take up a request that failed or was cancelled: a new one, with the same law's clock."""
+    """Take up a request that ended without a result: a new one, with the same law's clock."""
     wanted = None if params is None else parsed(params, "--params")
     given = {"method": method, "params": wanted, "seed": seed, "policy": policy}
     with client_of(url) as client:

@@ -19,6 +19,7 @@ from service.access.schemas import (
     ApiKeyRead,
     PrincipalCreate,
     PrincipalRead,
+    ProjectAmendment,
     ProjectCreate,
     ProjectRead,
 )
@@ -49,7 +50,23 @@ def _administering(caller: Caller) -> Iterator[None]:
 )
 def create_project(wanted: ProjectCreate, actor: CurrentActor) -> ProjectRead:
     """Its datasets, models, requests and entries are seen by its own principals alone."""
-    return ProjectRead.model_validate(service.create_project(wanted.id, actor=actor), from_attributes=True)
+    return ProjectRead.model_validate(
+        service.create_project(wanted.id, actor=actor, approvals=wanted.approvals), from_attributes=True
+    )
+
+
+@router.patch(
+    "/projects/{project_id}",
+    dependencies=[allowed("projects:manage")],
+    response_model=ProjectRead,
+    summary="Say how many must approve a project's requests",
+    responses=problems(BadRequest, ProjectNotFound, Unprocessable),
+)
+def amend_project(project_id: str, wanted: ProjectAmendment, actor: CurrentActor) -> ProjectRead:
+    """Of requests that are made from now on. It can ask for more than the installation does, never for less."""
+    return ProjectRead.model_validate(
+        service.amend_project(project_id, approvals=wanted.approvals, actor=actor), from_attributes=True
+    )
 
 
 @router.get(

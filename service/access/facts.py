@@ -31,6 +31,15 @@ class ProjectCreated(Fact):
 
     action = "project.created"
     project_id: str
+    approvals: int | None = Field(default=None, description="None: as many as the installation asks for")
+
+
+class ProjectAmended(Fact):
+    """From now on another number of people must approve the tenant's requests."""
+
+    action = "project.amended"
+    project_id: str
+    approvals: int
 
 
 class PrincipalCreated(Fact):

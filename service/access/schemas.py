@@ -5,12 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
 from service.access.scopes import Role
 from service.values import Name
 
 ProjectId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
+Approvals = Annotated[
+    StrictInt,
+    Field(ge=0, le=9, description="others who must approve an unlearn request; at least as many as the installation asks for"),
+]
 LONGEST_DAYS, USUAL_DAYS = 366, 90
 
 
@@ -20,6 +24,15 @@ class ProjectCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: ProjectId
+    approvals: Approvals = 0
+
+
+class ProjectAmendment(BaseModel):
+    """What may be changed of a tenant. Requests that are made already keep what they need."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    approvals: Approvals
 
 
 class ProjectRead(BaseModel):
@@ -27,6 +40,7 @@ class ProjectRead(BaseModel):
 
     object: Literal["project"] = "project"
     id: str
+    approvals: int
     created_at: datetime
     created_by: str
 

@@ -16,6 +16,7 @@ Scope = Literal[
     "requests:create",
     "requests:cancel",
     "requests:operate",
+    "requests:approve",
     "compliance:record",
     "checkpoints:read",
     "checkpoints:revoke",
@@ -46,7 +47,9 @@ def _scopes(*scopes: Scope) -> frozenset[Scope]:
 
 ROLES: dict[Role, frozenset[Scope]] = {
     "requester": _scopes(*_READ, "requests:create", "requests:cancel"),
-    "approver": _scopes(*_READ, "ledger:read", "checkpoints:revoke", "checkpoints:approve", "ledger:approve"),
+    "approver": _scopes(
+        *_READ, "requests:approve", "ledger:read", "checkpoints:revoke", "checkpoints:approve", "ledger:approve"
+    ),
     "operator": _scopes(
         *_READ,
         *("datasets:create", "models:create", "models:dispose", "requests:cancel", "requests:operate", "compliance:record"),

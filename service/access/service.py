@@ -21,7 +21,14 @@ from service.access.errors import (
     ProjectExists,
     ProjectNotFound,
 )
-from service.access.facts import ApiKeyCreated, ApiKeyRevoked, PrincipalCreated, PrincipalDeactivated, ProjectCreated
+from service.access.facts import (
+    ApiKeyCreated,
+    ApiKeyRevoked,
+    PrincipalCreated,
+    PrincipalDeactivated,
+    ProjectAmended,
+    ProjectCreated,
+)
 from service.access.scopes import Role
 from service.access.tables import ApiKey, Principal, Project
 from service.audit import ledger
@@ -38,16 +45,30 @@ ADMIN: Role = "admin"
 FIRST_KEY_DAYS = 30
 
 
-def create_project(project_id: str, *, actor: Actor) -> Project:
+def create_project(project_id: str, *, actor: Actor, approvals: int = 0) -> Project:
     """A new tenant. Raises: ProjectExists; also for the name that the ledger has for the first project."""
     with tenancy.acting(None), writing() as session:
         if project_id == tenancy.tenant(tenancy.HOME) or session.get(Project, project_id) is not None:
             raise ProjectExists
-        row = Project(id=project_id, created_at=now(session), created_by=str(actor))
+        row = Project(id=project_id, created_at=now(session), created_by=str(actor), approvals=approvals)
         session.add(row)
         session.flush()
         with tenancy.acting(project_id):
-            ledger.append(session, ProjectCreated(project_id=project_id), actor=actor)
+            ledger.append(session, ProjectCreated(project_id=project_id, approvals=approvals or None), actor=actor)
+    return row
+
+
+def amend_project(project_id: str, *, approvals: int, actor: Actor) -> Project:
+    """Another number of people must approve what is asked for from now on. Raises: ProjectNotFound."""
+    with tenancy.acting(None), writing() as session:
+        row = session.scalars(select(Project).where(Project.id == project_id).with_for_update()).one_or_none()
+        if row is None:
+            raise ProjectNotFound
+        if row.approvals != approvals:
+            row.approvals = approvals
+            session.flush()
+            with tenancy.acting(project_id):
+                ledger.append(session, ProjectAmended(project_id=project_id, approvals=approvals), actor=actor)
     return row
 
 

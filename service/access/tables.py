@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.tables.base import Row
@@ -15,10 +15,12 @@ class Project(Row):
     """A tenant. Its id is its name, for the ledger has it for ever."""
 
     __tablename__ = "project"
+    __table_args__ = (CheckConstraint("approvals BETWEEN 0 AND 9", name="approvals"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    approvals: Mapped[int] = mapped_column(default=0, server_default=text("0"))
 
 
 class Principal(Row):

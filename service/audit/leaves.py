@@ -114,6 +114,7 @@ class RequestReceived(Fact):
     supersedes: str | None = Field(default=None, description="the request whose wish, and whose law's clock, it takes up")
     priority: str | None = Field(default=None, description="None: standard")
     gpu_class: str | None = Field(default=None, description="None: default")
+    approvals: int | None = Field(default=None, description="others who must approve it before it runs; None: nobody")
 
 
 class RequestWithdrawn(Fact):

@@ -28,6 +28,7 @@ from service.tables import (
     IdempotencyKey,
     LedgerEntry,
     LedgerPrivate,
+    RequestApproval,
     RequestEvent,
     UnlearnRequest,
     new_id,
@@ -99,6 +100,11 @@ def shred(session: OrmSession, rows: Sequence[LedgerPrivate], *, actor: Actor, g
     session.flush()  # the database lets go of a request's copies only once its private row is shredded
     for request_id in sorted(r for r in _copied(session, places) if r is not None):
         _erase_copies(session, request_id)
+    asked = sorted({request_id for request_id, _ in places.values() if request_id})
+    session.execute(
+        update(RequestApproval).where(RequestApproval.request_id.in_(asked)).values(comment=None),
+        execution_options={"synchronize_session": False},
+    )
     seqs = [row.seq for row in rows]
     ledger.append(session, PrivateShredded(seqs=tuple(seqs), ground=ground), actor=actor)
     return seqs

@@ -92,6 +92,7 @@ def asked_before(rejected: int) -> str:
     )
 
 
+SELF_APPROVED = "The request was self-approved: nobody else looked at the request before it ran."
 REVOKED_PARENT = (
     "The certificate of the version that this one was made from had been revoked when this one was issued. What was wrong with "
     "that version may be wrong with this one, as far as the tests here do not show otherwise."
@@ -169,6 +170,7 @@ def known_limits(
     guarantee: str | None = None,
     rejected_before: int = 0,
     parent: Json | None = None,
+    approval: Json | None = None,
 ) -> list[str]:
     """What the tests could not show, a sentence each.
 
@@ -181,11 +183,13 @@ def known_limits(
         guarantee: what the certificate claims; None: nothing was certified.
         rejected_before: other requests to forget the same of the same version that verification had rejected by then.
         parent: what the certificate says of the version that was replaced.
+        approval: what it says of who looked at the request before it ran.
     """
     repeated = [asked_before(rejected_before)] if rejected_before else []
     missing = _not_run(kind, findings, units)
     found = [*_of_findings(findings, guarantee), *missing, *_retain(chosen)]
-    return [*_always(guarantee, judged), *_of_parent(parent or {}), *repeated, *found]
+    alone = [SELF_APPROVED] if (approval or {}).get("policy") == "solo" else []
+    return [*_always(guarantee, judged), *alone, *_of_parent(parent or {}), *repeated, *found]
 
 
 def _always(guarantee: str | None, judged: bool) -> Iterator[str]:

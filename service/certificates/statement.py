@@ -66,6 +66,7 @@ def build(
     ledger: Mapping[str, Any] | None = None,
     commitment: Mapping[str, Any] | None = None,
     times: Mapping[str, str] | None = None,
+    approval: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The statement to be signed, but for the digests of what lies beside it: see `publication.assemble`.
 
@@ -92,6 +93,7 @@ def build(
         ledger: {"origin", "planSeq"}: which log has the entries, and where the plan stands in it.
         commitment: to the items that were forgotten: `commitment.Commitment.as_json`.
         times: {"startedAt", "finishedAt"} of the run, RFC 3339 UTC.
+        approval: who looked at the request before it ran, as `approvals.certified` has it; None: nobody but who made it.
 
     Returns:
         A JSON object without floats, ready for RFC 8785.
@@ -101,6 +103,7 @@ def build(
     """
     if guarantee not in GUARANTEES:
         raise ValueError(f"expected one of {', '.join(GUARANTEES)} as guarantee, got {guarantee!r}")
+    approval = approval or {"policy": "solo"}
     predicate = {
         "certificate": {
             "id": checkpoint_id,
@@ -111,6 +114,7 @@ def build(
         },
         "claim": _claim(guarantee, proof, report.get("tier")),
         "request": dict(request),
+        "approval": dict(approval),
         "model": {**model, "family": spec["family"], "classNames": list(spec["class_names"])},
         "parent": dict(parent),
         "original": dict(original),
@@ -123,7 +127,7 @@ def build(
         "plan": {"specSha256": spec_sha256, "policy": spec["policy"], "policySha256": report["policy_digest"]},
         "environment": manifest["environment"],
         "verification": _verification(spec, report, report_sha256),
-        "limits": _limits(spec, report, guarantee, kind, rejected_before, parent),
+        "limits": _limits(spec, report, guarantee, kind, rejected_before, parent, approval),
     }
     return {
         "_type": STATEMENT_TYPE,
@@ -242,6 +246,7 @@ def _limits(
     kind: str | None,
     rejected_before: int,
     parent: Mapping[str, Any],
+    approval: Mapping[str, Any],
 ) -> list[str]:
     gone = {
         "classes": [*spec["forget_classes"], *spec["forgotten_classes"]],
@@ -256,6 +261,7 @@ def _limits(
         guarantee=guarantee,
         rejected_before=rejected_before,
         parent=parent,
+        approval=approval,
     )
 
 

@@ -34,19 +34,25 @@ def begin(
     Raises:
         ComplianceUnfit: received in the future.
     """
-    at = now(session)
-    received = _not_ahead(received_at, at, "/received_at") if received_at is not None else at
+    received, due_at = clock(session, jurisdiction, received_at)
     row = RequestCompliance(
         request_id=request_id,
         jurisdiction=jurisdiction,
         received_at=received,
-        due_at=rules.due(jurisdiction, received),
+        due_at=due_at,
         extension_late=False,
         recipients=sorted(set(recipients)),
         recipients_told=[],
     )
     session.add(row)
     return row
+
+
+def clock(session: OrmSession, jurisdiction: str, received_at: datetime | None) -> tuple[datetime, datetime | None]:
+    """When a request counts as received, and when it is due; None: no law's clock runs. Raises: ComplianceUnfit."""
+    at = now(session)
+    received = _not_ahead(received_at, at, "/received_at") if received_at is not None else at
+    return received, rules.due(jurisdiction, received)
 
 
 def hand_on(session: OrmSession, earlier: RequestCompliance, request_id: str) -> RequestCompliance:

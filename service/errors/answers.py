@@ -22,6 +22,13 @@ PROBLEM_URN = "urn:expunge:problem:"
 
 
 def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, str]] = ()) -> JSONResponse:
+    """An error as an answer."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retryable else None
+    body = problem_body(error, instance=instance, errors=errors)
+    return JSONResponse(body, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def problem_body(error: ServiceError, *, instance: str, errors: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
     """RFC 9457 body of an error."""
     body: dict[str, Any] = {
         "type": PROBLEM_URN + error.code,
@@ -37,8 +44,7 @@ def problem(error: ServiceError, *, instance: str, errors: Sequence[dict[str, st
     if errors:
         body["errors"] = list(errors)
     body.update(error.extra)
-    headers = {"Retry-After": str(error.retry_after)} if error.retryable else None
-    return JSONResponse(body, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+    return body
 
 
 def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

@@ -7,7 +7,7 @@
     │                             · kek_not_found
     ├── SelfApproval 403          self_approval_forbidden
     ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold
-    │                             · already_recorded · already_superseded · concurrent_change
+    │                             · already_recorded · already_superseded · concurrent_change · request_changed
     ├── Revoked 410               checkpoint_revoked
     ├── VersionMismatch 412       version_mismatch
     ├── BodyTooLarge 413          body_too_large
@@ -178,6 +178,12 @@ class AlreadySuperseded(Conflict):
     """Another request has taken up this one's wish; its id is `superseded_by`."""
 
     code, title = "already_superseded", "Another request has taken up this one's wish"
+
+
+class RequestChanged(Conflict):
+    """What is said of the request was changed since it was read: read it again before you decide."""
+
+    code, title = "request_changed", "The request was changed since it was read"
 
 
 class VersionMismatch(ServiceError):

@@ -53,6 +53,8 @@ class About:
     """Other requests to forget the same of the same version that had been rejected by then."""
     parent: Json | None = None
     """What the certificate says of the version that was replaced."""
+    approval: Json | None = None
+    """What it says of who looked at the request before it ran."""
     guarantee: str | None = None
     """What the certificate claims; None: nothing was published."""
     certified_report: str = ""
@@ -326,6 +328,7 @@ def _limits(report: Json, about: About) -> list[str]:
         guarantee=about.guarantee,
         rejected_before=about.rejected_before,
         parent=about.parent,
+        approval=about.approval,
     )
 
 

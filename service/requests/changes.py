@@ -14,7 +14,7 @@ from service.config import Settings
 from service.db import now
 from service.errors import AlreadySuperseded, InvalidTransition, VersionMismatch
 from service.policies import service as policies
-from service.requests import repository, schedule, service, views
+from service.requests import approvals, repository, schedule, service, views
 from service.requests.leases import announce
 from service.requests.lifecycle import MOVES, RETRIABLE, TERMINAL, after_pause, after_resume
 from service.requests.places import Known
@@ -60,6 +60,8 @@ def resume(session: OrmSession, settings: Settings, request_id: str, actor: Acto
     target = after_resume(request.status)  # type: ignore[arg-type]
     if target is None:
         raise _illegal(request, "only a paused request can be resumed")
+    if target == "queued" and request.status == "paused" and not approvals.is_approved(session, request):
+        target = "pending_approval"
     if target != request.status:
         request.status = target
         request.not_before = now(session)
@@ -79,7 +81,7 @@ def amend(session: OrmSession, request_id: str, wanted: Amendment, if_match: str
     Raises:
         RequestNotFound.
         VersionMismatch: it changed since.
-        InvalidTransition: it has ended.
+        InvalidTransition: it has ended, or a worker is at work on what was approved.
     """
     request = repository.get(session, request_id, lock=True)
     if not views.is_version(if_match, request):
@@ -91,6 +93,7 @@ def amend(session: OrmSession, request_id: str, wanted: Amendment, if_match: str
     changed = {name: value for name, value in given.items() if value != before[name]}
     if not changed:
         return request
+    void = changed.keys() != {"priority"} and approvals.reopen(session, request)
     request.priority = changed.get("priority", request.priority)
     request.external_id = changed.get("external_id", request.external_id)
     request.client_metadata = changed.get("metadata", request.client_metadata)
@@ -100,6 +103,8 @@ def amend(session: OrmSession, request_id: str, wanted: Amendment, if_match: str
     fact = RequestAmended(priority=changed.pop("priority", None), changed=names)
     private = changed or None
     ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
+    if void:
+        approvals.record_void(session, request, actor)
     return request
 
 
@@ -149,6 +154,7 @@ def retry(
     key: str | None = None,
     known: Known | None = None,
     actor: Actor = LOCAL,
+    key_id: str | None = None,
 ) -> tuple[UnlearnRequest, bool]:
     """Take up the wish of a request that ended without a result: a new request, with the same law's clock.
 
@@ -170,12 +176,12 @@ def retry(
     wanted = wanted_again(settings, ended, different)
     # spelled out already: what a preset or a default meant then is what is meant now
     kept = different.method is None and different.params is None
-    return service.create(session, settings, wanted, key, known, actor, service.Earlier(ended, kept))
+    return service.create(session, settings, wanted, key, known, actor, service.Earlier(ended, kept), key_id)
 
 
 def require_retriable(session: OrmSession, ended: UnlearnRequest) -> None:
     """Raises: InvalidTransition, AlreadySuperseded."""
     if ended.status not in RETRIABLE:
-        raise _illegal(ended, "only a request that failed or was cancelled can be taken up anew")
+        raise _illegal(ended, "only a request that ended without a result can be taken up anew")
     if by := repository.successor(session, ended.id):
         raise AlreadySuperseded(superseded_by=by)

@@ -48,11 +48,12 @@ from service.errors import (
     problems,
 )
 from service.paging import Page, fetch_page, page
-from service.requests import places, reporting, repository, service, stream, views
+from service.requests import places, planning, reporting, repository, service, stream, views
 from service.requests.reporting import Format
 from service.requests.schemas import (
     IDEMPOTENCY_KEY,
     EventList,
+    PlanRead,
     RequestQuery,
     UnlearnRequestCreate,
     UnlearnRequestRead,
@@ -82,9 +83,9 @@ POLL_AFTER_SECONDS = "2"
     ),
 )  # fmt: skip
 def create_unlearn_request(
-    wanted: UnlearnRequestCreate, request: Request, actor: CurrentActor, idempotency_key: IdempotencyHeader = None
+    wanted: UnlearnRequestCreate, request: Request, caller: CurrentCaller, idempotency_key: IdempotencyHeader = None
 ) -> Response:
-    """Record the request and queue it. It runs on a worker; follow `Location` for its progress.
+    """Record the request and queue it, or have it wait for approval. It runs on a worker; follow `Location` for its progress.
 
     Safe to repeat with an `Idempotency-Key`.
     """
@@ -93,12 +94,32 @@ def create_unlearn_request(
         where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
-        row, replayed = service.create(session, settings, wanted, idempotency_key, known, actor)
+        row, replayed = service.create(session, settings, wanted, idempotency_key, known, caller.actor, key_id=caller.key_id)
         response = answer(session, settings, row, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+@router.post(
+    "/validate", dependencies=[allowed("requests:create")],
+    response_model=PlanRead,
+    summary="Say what would be made of a request, and make nothing",
+    responses=problems(
+        BadRequest, ModelNotFound, DatasetNotFound, DuplicateRequest, LineageBusy, UnknownClass, UnknownSample, HeldOutSample,
+        NothingToRetain, EmptiedClass, AlreadyForgotten, RetainUnsupported, RetainUnfit, ProxyForgotten, UnknownMethod,
+        InvalidParams, SamplesUnverifiable, UnknownPolicy, PolicyUnfit, BadLocation, ComplianceUnfit, QuotaExceeded,
+        Unprocessable,
+    ),
+)  # fmt: skip
+def validate_unlearn_request(wanted: UnlearnRequestCreate, request: Request, actor: CurrentActor) -> PlanRead:
+    """The same errors as the request itself would meet now. Nothing is written, and no place in the queue is kept."""
+    with reading() as session:
+        where = places.places_for(session, wanted, None)
+    known = None if where is None else places.read_places(where, wanted)
+    with reading() as session:
+        return planning.plan(session, request.app.state.settings, wanted, known, actor)
 
 
 @router.get(

@@ -1,21 +1,24 @@
 """The life of an unlearn request: one dict of legal moves. Pure; the database enforces the same dict with triggers.
 
-    queued -> running -> succeeded
-    |  |  ^   |  |  \\--> failed
-    |  |  |   |  |  (lease lost, drained: back to queued)
-    |  |  +---+  |
-    |  v  ^      v
-    |  paused <- pausing
-    v  v         v
-    cancelled <- cancelling
+    pending_approval -> rejected
+    |      |    ^
+    |      v    |  (what is said of it changes)
+    |     queued -> running -> succeeded
+    |     |  |  ^   |  |  \\--> failed
+    |     |  |  |   |  |  (lease lost, drained: back to queued)
+    |     |  |  +---+  |
+    |     |  v  ^      v
+    |     |  paused <- pausing
+    v     v  v         v
+    cancelled <-------- cancelling
 
 A terminal request never changes: retrying makes a new request that supersedes it. There is no "expired": a legal duty does not
 lapse, and a pause stops no law's clock.
 
-A paused request keeps its place in its lineage's queue. What came after it was judged, and its verification policy chosen, as
-if the paused one had been carried out by then; the paused one's policy knows nothing of what came after. Letting others pass
-would publish results that nobody measured for all that was forgotten. Nobody is locked out for ever by it: resuming and
-cancelling wait for no other request, and those that wait say for whom (`status_reason`).
+A paused request, and one that waits for approval, keeps its place in its lineage's queue. What came after it was judged, and
+its verification policy chosen, as if it had been carried out by then; its own policy knows nothing of what came after. Letting
+others pass would publish results that nobody measured for all that was forgotten. Nobody is locked out for ever: deciding,
+resuming and cancelling wait for no other request, and those that wait say for whom (`status_reason`).
 
 Run as a module it prints `docs/reference/states.md`.
 """
@@ -24,7 +27,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Status = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+Status = Literal[
+    "pending_approval", "queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled", "rejected"
+]
 Phase = Literal["staging", "unlearning", "verifying", "certifying", "publishing"]
 Priority = Literal["urgent", "standard", "bulk"]
 Wish = Literal["cancel", "pause"]
@@ -36,9 +41,15 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """Most urgent first."""
 
 WHY: dict[Status, dict[Status, str]] = {
+    "pending_approval": {
+        "queued": "as many others as it needs have approved it: `POST …/approve`",
+        "rejected": "`POST …/reject`",
+        "cancelled": "`POST …/cancel`",
+    },
     "queued": {
         "running": "a worker claims it: it is due, the lineage is free, the worker serves its GPU class",
         "paused": "`POST …/pause`",
+        "pending_approval": "`external_id` or `metadata` was changed: its approvals were for what was said before",
         "cancelled": "`POST …/cancel`",
         "failed": "what it needs is gone before any worker took it",
     },
@@ -59,12 +70,14 @@ WHY: dict[Status, dict[Status, str]] = {
     },
     "paused": {
         "queued": "`POST …/resume`: it has kept its place in its lineage",
+        "pending_approval": "`POST …/resume` after `external_id` or `metadata` was changed: it needs its approvals anew",
         "cancelled": "`POST …/cancel`",
     },
     "cancelling": {"cancelled": "no process of it is left"},
     "succeeded": {},
     "failed": {},
     "cancelled": {},
+    "rejected": {},
 }
 """Every legal move, and what makes it."""
 MOVES: dict[Status, frozenset[Status]] = {start: frozenset(ends) for start, ends in WHY.items()}
@@ -74,10 +87,10 @@ PENDING: frozenset[Status] = frozenset(STATUSES) - TERMINAL
 """Not yet ended: such a request holds its classes on its model."""
 HOLDS_LINEAGE: frozenset[Status] = frozenset({"running", "pausing", "cancelling"})
 """A worker may be at work: no other request of the model may be claimed."""
-KEEPS_PLACE: frozenset[Status] = frozenset({"queued", "paused"})
+KEEPS_PLACE: frozenset[Status] = frozenset({"pending_approval", "queued", "paused"})
 """No worker is at work: younger requests of the model wait for it all the same."""
 MAY_PUBLISH: frozenset[Status] = frozenset({"running", "pausing"})
-RETRIABLE: frozenset[Status] = frozenset({"failed", "cancelled"})
+RETRIABLE: frozenset[Status] = frozenset({"failed", "cancelled", "rejected"})
 """Ended without a result: another request may take up the same wish."""
 
 
@@ -88,7 +101,7 @@ def after_cancel(status: Status) -> Status | None:
     gone. Cancelling twice is the same wish.
     """
     match status:
-        case "queued" | "paused" | "cancelled":
+        case "pending_approval" | "queued" | "paused" | "cancelled":
             return "cancelled"
         case "running" | "pausing" | "cancelling":
             return "cancelling"
@@ -153,18 +166,20 @@ def reference() -> str:
             "```mermaid",
             "stateDiagram-v2",
             "  [*] --> queued",
+            "  [*] --> pending_approval",
             *(f"  {start} --> {end}" for start, end, _ in moves),
             *(f"  {status} --> [*]" for status in STATUSES if status in TERMINAL),
             "```",
             "",
             "| from | to | what makes the move |",
             "|---|---|---|",
-            "| | `queued` | `POST /unlearn-requests`, or `POST …/retry` on one that failed or was cancelled |",
+            "| | `queued` | `POST /unlearn-requests`, or `POST …/retry` on one that ended without a result |",
+            "| | `pending_approval` | the same, where others must approve it first: see [approvals](approvals.md) |",
             *(f"| `{start}` | {_shown(end)} | {why} |" for start, end, why in moves),
             "",
-            "A paused request keeps its place: younger requests of its model wait for it, for they were judged as if it had",
-            "been carried out by then. They say so in `status_reason`; resume it or cancel it to let them go on. No law's",
-            "clock stops.",
+            "A paused request, and one that waits for approval, keeps its place: younger requests of its model wait for it,",
+            "for they were judged as if it had been carried out by then. They say so in `status_reason`; decide about it to",
+            "let them go on. No law's clock stops.",
             "",
             "A cancellation and a publication race for one row: whichever commits first wins. A pause that comes when the",
             "result is being certified lets it be published, for that needs no GPU.",

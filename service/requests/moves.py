@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.auth import CurrentActor, allowed
+from service.auth import CurrentActor, CurrentCaller, allowed
 from service.db import reading
 from service.edge import writing
 from service.errors import (
@@ -22,16 +22,18 @@ from service.errors import (
     PolicyUnfit,
     PreconditionRequired,
     QuotaExceeded,
+    RequestChanged,
     RequestNotFound,
+    SelfApproval,
     UnknownMethod,
     UnknownPolicy,
     Unprocessable,
     VersionMismatch,
     problems,
 )
-from service.requests import changes, places, repository
+from service.requests import approvals, changes, places, repository
 from service.requests.endpoints import IdempotencyHeader, answer
-from service.requests.schemas import Amendment, Retry, UnlearnRequestRead
+from service.requests.schemas import Amendment, Approval, Rejection, Retry, UnlearnRequestRead
 
 router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])
 
@@ -100,7 +102,7 @@ def resume_unlearn_request(request_id: str, request: Request, actor: CurrentActo
     dependencies=[allowed("requests:create")],
     status_code=202,
     response_model=UnlearnRequestRead,
-    summary="Take up a request that failed or was cancelled",
+    summary="Take up a request that ended without a result",
     responses=problems(
         BadRequest, RequestNotFound, InvalidTransition, AlreadySuperseded, DuplicateRequest, AlreadyForgotten, NothingToRetain,
         UnknownMethod, InvalidParams, UnknownPolicy, PolicyUnfit, BadLocation, IdempotencyKeyReused, QuotaExceeded,
@@ -110,7 +112,7 @@ def resume_unlearn_request(request_id: str, request: Request, actor: CurrentActo
 def retry_unlearn_request(
     request_id: str,
     request: Request,
-    actor: CurrentActor,
+    caller: CurrentCaller,
     different: Retry | None = None,
     idempotency_key: IdempotencyHeader = None,
 ) -> Response:
@@ -124,9 +126,39 @@ def retry_unlearn_request(
         where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
-        row, replayed = changes.retry(session, settings, request_id, different, idempotency_key, known, actor)
+        row, replayed = changes.retry(
+            session, settings, request_id, different, idempotency_key, known, caller.actor, caller.key_id
+        )
         response = answer(session, settings, row, 202)
     response.headers["Location"] = f"/unlearn-requests/{row.id}"
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
+
+
+@router.post(
+    "/{request_id}/approve",
+    dependencies=[allowed("requests:approve")],
+    response_model=UnlearnRequestRead,
+    summary="Approve a request that waits for it",
+    responses=problems(BadRequest, RequestNotFound, InvalidTransition, RequestChanged, SelfApproval, Unprocessable),
+)
+def approve_unlearn_request(request_id: str, said: Approval, request: Request, caller: CurrentCaller) -> Response:
+    """For the request as it was read, by its digest. The last approval that it needs queues it. Safe to repeat."""
+    with writing() as session:
+        row = approvals.approve(session, request_id, said, caller.actor, caller.key_id)
+        return answer(session, request.app.state.settings, row, 200)
+
+
+@router.post(
+    "/{request_id}/reject",
+    dependencies=[allowed("requests:approve")],
+    response_model=UnlearnRequestRead,
+    summary="Reject a request that waits for approval",
+    responses=problems(BadRequest, RequestNotFound, InvalidTransition, Unprocessable),
+)
+def reject_unlearn_request(request_id: str, said: Rejection, request: Request, caller: CurrentCaller) -> Response:
+    """One approver is enough. It has ended then; `retry` takes it up anew, under the same law's clock. Safe to repeat."""
+    with writing() as session:
+        row = approvals.reject(session, request_id, said, caller.actor, caller.key_id)
+        return answer(session, request.app.state.settings, row, 200)

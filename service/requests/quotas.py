@@ -49,6 +49,13 @@ def require_place(session: OrmSession, settings: Settings, project_id: str) -> N
         raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
 
 
+def require_room(session: OrmSession, settings: Settings, project_id: str) -> None:
+    """The same question of one that is not made. Raises: QuotaExceeded."""
+    most = settings.max_queued_requests
+    if most and usage(session, project_id).queued >= most:
+        raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
+
+
 def active(session: OrmSession) -> dict[str, int]:
     """How many run now, by project; one of which none runs is left out."""
     held = select(UnlearnRequest.project_id, func.count()).where(UnlearnRequest.status.in_(sorted(HOLDS_LINEAGE)))

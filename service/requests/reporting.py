@@ -103,6 +103,7 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
         attempt=_attempt(attempts, last, int(row.policy.get("attempts") or 1)),
         rejected_before=int((last.detail or {}).get(leases.BEFORE, 0)),
         parent=certified.get("parent"),
+        approval=certified.get("approval"),
         guarantee=str(certified["claim"]["guarantee"]) if "claim" in certified else None,
         certified_report=str(certified["verification"]["reportSha256"]) if "verification" in certified else "",
         checkpoint=published.id if published else "",

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
@@ -26,6 +27,10 @@ from service.requests.schemas import StatusReason
 from service.tables import Attempt, Model, RequestCompliance, UnlearnRequest
 from service.workers import repository as workers
 
+BEHIND: dict[str, Literal["behind_paused", "behind_approval"]] = {
+    "paused": "behind_paused",
+    "pending_approval": "behind_approval",
+}
 RUNS = 51
 """So many past runs are looked at, the newest ones."""
 
@@ -88,20 +93,18 @@ def look(session: OrmSession, settings: Settings) -> Floor:
 
 def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> StatusReason | None:
     """What keeps a queued request from starting; None: only that other requests come first, or it does not wait."""
+    if request.status == "pending_approval":
+        return StatusReason(code="approval", message="others must approve it first; see `approvals`")
     if request.status != "queued":
         return None
     if request.gpu_class not in floor.served:
         return StatusReason(code="no_worker", message=f"no worker that is there serves the GPU class {request.gpu_class}")
-    other, this = aliased(UnlearnRequest), aliased(UnlearnRequest)
+    other = aliased(UnlearnRequest)  # and no second one joined to it: a project's rule does not reach into a join's condition
     in_front = session.execute(
-        select(other.id, other.status)
-        .join(this, this.id == request.id)
-        .where(outbox.blocks(other, this))
-        .order_by(other.created_at, other.id)
-        .limit(1)
+        select(other.id, other.status).where(outbox.blocks(other, request)).order_by(other.created_at, other.id).limit(1)
     ).first()
     if in_front is not None:
-        code = "behind_paused" if in_front.status == "paused" else "behind"
+        code = BEHIND.get(in_front.status, "behind")
         message = f"an older request of the model comes first, and it is {in_front.status}"
         return StatusReason(code=code, message=message, request_id=in_front.id)
     if request.not_before > floor.at:

@@ -231,9 +231,9 @@ class Amendment(BaseModel):
 
 
 class StatusReason(BaseModel):
-    """What keeps a queued request from starting."""
+    """What keeps a request that waits from starting."""
 
-    code: Literal["no_worker", "behind", "behind_paused", "resting", "quota"]
+    code: Literal["approval", "no_worker", "behind", "behind_paused", "behind_approval", "resting", "quota"]
     message: str
     request_id: str | None = Field(default=None, description="the request that it waits for")
 
@@ -304,6 +304,44 @@ class RetainRead(BaseModel):
     proxy: ProxyRead | None
 
 
+class DecisionRead(BaseModel):
+    """What one person decided."""
+
+    approver: str
+    decision: Literal["approved", "rejected"]
+    comment: str | None
+    at: datetime
+    void: StrictBool = Field(description="true: what is said of the request was changed since, and it counts no more")
+
+
+class ApprovalsRead(BaseModel):
+    """Who must look at the request before it runs, and who has."""
+
+    required: int = Field(description="others who must approve; 0: nobody, it is the requester's own decision (`solo`)")
+    granted: int
+    request_digest: str | None = Field(description="what an approval is given to; null: none is needed")
+    decisions: list[DecisionRead]
+
+
+class Approval(BaseModel):
+    """Approve a request, as it reads now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="`approvals.request_digest` of the request that was read"
+    )
+    comment: Annotated[Text, StringConstraints(max_length=2000)] | None = None
+
+
+class Rejection(BaseModel):
+    """Reject a request, for good."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[Text, StringConstraints(min_length=1, max_length=2000)]
+
+
 class UnlearnRequestSummary(BaseModel):
     """An unlearn request, in short."""
 
@@ -351,6 +389,7 @@ class UnlearnRequestRead(UnlearnRequestSummary):
         description="what keeps it from starting; null: only that others come first, or it is not queued"
     )
     superseded_by: str | None = Field(description="the request that takes up this one's wish")
+    approvals: ApprovalsRead
     cumulative_forget: ForgetSet = Field(description="this and all that was forgotten before on this lineage")
     base_version: int | None = Field(description="the version it starts from; null until a worker takes it")
     rung: RungRead
@@ -362,6 +401,66 @@ class UnlearnRequestRead(UnlearnRequestSummary):
     checkpoint_url: str | None
     ledger_seq: int | None = Field(description="sequence number of the audit entry that records this request")
     receipt_url: str = Field(description="proof that this entry is in the signed ledger, once a checkpoint covers it")
+
+
+class RecipeRead(BaseModel):
+    """One rung of the ladder."""
+
+    method: str
+    params: dict[str, Any]
+
+
+class PlanRead(BaseModel):
+    """What would be made of a request, had it been asked for now. Nothing was."""
+
+    object: Literal["unlearning_request_plan"] = "unlearning_request_plan"
+    model_id: str
+    status: Status = Field(description="that it would begin with; of `answered_by`, that it has")
+    answered_by: str | None = Field(description="the pending request that `use_existing` would answer with")
+    forget: ForgetSet
+    cumulative_forget: ForgetSet = Field(description="with all that was forgotten before, or is pending, on this lineage")
+    retain: RetainRead | None
+    method: str
+    recipes: list[RecipeRead] = Field(description="as many results as may be verified in turn, each with all of its parameters")
+    policy: Policy
+    approvals_required: int
+    behind: list[str] = Field(description="pending requests of the model, which it would wait for")
+    expected_run_seconds: float = Field(description="median of past runs of the method on this family, or the operator's guess")
+    requests_in_front: int = Field(description="of the same project and GPU class, and sooner or at work already")
+    workers: int = Field(description="that serve its GPU class now")
+    estimated_finish_at: datetime | None = Field(
+        description="if it is approved at once and no attempt fails; null: no worker serves its GPU class"
+    )
+    due_at: datetime | None
+    latest_start_at: datetime | None
+    late: StrictBool | None = Field(description="true: the estimate is after the deadline; null: one of the two is not known")
+
+
+class Batch(BaseModel):
+    """Several requests at once, in this order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[UnlearnRequestCreate] = Field(min_length=1, max_length=100)
+    atomic: StrictBool = Field(default=False, description="true: all of them, or none and the first one's problem")
+
+
+class BatchResult(BaseModel):
+    """What became of one of them: `request` or `problem`."""
+
+    index: int
+    status: int = Field(description="that it would have been answered with by itself")
+    replayed: StrictBool = Field(description="true: an earlier call with the same key made it")
+    request: UnlearnRequestRead | None
+    problem: dict[str, Any] | None = Field(description="RFC 9457")
+
+
+class BatchRead(BaseModel):
+    """What became of each, in the order of the items."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchResult]
+    failed: int
 
 
 class EventRead(BaseModel):

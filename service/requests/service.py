@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -38,7 +39,7 @@ from service.errors import (
 )
 from service.models import repository as models
 from service.policies import service as policies
-from service.requests import quotas, repository, retain, schedule
+from service.requests import approvals, quotas, repository, retain, schedule
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.places import Known
@@ -78,6 +79,7 @@ def create(
     known: Known | None = None,
     actor: Actor = LOCAL,
     earlier: Earlier | None = None,
+    key_id: str | None = None,
 ) -> tuple[UnlearnRequest, bool]:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
@@ -86,6 +88,7 @@ def create(
     Args:
         known: what `places.read_places` found; None for a repetition.
         earlier: the request that this one supersedes, its row locked.
+        key_id: the API key that it is made with.
 
     Returns:
         The request, and whether it was first made by an earlier call with the same key.
@@ -98,30 +101,92 @@ def create(
         IdempotencyKeyReused: the key was used with another body.
         QuotaExceeded: as many requests wait as may.
     """
+    made = prepare(session, settings, wanted, key, known, actor, earlier, key_id)
+    record(session, settings, [made], actor)
+    return made.request, made.replayed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request whose rows are written, but not yet its entries: no row may follow the first entry of a transaction."""
+
+    request: UnlearnRequest
+    is_new: bool = False
+    replayed: bool = False
+    """It was first made by an earlier call with the same key."""
+    stand_in: StandIn | None = None
+    law: RequestCompliance | None = None
+
+
+def body_digest(wanted: UnlearnRequestCreate, earlier: Earlier | None = None) -> str:
+    """What an Idempotency-Key is bound to."""
     body = wanted.model_dump(mode="json", exclude_unset=True)
-    body_sha256 = sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
+    return sha256_of({**body, "supersedes": earlier.request.id} if earlier else body)
+
+
+def prepare(
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    key: str | None,
+    known: Known | None,
+    actor: Actor,
+    earlier: Earlier | None = None,
+    key_id: str | None = None,
+) -> Prepared:
+    """The first half of `create`, with its arguments and errors; `record` is the other one."""
+    body_sha256 = body_digest(wanted, earlier)
     model = models.get(session, wanted.model_id, lock=True)
     if key is not None and (first := _replay(session, key, body_sha256)):
-        return first, True
+        return Prepared(first, replayed=True)
     known = known or Known()
+    request, is_new = judge(session, settings, wanted, model, known, actor, earlier)
+    if is_new:
+        request.created_key_id = key_id
+    if key is not None:
+        first = _insert_with_key(session, request, key, body_sha256)
+        if first is not None:
+            return Prepared(first, replayed=True)
+    if not is_new:
+        return Prepared(request)
+    session.add(request)
+    session.flush()  # the event refers to it
+    law = _law(session, wanted, request, earlier)
+    if law is not None:
+        schedule.refresh(session, settings, request, law)
+    announce(session, request.id, "created", {"status": request.status}, request.created_at)
+    return Prepared(request, is_new=True, stand_in=known.stand_in, law=law)
+
+
+def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared], actor: Actor) -> None:
+    """Write the entries of what is new, after all rows of the transaction. Raises: QuotaExceeded."""
+    made = [one for one in prepared if one.is_new]
+    for one in made:
+        _record(session, one.request, one.stand_in, one.law, actor)
+    for project in sorted({one.request.project_id for one in made}):
+        quotas.require_place(session, settings, project)
+
+
+def judge(
+    session: OrmSession,
+    settings: Settings,
+    wanted: UnlearnRequestCreate,
+    model: Model,
+    known: Known,
+    actor: Actor,
+    earlier: Earlier | None = None,
+) -> tuple[UnlearnRequest, bool]:
+    """The request as it would be made now, in no session yet; or the pending one that answers it. And whether it is new.
+
+    Raises:
+        what `create` raises but for keys, dates and quotas.
+    """
     wish = _wish(wanted, model, known.items)
     choice = _choice(wanted.retain, model)
     waiting = repository.pending(session, model.id)
     existing = _judge_conflicts(session, wanted, wish, choice, waiting)
     request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
-    if key is not None:
-        first = _insert_with_key(session, request, key, body_sha256)
-        if first is not None:
-            return first, True
-    if existing is None:
-        session.add(request)
-        session.flush()  # the event refers to it
-        law = _law(session, wanted, request, earlier)
-        if law is not None:
-            schedule.refresh(session, settings, request, law)
-        _record(session, request, known.stand_in, law, actor)
-        quotas.require_place(session, settings, request.project_id)
-    return request, False
+    return request, existing is None
 
 
 def _law(
@@ -250,6 +315,7 @@ def _row(
     at = now(session)
     # requests of one model run in this order, and SQLite's clock ticks in milliseconds
     created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
+    needed = approvals.required(session, settings, model.project_id)
     return UnlearnRequest(
         id=new_id("ureq"),
         model_id=model.id,
@@ -268,7 +334,8 @@ def _row(
         reason=wanted.reason,
         external_id=wanted.external_id,
         client_metadata=wanted.metadata,
-        status="queued",
+        status="pending_approval" if needed else "queued",
+        approvals_required=needed,
         version=1,
         fence=0,
         attempts_charged=0,
@@ -308,7 +375,6 @@ def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, bod
 def _record(
     session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None, law: RequestCompliance | None, actor: Actor
 ) -> None:
-    announce(session, request.id, "created", {"status": request.status}, request.created_at)
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
         samples=sample_count(request.forget_samples),
@@ -324,6 +390,7 @@ def _record(
         supersedes=request.supersedes,
         priority=request.priority if request.priority != "standard" else None,
         gpu_class=request.gpu_class if request.gpu_class != "default" else None,
+        approvals=request.approvals_required or None,
     )
     private = {
         "reason": request.reason,

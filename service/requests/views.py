@@ -14,7 +14,7 @@ from service.config import Settings
 from service.db import now
 from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
-from service.requests import repository, schedule
+from service.requests import approvals, repository, schedule
 from service.requests.lifecycle import RETRIABLE
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of, rung_after
@@ -47,7 +47,7 @@ class Around:
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
-    waits = row.status == "queued"
+    waits = row.status in ("pending_approval", "queued")
     return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
 
 
@@ -69,7 +69,7 @@ def is_version(if_match: str, request: UnlearnRequest) -> bool:
     return given == ["*"] or any(tag.strip('"').partition("-")[0] == str(request.version) for tag in given)
 
 
-def _retain(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
+def retain_read(choice: Choice | None, class_names: list[str]) -> RetainRead | None:
     if choice is None:
         return None
     kept = ClassSet.of(list(choice.classes), class_names) if choice.classes else None
@@ -90,7 +90,7 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
         "status": row.status,
         "phase": row.phase,
         "model_id": row.model_id,
-        "retain": _retain(Choice.of(row.retain), class_names),
+        "retain": retain_read(Choice.of(row.retain), class_names),
         "method": row.method,
         "params": row.params,
         "seed": row.seed,
@@ -155,6 +155,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around) -> UnlearnReque
         ),
         status_reason=seen.status_reason,
         superseded_by=seen.superseded_by,
+        approvals=approvals.read(session, row),
         base_version=base.number if base else None,
         rung=_rung(row, attempts),
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],

@@ -44,6 +44,7 @@ class UnlearnRequest(Row):
         ),
         Index("uq_unlearn_request_supersedes", "supersedes", unique=True),
         CheckConstraint(one_of("priority", PRIORITIES), name="priority"),
+        CheckConstraint("approvals_required BETWEEN 0 AND 9", name="approvals"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -91,9 +92,26 @@ class UnlearnRequest(Row):
     traceparent: Mapped[str | None] = mapped_column(String(55), comment="W3C Trace Context of the POST; null: not traced")
     created_at: Mapped[datetime]
     created_by: Mapped[str] = mapped_column(String(200))
+    created_key_id: Mapped[str | None] = mapped_column(String(64), comment="the API key that it was made with")
+    approvals_required: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     project_id: Mapped[str] = mapped_column(String(64), default=tenancy.project_or_home, server_default=text("'default'"))
+
+
+class RequestApproval(Row):
+    """What one person decided about a request, as it was said then. Append-only, but for the erasure of the comment."""
+
+    __tablename__ = "request_approval"
+    __table_args__ = (CheckConstraint("decision IN ('approved', 'rejected')", name="decision"),)
+
+    request_id: Mapped[str] = mapped_column(ForeignKey("unlearn_request.id"), primary_key=True)
+    approver: Mapped[str] = mapped_column(String(200), primary_key=True)
+    request_digest: Mapped[str] = mapped_column(String(64), primary_key=True, comment="what was decided about")
+    decision: Mapped[str] = mapped_column(String(16))
+    comment: Mapped[str | None] = mapped_column(Text, comment="a copy of what the ledger holds sealed")
+    key_id: Mapped[str | None] = mapped_column(String(64), comment="the API key that it was decided with")
+    at: Mapped[datetime]
 
 
 class RequestCompliance(Row):

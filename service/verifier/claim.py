@@ -53,7 +53,7 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
         Unreadable: something of it is missing, or is of another kind.
     """
     try:
-        rules = (_of_findings, _of_attempts, _of_retain_data, _of_claim)
+        rules = (_of_findings, _of_attempts, _of_retain_data, _of_claim, _of_approval)
         return [words for rule in rules for words, broken in rule(predicate).items() if broken]
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise Unreadable("the claim or its findings are not readable") from error
@@ -134,6 +134,18 @@ def _of_claim(predicate: Mapping[str, Any]) -> dict[str, Any]:
         "it claims a higher tier than its findings earn": not all(h in tiers and tiers[h] <= powered for h in claimed),
         "its method gives no such guarantee": not given,
         "it brings a proof that its guarantee does not rest on": "proof" in said and said["guarantee"] != "epsilon-delta",
+    }
+
+
+def _of_approval(predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """As many different people as had to, approved the request. Earlier releases do not speak of it."""
+    said = predicate.get("approval", {"policy": "solo"})
+    if said["policy"] == "solo":
+        return {"it is self-approved, and names approvers": said.get("approvers")}
+    who = {one["id"] for one in said["approvers"]}
+    return {
+        "its approval is of no kind that there is": said["policy"] != "four-eyes" or not said["requestDigest"],
+        "fewer people approved the request than had to": not 1 <= said["required"] <= len(who),
     }
 
 

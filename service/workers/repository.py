@@ -66,6 +66,12 @@ def everyone(session: OrmSession) -> Sequence[Worker]:
     return session.scalars(select(Worker).order_by(Worker.started_at, Worker.id)).all()
 
 
+def serving(session: OrmSession, settings: Settings, gpu_class: str) -> int:
+    """How many workers take requests of a class now."""
+    there = Worker.seen_at >= silent_since(session, settings), Worker.state == "active"
+    return sum(gpu_class in classes for classes in session.scalars(select(Worker.gpu_classes).where(*there)))
+
+
 def served(session: OrmSession, settings: Settings) -> frozenset[str]:
     """GPU classes that some worker takes requests of now: it is there and not about to leave."""
     there = Worker.seen_at >= silent_since(session, settings), Worker.state == "active"

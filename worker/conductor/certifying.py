@@ -28,7 +28,7 @@ from service.datasets import items
 from service.errors import ServiceError
 from service.files import FileEntry
 from service.models import dispositions
-from service.requests import leases
+from service.requests import approvals, leases
 from service.tables import Checkpoint, LedgerEntry, ModelVersion, new_id
 from service.verifier.note import Malformed
 from worker.conductor.heart import Heart
@@ -99,6 +99,7 @@ def certify(
         },
         commitment=commit(committed.leaves).as_json(),
         times=times.as_json(),
+        approval=heart.write(lambda session: approvals.certified(session, heart.lease.request_id)),
     )
     wanted = publication.assemble(statement, kind=family.kind)
     signed = sign(wanted)

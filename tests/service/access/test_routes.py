@@ -31,6 +31,9 @@ PUBLIC = {
 
 BODIES: dict[str, Any] = {
     "create_project": {"id": "another"},
+    "amend_project": {"approvals": 1},
+    "approve_unlearn_request": {"request_digest": "0" * 64},
+    "reject_unlearn_request": {"reason": "x"},
     "create_webhook_endpoint": {"url": "https://hooks.example.org/"},
     "rotate_webhook_secret": {},
     "amend_unlearn_request": {"priority": "urgent"},
@@ -86,7 +89,12 @@ def test_every_scope_is_asked_for_somewhere_and_given_to_somebody() -> None:
 
 
 def test_no_role_can_both_ask_and_approve_and_admins_touch_neither_requests_nor_ledger() -> None:
-    for ask_for, approve in (("ledger:redact", "ledger:approve"), ("requests:create", "checkpoints:approve")):
+    pairs = (
+        ("ledger:redact", "ledger:approve"),
+        ("requests:create", "checkpoints:approve"),
+        ("requests:create", "requests:approve"),
+    )
+    for ask_for, approve in pairs:
         assert not [role for role, scopes in ROLES.items() if {ask_for, approve} <= scopes]
     assert not [scope for scope in ROLES["admin"] if scope.startswith(("requests", "ledger", "private", "checkpoints"))]
     writes = [s for s in ROLES["auditor"] if s.split(":")[1] not in ("read", "export", "whole")]
@@ -117,6 +125,7 @@ def belongings(guarded: TestClient, tmp_path: Path) -> dict[str, str]:
         "seq": str(received),
         "redaction_id": redaction,
         "principal_id": principal,
+        "project_id": "a",
         "key_id": key_id,
         "endpoint_id": endpoint,
         "delivery_id": delivery,
@@ -172,6 +181,9 @@ def test_another_project_s_things_are_not_there(guarded: TestClient, belongings:
             assert call(guarded, route, belongings, key).status_code == 404, route.name
     with calling(guarded, key):
         assert guarded.post("/unlearn-requests", json=wish(belongings)).status_code == 404
+        assert guarded.post("/unlearn-requests/validate", json=wish(belongings)).status_code == 404
+        batch = {"items": [wish(belongings)], "atomic": True}
+        assert guarded.post("/unlearn-requests/batch", json=batch).status_code == 404
         assert guarded.post("/audit/redactions", json={"seq": int(belongings["seq"]), "reason": "security"}).status_code == 404
         assert guarded.get("/audit/questions/history", params={"request_id": belongings["request_id"]}).status_code in (
             200,

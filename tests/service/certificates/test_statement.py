@@ -10,6 +10,7 @@ import pytest
 import rfc8785
 
 from service.catalogue import get_catalogue
+from service.certificates.limits import SELF_APPROVED
 from service.certificates.statement import GUARANTEES, decimals, objections, prompts_digest
 from service.verifier import claim
 from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
@@ -358,3 +359,34 @@ def test_prompts_are_digested_in_canonical_form_whatever_their_order() -> None:
     assert prompts_digest(prompts) == hashlib.sha256(text.encode()).hexdigest()
     assert prompts_digest(dict(reversed(prompts.items()))) == prompts_digest(prompts)
     assert prompts_digest({**prompts, "cats": "a cat"}) != prompts_digest(prompts)
+
+
+# ------------------------------------------------------------------------------------------------------------- approval
+
+
+def approved_by(*people: str, required: int = 2) -> dict[str, object]:
+    """A sound statement whose request these people approved."""
+    statement = a_statement()
+    approvers = [{"id": who, "at": "2026-11-21T10:00:00.000000Z"} for who in people]
+    said = {"policy": "four-eyes", "required": required, "requestDigest": "0" * 64, "approvers": approvers}
+    statement["predicate"]["approval"] = said
+    return statement
+
+
+def test_without_an_approval_the_statement_says_that_nobody_else_looked() -> None:
+    predicate = a_statement()["predicate"]
+    assert predicate["approval"] == {"policy": "solo"}
+    assert SELF_APPROVED in predicate["limits"]
+
+
+def test_as_many_different_people_as_had_to_approved_it() -> None:
+    assert objections(approved_by("user:a", "user:b")) == []
+    for people in ((), ("user:a",), ("user:a", "user:a")):
+        assert objections(approved_by(*people)) == ["fewer people approved the request than had to"]
+    assert objections(approved_by(required=0)) == ["fewer people approved the request than had to"]
+
+
+def test_an_older_statement_that_does_not_speak_of_approval_holds() -> None:
+    statement = a_statement()
+    del statement["predicate"]["approval"]
+    assert objections(statement) == []
