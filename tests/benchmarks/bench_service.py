@@ -82,9 +82,7 @@ def of_posts(stage: Stage) -> dict[str, Any]:
     limits = httpx2.Limits(max_connections=bench_post.CONNECTIONS, max_keepalive_connections=bench_post.CONNECTIONS)
     with httpx2.Client(base_url=stage.server.url, limits=limits, timeout=30.0) as http:
         bench_post.run(http, stage.models, rate=stage.size.rate, count=int(stage.size.rate * 2))  # connections, caches
-        samples = bench_post.run(
-            http, stage.models, rate=stage.size.rate, count=int(stage.size.rate * stage.size.seconds)
-        )
+        samples = bench_post.run(http, stage.models, rate=stage.size.rate, count=int(stage.size.rate * stage.size.seconds))
     times = [sample.seconds * 1000 for sample in samples]
     return {
         "post_p50_ms": round(quantile(times, 0.5), 2),

@@ -23,7 +23,7 @@ def figures(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 def test_one_server_answers_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_service.measured(TINY, [*bench_service.SHARED], Path("/tmp"))  # noqa: S108 — a socket's path is short
+    bench_service.measured(TINY, [*bench_service.SHARED], Path("/tmp"))
     told = figures(capsys)
     assert bench_service.TARGETS.keys() - OF_CLAIMS <= told.keys()
     assert (told["post_errors"], told["post_count"], told["sse_delivered_share"]) == (0, 20, 1.0)
@@ -33,7 +33,7 @@ def test_one_server_answers_every_part(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_request_is_claimed_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_service.measured(TINY, ["claims"], Path("/tmp"))  # noqa: S108 — a socket's path is short
+    bench_service.measured(TINY, ["claims"], Path("/tmp"))
     told = figures(capsys)
     assert all(0 < told[f"claim_{mode}_seconds"] <= told[f"first_step_{mode}_seconds"] for mode in ("embedded", "production"))  # type: ignore[operator]
 

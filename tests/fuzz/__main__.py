@@ -1,4 +1,4 @@
-"""Fuzz the HTTP API: `make fuzz`, or `python -m tests.fuzz [--seconds 300] [--seed 1] [--as local --as auditor] [--database …]`.
+"""Fuzz the HTTP API: `make fuzz`, or `python -m tests.fuzz [--seconds 300] [--seed 1] [--as local --as auditor]`.
 
 Schemathesis reads the OpenAPI document and makes calls that fit it and calls that do not, with ids from earlier answers and
 along links; a real server answers, on a database with a model, a request of each kind and a checkpoint. Once without access

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from service import db
 from service.app import create_app
 from tests.benchmarks.ledger.places import database
-from tests.serving import served
 from tests.service.access.people import ALL_ROLES, bearer, person
+from tests.serving import served
 from tests.support import DIGITS, Json, ask, emit, image_folder, model_folder, publish
 
 LOCAL = "local"

@@ -29,6 +29,7 @@ from tests.worker.conductor import house as h
 EMBEDDED, PRODUCTION = "embedded", "production"
 EMBEDDED_SETTINGS = {"EXPUNGE_LEASE_SECONDS": "15", "EXPUNGE_RENEW_SECONDS": "1", "EXPUNGE_SWEEP_SECONDS": "0.2"}
 """`service.supervisor.environment`'s."""
+POLICY = {"name": "bench-v1", "checks": [{"verifier": "forget_rate", "params": {}}]}
 PATIENCE_SECONDS = 120.0
 
 
@@ -68,7 +69,7 @@ def _deployment(mode: str, disk: Path) -> Iterator[tuple[httpx2.Client, h.House]
     kind = "sqlite" if mode == EMBEDDED else "postgresql"
     with database(kind, disk) as folder, _broker(mode) as broker:
         policy = folder / "policy.json"
-        policy.write_text(json.dumps(h.POLICY))
+        policy.write_text(json.dumps(POLICY))
         own = {
             **(EMBEDDED_SETTINGS if mode == EMBEDDED else {}),
             **broker,

@@ -23,6 +23,7 @@ from service.verifier.merkle import Frontier
 from tests.benchmarks.ledger import history
 
 ENTRY = "log_id, seq, leaf, leaf_hash, action, outcome, at, tenant, actor, request_id, request_ordinal, model_id"
+GUARDED = ("ledger_entry", "ledger_node", "ledger_head", "unlearn_request", "checkpoint", "checkpoint_file")
 A_REQUEST = len(history.facts())
 """Entries."""
 MEGABYTE = b"w" * 2**20
@@ -66,7 +67,7 @@ def requests(count: int, model_ids: list[str]) -> None:
         chosen = ", ".join(own.get(name, f"r.{name}") for name in columns)
         session.execute(
             text(
-                f"INSERT INTO unlearn_request ({', '.join(columns)}) SELECT {chosen} "  # noqa: S608 — names of our own columns
+                f"INSERT INTO unlearn_request ({', '.join(columns)}) SELECT {chosen} "
                 "FROM unlearn_request r, generate_series(0, :last) AS n WHERE r.id = :one"
             ),
             {"models": model_ids, "spread": len(model_ids), "begin": at, "last": count - 1, "one": one},
@@ -129,7 +130,17 @@ def _request(request_id: str, model_id: str, at: datetime, **columns: Any) -> Un
 
 @contextmanager
 def _unguarded() -> Iterator[OrmSession]:
-    """A transaction that no trigger looks at: the server's own user may say so."""
+    """A transaction that no trigger looks at, and after which all of them do again, as they did."""
+    guards = text(
+        "SELECT tgrelid::regclass::text, tgname, tgenabled = 'A' FROM pg_trigger "
+        "WHERE NOT tgisinternal AND tgrelid::regclass::text = ANY(:tables)"
+    )
     with db.transaction() as session:
-        session.execute(text("SET LOCAL session_replication_role = replica"))
+        found = session.execute(guards, {"tables": list(GUARDED)}).all()
+        for table, name, _ in found:
+            session.execute(text(f"ALTER TABLE {table} DISABLE TRIGGER {name}"))
         yield session
+        session.flush()
+        session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))  # a table with events to come is not altered
+        for table, name, always in found:
+            session.execute(text(f"ALTER TABLE {table} ENABLE {'ALWAYS ' if always else ''}TRIGGER {name}"))

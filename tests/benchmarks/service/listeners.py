@@ -55,7 +55,9 @@ async def _listen(url: str, request_id: str, lags: list[float], turn: asyncio.Se
     place = urlsplit(url)
     async with turn:
         reader, writer = await asyncio.open_connection(place.hostname, place.port)
-        asked = f"GET /unlearn-requests/{request_id}/events HTTP/1.1\r\nHost: {place.netloc}\r\nAccept: text/event-stream\r\n\r\n"
+        asked = (
+            f"GET /unlearn-requests/{request_id}/events HTTP/1.1\r\nHost: {place.netloc}\r\nAccept: text/event-stream\r\n\r\n"
+        )
         writer.write(asked.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         if b" 200 " not in head.splitlines()[0]:
