@@ -29,7 +29,9 @@ from service.middleware import BodyLimit, RequestId
 from service.models import endpoints as models
 from service.policies import endpoints as policies
 from service.requests import endpoints as requests
-from service.requests import moves
+from service.requests import feed, moves
+from service.requests.tailer import Tailer
+from service.webhooks import endpoints as webhooks
 from service.workers import endpoints as workers
 
 log = logging.getLogger("expunge.app")
@@ -48,6 +50,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     catalogue.router,
     policies.router,
     workers.router,
+    feed.router,
+    webhooks.router,
     access.router,
     health.router,
 )
@@ -101,6 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.tailer = Tailer()
     gate.install(app, routes(), settings)  # innermost: what is outside of it needs no caller
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)

@@ -1,7 +1,7 @@
 """`expunge`: run the service, and speak to one.
 
 Servers: `up` (all in one), `serve`, `worker`, `signer`, `migrate`. Client: `datasets`, `models`, `request`, `checkpoint`,
-`audit`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
+`audit`, `webhook`, `keys`. Neither: `ledger` (beside the signer or the database), `gc` (beside database and store), `witness`
 (elsewhere), `verify` (offline), `verify-model` and `demo`.
 """
 
@@ -23,6 +23,7 @@ from service import __version__, lifecycle_commands, privacy_commands, storage_c
 from service.access.commands import keys
 from service.commands import GROUPS, AsJson, err, fail, out
 from service.ledger_commands import ledger, witness
+from service.webhook_commands import webhook
 
 if TYPE_CHECKING:
     from service.config import Settings
@@ -31,6 +32,7 @@ app = typer.Typer(name="expunge", no_args_is_help=True, pretty_exceptions_show_l
 for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 app.add_typer(ledger, name="ledger")
+app.add_typer(webhook, name="webhook")
 app.add_typer(keys, name="keys")
 app.command()(witness)
 app.command()(storage_commands.gc)

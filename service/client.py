@@ -94,6 +94,18 @@ class Client:
     def delete(self, path: str) -> Json:
         return _body(self._send("DELETE", path))
 
+    def create_webhook(self, url: str, event_types: list[str] | None = None, description: str = "") -> Json:
+        """Have events sent to an address; the answer holds the secret, this once."""
+        return self.post("/webhook-endpoints", {"url": url, "event_types": event_types or [], "description": description})
+
+    def rotate_webhook_secret(self, endpoint_id: str, overlap_hours: float = 24.0) -> Json:
+        """A new secret; the one before signs beside it for so long."""
+        return self.post(f"/webhook-endpoints/{endpoint_id}/rotate-secret", {"overlap_hours": overlap_hours})
+
+    def redeliver_webhook(self, endpoint_id: str, delivery_id: str) -> Json:
+        """Send a message once more, under its own id."""
+        return self.post(f"/webhook-endpoints/{endpoint_id}/deliveries/{delivery_id}/redeliver")
+
     def pages(self, path: str, **query: Any) -> Iterator[Json]:
         """Every item of a keyset list, page after page."""
         cursor: str | None = None

@@ -145,6 +145,10 @@ class Settings(BaseSettings):
             raise ValueError("ledger_tsa_url and ledger_tsa_certificates go together: an unchecked time stamp proves nothing")
         return self
 
+    webhook_allow_loopback: bool = Field(
+        default=False, description="webhooks may go to this host, and without TLS; for tests, never in production"
+    )
+
     kek_dir: Path | None = Field(
         default=None,
         description="folder of the keys that personal data of the ledger are sealed with, the same for every host and no part "

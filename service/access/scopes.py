@@ -20,6 +20,8 @@ Scope = Literal[
     "checkpoints:read",
     "checkpoints:revoke",
     "checkpoints:approve",
+    "webhooks:read",
+    "webhooks:manage",
     "ledger:read",
     "ledger:export",
     "ledger:whole",
@@ -49,8 +51,9 @@ ROLES: dict[Role, frozenset[Scope]] = {
         *_READ,
         *("datasets:create", "models:create", "models:dispose", "requests:cancel", "requests:operate", "compliance:record"),
         *("checkpoints:revoke", "ledger:read", "ledger:redact", "private:shred", "private:hold"),
+        *("webhooks:read", "webhooks:manage"),
     ),
-    "auditor": _scopes(*_READ, "ledger:read", "ledger:export", "ledger:whole", "private:read"),
+    "auditor": _scopes(*_READ, "ledger:read", "ledger:export", "ledger:whole", "private:read", "webhooks:read"),
     "admin": _scopes("catalogue:read", "keys:manage", "principals:manage", "projects:manage"),
     "worker": _scopes(),  # it works on the rows, under its lease and fence: no route is for it
 }

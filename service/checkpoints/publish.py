@@ -17,6 +17,7 @@ from service.checkpoints import membership
 from service.checkpoints.membership import Committed
 from service.db import now
 from service.files import FileEntry
+from service.requests.events import tell
 from service.requests.leases import Lease, LeaseLost, announce
 from service.requests.lifecycle import MAY_PUBLISH
 from service.tables import (
@@ -111,7 +112,9 @@ def publish(session: OrmSession, lease: Lease, result: Result) -> None:
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     attempt.outcome = "succeeded"
     attempt.ended_at = at
-    announce(session, request.id, "succeeded", {"checkpoint_id": result.checkpoint_id, "version": version.number}, at)
+    made_it = {"checkpoint_id": result.checkpoint_id, "version": version.number}
+    tell(session, request.id, "checkpoint.certified", made_it, at)
+    announce(session, request.id, "succeeded", made_it, at)
     _record(session, lease, request.model_id, result, version)
 
 

@@ -16,6 +16,7 @@ from service.checkpoints import repository
 from service.config import get_settings
 from service.db import now
 from service.errors import Conflict
+from service.requests.events import tell
 from service.tables import Checkpoint, CheckpointRevocation, ModelVersion
 
 
@@ -55,6 +56,8 @@ def ask(session: OrmSession, checkpoint_id: str, *, reason: RevocationReason, by
     asked = _step(session, row, "asked", reason, by, self_approved=False)
     solo = get_settings().four_eyes == "solo"
     approved = _step(session, row, "approved", reason, by, self_approved=True) if solo else None
+    if approved is not None:
+        _tell(session, row, reason)
     _append(session, row, RevocationAsked(checkpoint_id=row.id, reason=reason), by)
     if approved is not None:
         _append(session, row, _revoked(row, reason, self_approved=True), by)
@@ -74,6 +77,7 @@ def approve(session: OrmSession, checkpoint_id: str, *, by: Actor) -> Checkpoint
         raise SamePerson
     reason: Any = asked.reason
     approved = _step(session, row, "approved", reason, by, self_approved=False)
+    _tell(session, row, reason)
     _append(session, row, _revoked(row, reason, self_approved=False), by)
     return approved
 
@@ -119,6 +123,10 @@ def _revoked(row: Checkpoint, reason: RevocationReason, *, self_approved: bool) 
     return CertificateRevoked(
         checkpoint_id=row.id, payload_sha256=payload_sha256(row), reason=reason, self_approved=self_approved
     )
+
+
+def _tell(session: OrmSession, row: Checkpoint, reason: RevocationReason) -> None:
+    tell(session, row.request_id, "checkpoint.revoked", {"checkpoint_id": row.id, "reason": reason})
 
 
 def _append(session: OrmSession, row: Checkpoint, fact: RevocationAsked | CertificateRevoked, by: Actor) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from service.audit import proofs, receipts
@@ -178,6 +177,7 @@ def cancel_unlearn_request(request_id: str, request: Request, actor: CurrentActo
 )
 def read_unlearn_request_events(
     request_id: str,
+    request: Request,
     accept: Annotated[str, Header()] = "application/json",
     last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,15}$")] = None,
 ) -> Any:
@@ -190,8 +190,7 @@ def read_unlearn_request_events(
         return EventList(data=events)
     if ended and not events:
         return Response(status_code=204)  # tells a browser's EventSource to stop reconnecting
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(stream.follow(request_id, since), media_type="text/event-stream", headers=headers)
+    return stream.response(stream.follow(request.app.state.tailer, request_id, since))
 
 
 @router.get(

@@ -30,9 +30,10 @@ from service.audit.leaves import (
 from service.db import now
 from service.outbox import claimable, due
 from service.requests import quotas, repository
+from service.requests.events import tell
 from service.requests.lifecycle import HOLDS_LINEAGE, Phase, Wish
 from service.requests.rungs import REJECTED, SPENT, ladder_of, rung_after
-from service.tables import Attempt, Model, ModelVersion, RequestEvent, UnlearnRequest
+from service.tables import Attempt, Model, ModelVersion, UnlearnRequest
 from service.values import sha256_of
 
 BEFORE = "rejected_before"
@@ -325,7 +326,7 @@ def earlier(session: OrmSession, lease: Lease) -> list[dict[str, Any]]:
 
 def announce(session: OrmSession, request_id: str, what: str, data: dict[str, Any], at: datetime | None = None) -> None:
     """Tell the request's followers: one row of its event stream."""
-    session.add(RequestEvent(request_id=request_id, type=f"unlearning_request.{what}", data=data, at=at or now(session)))
+    tell(session, request_id, f"unlearning_request.{what}", data, at)
 
 
 def _progress_of(row: UnlearnRequest) -> Progress:

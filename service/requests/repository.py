@@ -130,12 +130,7 @@ def base_version(session: OrmSession, request: UnlearnRequest) -> ModelVersion |
     return session.get(ModelVersion, request.base_version_id) if request.base_version_id else None
 
 
-def events_after(session: OrmSession, request_id: str, last_id: int, limit: int) -> list[RequestEvent]:
-    """Events of a request with a larger id, oldest first."""
-    query = (
-        select(RequestEvent)
-        .where(RequestEvent.request_id == request_id, RequestEvent.id > last_id)
-        .order_by(RequestEvent.id)
-        .limit(limit)
-    )
-    return list(session.scalars(query))
+def events_after(session: OrmSession, request_id: str | None, last_id: int, limit: int) -> list[RequestEvent]:
+    """Events of a request, or of all (None), with a larger id, oldest first."""
+    query = select(RequestEvent).where(RequestEvent.id > last_id).order_by(RequestEvent.id).limit(limit)
+    return list(session.scalars(query if request_id is None else query.where(RequestEvent.request_id == request_id)))

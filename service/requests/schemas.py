@@ -373,6 +373,12 @@ class EventRead(BaseModel):
     at: datetime
 
 
+class ProjectEventRead(EventRead):
+    """Something that happened to one of the requests."""
+
+    request_id: str
+
+
 class EventList(BaseModel):
     """All events of a request, oldest first."""
 

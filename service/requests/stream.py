@@ -1,4 +1,7 @@
-"""The events of a request as they happen: Server-Sent Events that resume where a broken connection left off.
+"""Events as they happen: Server-Sent Events that resume where a broken connection left off.
+
+What has happened is read from the table, what happens is handed on by the process's one reader (`requests.tailer`). The
+listener is there before the table is read, and the table is read up to where the listener begins: no gap, nothing twice.
 
 Source: WHATWG HTML, "Server-sent events" §9.2.
 """
@@ -8,52 +11,91 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
-import anyio
 from anyio.to_thread import run_sync
+from starlette.responses import StreamingResponse
 
 from service.db import reading
-from service.requests import repository
+from service.requests import repository, tailer
 from service.requests.lifecycle import TERMINAL
-from service.requests.schemas import EventRead
+from service.requests.schemas import ProjectEventRead
+from service.requests.tailer import Dropped, Listener, Tailer
 
-POLL_SECONDS = 0.3
 PING_SECONDS = 15.0
 RECONNECT_MS = 2000
 BATCH = 200
+LAST = frozenset(f"unlearning_request.{status}" for status in TERMINAL)
+"""With these a request's stream ends."""
 
 
-def read_events(request_id: str, last_id: int) -> tuple[list[EventRead], bool]:
-    """The next events, and whether the request had ended before they were read: then no more will come.
+def read_events(request_id: str, last_id: int) -> tuple[list[ProjectEventRead], bool]:
+    """The next events of a request, and whether it had ended before they were read: then no more will come.
 
     One short read; no connection is held between two of them.
     """
     with reading() as session:
         ended = repository.get(session, request_id).status in TERMINAL
-        rows = repository.events_after(session, request_id, last_id, BATCH)
-        return [EventRead(id=r.id, type=r.type, data=r.data, at=r.at) for r in rows], ended
+        return [tailer.shown(row) for row in repository.events_after(session, request_id, last_id, BATCH)], ended
 
 
-async def follow(request_id: str, last_id: int) -> AsyncIterator[bytes]:
-    """Events as an event stream, until the one that ends the request."""
+def read_all(_request_id: str, last_id: int) -> tuple[list[ProjectEventRead], bool]:
+    """The same of everybody's events, which never end."""
+    with reading() as session:
+        return [tailer.shown(row) for row in repository.events_after(session, None, last_id, BATCH)], False
+
+
+def response(frames: AsyncIterator[bytes]) -> StreamingResponse:
+    """An event stream that no proxy keeps or holds back."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
+
+
+async def follow(source: Tailer, request_id: str | None, last_id: int | None) -> AsyncIterator[bytes]:
+    """Events as an event stream; of one request, until the one that ends it.
+
+    Args:
+        request_id: None: everybody's, without an end.
+        last_id: what the client has seen; None: what happens from now on.
+    """
     yield b"retry: %d\n\n" % RECONNECT_MS
-    spoke = time.monotonic()
-    while True:
-        events, ended = await run_sync(read_events, request_id, last_id)
-        for event in events:
-            yield encode(event)
-            last_id, spoke = event.id, time.monotonic()
-        if len(events) == BATCH:
-            continue
+    async with source.listening(request_id) as listener:
+        last_id = listener.since if last_id is None else last_id
+        read = read_all if request_id is None else read_events
+        while True:
+            events, ended = await run_sync(read, request_id or "", last_id)
+            for event in events:
+                if event.id > listener.since and not ended:
+                    break
+                yield encode(event)
+                last_id = event.id
+            else:
+                if len(events) == BATCH:
+                    continue
+            break
         if ended:
             return
-        if time.monotonic() - spoke >= PING_SECONDS:
+        async for frame in _live(listener, last_id):
+            yield frame
+
+
+async def _live(listener: Listener, last_id: int) -> AsyncIterator[bytes]:
+    spoke = time.monotonic()
+    while True:
+        try:
+            event = await listener.next(max(spoke + PING_SECONDS - time.monotonic(), 0.0))
+        except Dropped:
+            return
+        if event is None:
             yield b": ping\n\n"
-            spoke = time.monotonic()
-        await anyio.sleep(POLL_SECONDS)
+        elif event.id > last_id:
+            yield encode(event)
+            if listener.request_id is not None and event.type in LAST:
+                return
+        spoke = time.monotonic()
 
 
-def encode(event: EventRead) -> bytes:
+def encode(event: ProjectEventRead) -> bytes:
     """One event on the wire. JSON has no line breaks, so `data` is one line."""
-    data = json.dumps({"at": event.model_dump(mode="json")["at"], **event.data}, separators=(",", ":"))
-    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n".encode()
+    told: dict[str, Any] = {"at": event.model_dump(mode="json")["at"], "request_id": event.request_id, **event.data}
+    return f"id: {event.id}\nevent: {event.type}\ndata: {json.dumps(told, separators=(',', ':'))}\n\n".encode()

@@ -11,3 +11,4 @@ from service.tables.ledger import *  # noqa: F403
 from service.tables.registry import *  # noqa: F403
 from service.tables.requests import *  # noqa: F403
 from service.tables.results import *  # noqa: F403
+from service.tables.webhooks import *  # noqa: F403

@@ -61,8 +61,8 @@ def projections(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def line(seq: int, leaf: bytes, digest: bytes, said: Mapping[str, Any]) -> bytes:
     """What `entries.ndjson` has of an entry with a text, byte for byte as the service writes it."""
-    text, rest = _AS_IT_IS.encode(leaf.decode()), _AS_IT_IS.encode(said)[1:]  # a string alone is encoded three times as fast
-    return f'{{"seq":{seq},"leaf_hash":"{digest.hex()}","leaf":{text},{rest}\n'.encode()
+    rest = ",".join([f'"{name}":{_AS_IT_IS.encode(value)}' for name, value in said.items()])  # five times as fast as at once
+    return f'{{"seq":{seq},"leaf_hash":"{digest.hex()}","leaf":{_AS_IT_IS.encode(leaf.decode())},{rest}}}\n'.encode()
 
 
 class Known:

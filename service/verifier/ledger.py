@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import re
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from service.verifier.entries import PROJECTIONS, History, Known, PrivateRow, line, opened, projections
 from service.verifier.merkle import HASH_BYTES, leaf_hash
@@ -16,7 +19,14 @@ from service.verifier.reading import Tampered, Undecided, about, read, reported,
 WIDTH, HEIGHT = 256, 8
 """A tile holds the hashes of 256 perfect subtrees of one level, and stands 8 levels of the tree high."""
 NOTE = re.compile(r"checkpoints/(0|[1-9]\d*)-\d+\.note")
+AT_ONCE, AHEAD = 8 * WIDTH, 6
+"""Entries that another process looks at together, and how many such chunks may be under way."""
+ASKED = ("request", "privateSha256", "subjectCommitment", "public")
+OF_OTHERS = ("entry.redacted", "private.shredded")
+"""Entries whose public facts are about other entries."""
 Take = Callable[[str], bytes]
+Alone = tuple[bytes, dict[str, Any], dict[str, Any]]
+Chunk = tuple[bytes, list[Alone]] | None
 
 
 @reported
@@ -82,11 +92,15 @@ def _export(present: dict[str, Path], take: Take, size: int, known: Known) -> Hi
     if not files[0] or not files[1]:
         raise Undecided("there is no entries.ndjson, or no private.ndjson")
     hashes: dict[int, bytearray] = {}
-    with files[0].open("rb") as lines, files[1].open("rb") as rows:
+    with files[0].open("rb") as lines, files[1].open("rb") as rows, ProcessPoolExecutor() as pool:
         history = History(_private(rows))
-        for seq, text in enumerate(_bundled(take, size)):
+        for seq, text, said, alone in _looked_at(pool, take, size, lines):
             with about(f"entry {seq}"):
-                digest, body = _entry(history, seq, text, lines.readline())
+                if alone:
+                    digest, told, body = alone
+                    history.follow(seq, body, told, digest)
+                else:
+                    digest, body = _entry(history, seq, text, said)
                 history.keep(seq, body)
             for level, idx, value in history.grow(digest, known):
                 if level % HEIGHT == 0:
@@ -118,17 +132,68 @@ def _entry(history: History, seq: int, text: bytes, said: bytes) -> tuple[bytes,
     return digest, history.take(seq, text or None, digest, by, told)
 
 
-def _bundled(take: Take, size: int) -> Iterator[bytes]:
-    """The texts in all entry bundles; that of a redacted entry is empty."""
-    for begin in range(0, size, WIDTH):
-        name = tile("entries", begin // WIDTH, width := min(WIDTH, size - begin))
-        data, here = take(name), 0
-        for _ in range(width):
-            end = here + 2 + int.from_bytes(data[here : here + 2], "big")
-            yield data[here + 2 : end]
-            here = end
-        if here != len(data):
-            raise Tampered(f"{name} is not as long as its entries")
+def _looked_at(
+    pool: ProcessPoolExecutor, take: Take, size: int, lines: BinaryIO
+) -> Iterator[tuple[int, bytes, bytes, Alone | None]]:
+    """Number, text and line of every entry, and what `_alone` found of it, if all is well with it and its neighbours.
+
+    Most of the work is in single entries, and other processes do it, a few bundles ahead of the one that puts them together.
+    """
+    ahead: deque[tuple[int, list[bytes], list[bytes], Callable[[], Chunk]]] = deque()
+    fault: Exception | None = None
+    for begin in range(0, size, AT_ONCE):
+        end, texts = min(begin + AT_ONCE, size), list[bytes]()
+        try:
+            for first in range(begin, end, WIDTH):
+                texts += _bundled(take, first, min(WIDTH, end - first))
+        except (Tampered, Undecided, OSError) as error:
+            fault = error  # what is wrong with the entries before it comes first
+        said = [lines.readline() for _ in texts]
+        looks = pool.submit(_alone, begin, texts).result if size > AT_ONCE else partial(_alone, begin, texts)
+        ahead.append((begin, texts, said, looks))
+        if fault:
+            break
+        if len(ahead) > AHEAD:
+            yield from _of_chunk(*ahead.popleft())
+    for chunk in ahead:
+        yield from _of_chunk(*chunk)
+    if fault:
+        raise fault
+
+
+def _of_chunk(
+    begin: int, texts: list[bytes], said: list[bytes], answer: Callable[[], Chunk]
+) -> Iterator[tuple[int, bytes, bytes, Alone | None]]:
+    expected, known = answer() or (b"", [])
+    same = expected == hashlib.sha256(b"".join(said)).digest()
+    yield from zip(range(begin, begin + len(texts)), texts, said, known if same else [None] * len(texts), strict=True)
+
+
+def _alone(begin: int, texts: list[bytes]) -> Chunk:
+    """The SHA-256 that the lines of these texts must have together; of each its hash, what its line says and what its text
+    does, as far as the history asks. None: something is odd, and whoever puts them together finds out what."""
+    lines, found = hashlib.sha256(), []
+    try:
+        for seq, text in enumerate(texts, begin):
+            said, digest = projections(body := opened(text)), leaf_hash(text)
+            lines.update(line(seq, text, digest, said))
+            asked = ASKED if said["action"] in OF_OTHERS else ASKED[:-1]
+            told = {name: said[name] for name in ("action", "at", "request_id", "request_ordinal")}
+            found.append((digest, told, {name: body[name] for name in asked if name in body}))
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        return None
+    return lines.digest(), found
+
+
+def _bundled(take: Take, begin: int, width: int) -> Iterator[bytes]:
+    """The texts in one entry bundle; that of a redacted entry is empty."""
+    data, here = take(name := tile("entries", begin // WIDTH, width)), 0
+    for _ in range(width):
+        end = here + 2 + int.from_bytes(data[here : here + 2], "big")
+        yield data[here + 2 : end]
+        here = end
+    if here != len(data):
+        raise Tampered(f"{name} is not as long as its entries")
 
 
 def _require_tile(take: Take, level: int, index: int, hashes: bytearray) -> None:

@@ -19,6 +19,8 @@ from service.audit.notary import Notary
 from service.certificates.signing import SocketSigner
 from service.config import Settings, get_settings
 from service.storage import get_store
+from service.webhooks.guard import TIMEOUT_SECONDS
+from service.webhooks.sender import Sender
 from worker.conductor import identity, launch, tasks
 from worker.conductor.app import make_app, queue_of
 from worker.conductor.control import Sweeper
@@ -67,6 +69,8 @@ def main(command: launch.Command = launch.torchrun) -> int:
     control = Sweeper(app, room)
     sweeper = threading.Thread(target=control.run, args=(stop,), name="sweeper", daemon=True)
     sweeper.start()
+    sender = threading.Thread(target=Sender(settings).run, args=(stop,), name="webhooks", daemon=True)
+    sender.start()
     served = {"gpus": launch.gpu_count(), "gpu_classes": settings.gpu_classes}
     log.info("worker.started", extra={"embedded": settings.embedded, **served})
     queues = [queue_of(name) for name in settings.gpu_classes]
@@ -75,6 +79,7 @@ def main(command: launch.Command = launch.torchrun) -> int:
     room.draining.set()
     stop.set()
     sweeper.join(timeout=settings.sweep_seconds + 5)
+    sender.join(timeout=TIMEOUT_SECONDS)
     control.leave()
     log.info("worker.stopped", extra={"status": worker.exitcode})
     return int(worker.exitcode or 0)

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import db, garbage, outbox
 from service.audit import retention, vault
+from service.compliance import deadlines
 from service.outbox import Due, Held
 from service.requests import endings, leases
 from service.storage import StoreError
@@ -38,6 +39,7 @@ RING_AGAIN_SECONDS = 5.0
 """A ring that nobody answered is repeated after so long, then ever more slowly: bells must not pile up in a broker."""
 SLOWEST_RING_SECONDS = 60.0
 DIRECTORIES_SECONDS = 60.0
+DEADLINE_SECONDS = 60.0
 RETENTION_SECONDS = 3600.0
 GARBAGE_SECONDS = 6 * 3600.0
 
@@ -69,6 +71,7 @@ class Sweeper:
     healthy_since: float | None = None
     """Since when (seconds, monotonic) the database has answered without a gap."""
     directories_at: float = 0.0
+    deadlines_at: float = 0.0
     retention_at: float = 0.0
     garbage_at: float = 0.0
     collecting: threading.Thread | None = None
@@ -90,6 +93,7 @@ class Sweeper:
             self._clear_directories()
             if self.room.notary is not None:
                 self.room.notary.look()
+            self._watch_deadlines()
             self._shred_what_is_over()
             self._collect_garbage()
         except Exception as error:
@@ -188,6 +192,18 @@ class Sweeper:
 
         workspace.sweep(self.room.settings, standing)
         self.directories_at = time.monotonic() + DIRECTORIES_SECONDS
+
+    def _watch_deadlines(self) -> None:
+        """Say which legal deadlines come near, or have passed."""
+        if time.monotonic() < self.deadlines_at:
+            return
+        with db.reading() as session:
+            found = deadlines.candidates(session)
+        for request_id, kind in found:
+            with db.transaction() as session:
+                if deadlines.say(session, request_id, kind):
+                    log.warning("request.deadline", extra={"request": request_id, "event": kind})
+        self.deadlines_at = time.monotonic() + DEADLINE_SECONDS
 
     def _shred_what_is_over(self) -> None:
         """Private data that were kept long enough. Every worker looks; what one has done, the next finds done."""

@@ -31,6 +31,8 @@ PUBLIC = {
 
 BODIES: dict[str, Any] = {
     "create_project": {"id": "another"},
+    "create_webhook_endpoint": {"url": "https://hooks.example.org/"},
+    "rotate_webhook_secret": {},
     "amend_unlearn_request": {"priority": "urgent"},
     "create_principal": {"name": "n", "roles": ["auditor"]},
     "create_compliance_event": {"type": "answered", "result": "erased", "answered_at": "2026-11-20T10:00:00Z"},
@@ -104,6 +106,8 @@ def belongings(guarded: TestClient, tmp_path: Path) -> dict[str, str]:
         attempt(request, fence=1, report={"verdict": "PASS", "findings": []})
         received = guarded.get("/audit/entries", params={"request_id": request}).json()["data"][0]["seq"]
         redaction = guarded.post("/audit/redactions", json={"seq": 0, "reason": "security"}).json()["id"]
+        endpoint = guarded.post("/webhook-endpoints", json={"url": "https://hooks.example.org/"}).json()["id"]
+        delivery = guarded.post(f"/webhook-endpoints/{endpoint}/test").json()["id"]
         principal, key_id, _ = person("a", "requester")
     return {
         "model_id": model["id"],
@@ -114,6 +118,8 @@ def belongings(guarded: TestClient, tmp_path: Path) -> dict[str, str]:
         "redaction_id": redaction,
         "principal_id": principal,
         "key_id": key_id,
+        "endpoint_id": endpoint,
+        "delivery_id": delivery,
         "number": "1",
         "path": "w.safetensors",
         "file": "before_after.png",
@@ -180,7 +186,7 @@ def wish(ids: dict[str, str]) -> dict[str, Any]:
 def test_lists_show_one_s_own_project_alone(guarded: TestClient, belongings: dict[str, str]) -> None:
     _, _, theirs = person(project("b"), *ALL_ROLES)
     _, _, ours = person("a", *ALL_ROLES)
-    for path in ("/datasets", "/models", "/unlearn-requests", "/audit/redactions"):
+    for path in ("/datasets", "/models", "/unlearn-requests", "/audit/redactions", "/webhook-endpoints", "/events"):
         with calling(guarded, theirs):
             assert guarded.get(path).json()["data"] == [], path
         with calling(guarded, ours):

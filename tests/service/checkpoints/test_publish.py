@@ -125,4 +125,4 @@ def test_a_publication_closes_the_request_last(house: h.House) -> None:
     row = h.request(lease.request_id)
     assert (row.status, row.checkpoint_id, row.lease_owner) == ("succeeded", what.checkpoint_id, None)
     assert h.attempts(lease.request_id)[0].outcome == "succeeded"
-    assert h.events(lease.request_id) == ["started", "succeeded"]
+    assert h.events(lease.request_id) == ["started", "checkpoint.certified", "succeeded"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from service.requests import stream
+from service.requests import stream, tailer
 from tests.support import ask, code_of, emit, move, register
 
 STREAM = {"Accept": "text/event-stream"}
@@ -71,7 +71,7 @@ def test_a_stream_resumed_after_the_end_is_204(client: TestClient, tmp_path: Pat
 def test_the_stream_tells_what_happens_while_it_is_open(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(tailer, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(stream, "PING_SECONDS", 0.1)
     request_id, address = _started(client, tmp_path)
 
