@@ -58,7 +58,7 @@ class Size:
     patience: float = 30.0
     megabytes: int = 512
     rounds: int = 5
-    claims: int = 20
+    claims: int = 9
 
 
 SMALL = Size(
