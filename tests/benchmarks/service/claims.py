@@ -1,4 +1,4 @@
-"""From `POST /unlearn-requests` to a worker's claim, and to the end of an engine that does nothing, on a worker that has nothing else to do.
+"""From `POST /unlearn-requests` to a worker's claim, and to the end of an engine that does nothing; the worker is idle.
 
 API, signer and worker are processes of their own with the settings that `expunge up` gives them (embedded mode), or the
 defaults (production mode). The engine is the tests' own, which does nothing: what torch takes to start is not measured.
