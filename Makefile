@@ -8,7 +8,7 @@ JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test attacks faults chaos test-slow lint format types catalogue configuration references openapi train-example constraints bench-post bench-ledger bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
+.PHONY: help install demo test attacks faults chaos fuzz test-slow lint format types catalogue configuration references openapi train-example constraints bench-post bench-ledger bench-service bench-demo bench-digits bench-sfron bench-sfron-gpu bench-sfron-random bench-i2i bench-i2i-full gate-matrix clean
 
 help:            ## Show what there is.
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 20
@@ -35,6 +35,9 @@ faults: $(STAMP) ## Fifteen fault-injection tests on both stacks, and three cont
 
 chaos: $(STAMP)  ## 200 faults at random moments over 50 requests, on each stack; 60 minutes (QUICK=1: 10).
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(QUICK),--quick) $(ARGS)
+
+fuzz: $(STAMP)   ## Schemathesis against a real server, as each role; 5 minutes (ARGS='--seconds 1800' for more).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(ARGS)
 
 test-slow: $(STAMP) ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
@@ -66,6 +69,9 @@ bench-post: $(STAMP) ## Latency of POST /unlearn-requests under load.
 
 bench-ledger: $(STAMP) ## The audit ledger: appends a second, a million entries, signing 200 MB; 10 minutes.
 	$(BIN)/python -m tests.benchmarks.bench_ledger $(ARGS)
+
+bench-service: $(STAMP) ## POST, pages over a million entries, 500 listeners, downloads, claims, memory; 10 minutes (ARGS=--small: 2).
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_service $(ARGS)
 
 bench-demo: $(STAMP) ## Time and memory of the demo's run, import time of the service.
 	$(BIN)/python tests/benchmarks/bench_demo.py

@@ -134,6 +134,7 @@ def _complete_description(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             document["components"]["schemas"]["Problem"] = errors.PROBLEM_SCHEMA
+            errors.add_body_refusals(document)
             described.add_access(document, routes())
         return app.openapi_schema or {}
 

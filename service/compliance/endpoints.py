@@ -17,6 +17,7 @@ from service.edge import writing
 from service.errors import (
     AlreadyRecorded,
     ComplianceUnfit,
+    NotYetSigned,
     QuestionNotFound,
     RequestNotFound,
     Unprocessable,
@@ -54,7 +55,7 @@ def create_compliance_event(request_id: str, said: ComplianceEvent, actor: Curre
     dependencies=[allowed("ledger:export")],
     response_class=Response,
     summary="Everything that the ledger says of a request, as a zip",
-    responses={200: {"content": {"application/zip": {}}}, **problems(RequestNotFound)},
+    responses={200: {"content": {"application/zip": {}}}, **problems(RequestNotFound, NotYetSigned)},
 )
 def read_dossier(request_id: str, request: Request, actor: CurrentActor) -> Response:
     """Entries, proofs and certificates, to be checked offline; no private data. Taking one is an entry, too."""

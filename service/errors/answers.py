@@ -62,6 +62,15 @@ def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def add_body_refusals(document: dict[str, Any]) -> None:
+    """In place: whatever takes a body may find that it is no JSON, or too long (OpenAPI document)."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "requestBody" in operation:
+                for status, answer in problems(BadRequest, BodyTooLarge).items():
+                    operation["responses"].setdefault(str(status), answer)
+
+
 PROBLEM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "title": "Problem",

@@ -50,6 +50,8 @@ class LedgerEntry(Row):
         Index("ix_ledger_entry_action", "action", "seq"),
         Index("ix_ledger_entry_actor", "actor", "seq"),
         Index("ix_ledger_entry_at", "at", "seq"),
+        Index("ix_ledger_entry_tenant", "tenant", "seq"),
+        Index("ix_ledger_entry_outcome", "outcome", "seq"),
     )
 
     log_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

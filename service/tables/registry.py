@@ -24,7 +24,10 @@ class Dataset(Row):
     """Images and labels that models were trained on; files stay where they are, their digests are kept."""
 
     __tablename__ = "dataset"
-    __table_args__ = (Index("ix_dataset_project", "project_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_dataset_project", "project_id", "created_at", "id"),
+        Index("ix_dataset_created", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -43,7 +46,10 @@ class Model(Row):
     """A registered model: a lineage of versions, of which one is current."""
 
     __tablename__ = "model"
-    __table_args__ = (Index("ix_model_project", "project_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_model_project", "project_id", "created_at", "id"),
+        Index("ix_model_created", "created_at", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))

@@ -34,7 +34,11 @@ class UnlearnRequest(Row):
         CheckConstraint("phase IS NULL OR " + one_of("phase", PHASES), name="phase"),
         Index("ix_unlearn_request_due", "status", "not_before", "created_at"),
         Index("ix_unlearn_request_model", "model_id", "status"),
-        Index("ix_unlearn_request_project", "project_id", "created_at"),
+        Index("ix_unlearn_request_project", "project_id", "created_at", "id"),
+        Index("ix_unlearn_request_created", "created_at", "id"),
+        Index("ix_unlearn_request_status_created", "status", "created_at", "id"),
+        Index("ix_unlearn_request_model_created", "model_id", "created_at", "id"),
+        Index("ix_unlearn_request_external", "external_id", "created_at", "id"),
         Index(
             "uq_unlearn_request_one_at_a_time",
             "model_id",

@@ -24,11 +24,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET_P99_MS = 50.0
 MODELS = 100
 CLASSES = 100
+HELD_OUT = 20
+"""Images a class that verification has to itself."""
 CONNECTIONS = 32
 
 
@@ -62,7 +65,7 @@ def _measure(folder: Path, rate: float, seconds: float) -> list[Sample]:
         "EXPUNGE_DATABASE_URL": f"sqlite:///{folder / 'bench.db'}",
     }
     sys.path.insert(0, str(ROOT))
-    models = _prepare()
+    models = prepare(folder)
     port = _free_port()
     command = ["-m", "uvicorn", "--factory", "service.app:create_app", "--port", str(port), "--log-level", "warning"]
     server = subprocess.Popen([sys.executable, *command, "--no-access-log"], cwd=ROOT)
@@ -70,15 +73,15 @@ def _measure(folder: Path, rate: float, seconds: float) -> list[Sample]:
         limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=10.0) as http:
             _wait(http)
-            _run(http, models, rate=rate, count=int(rate * 2))  # connections, caches, imports
-            return _run(http, models, rate=rate, count=int(rate * seconds))
+            run(http, models, rate=rate, count=int(rate * 2))  # connections, caches, imports
+            return run(http, models, rate=rate, count=int(rate * seconds))
     finally:
         server.terminate()
         server.wait(timeout=20)
 
 
-def _prepare() -> list[str]:
-    """Migrate, and register a hundred models as rows; their files are of no matter here."""
+def prepare(folder: Path) -> list[str]:
+    """Migrate, and register a hundred models as rows, of a dataset that is a real file; their own files are of no matter."""
     from service import db, migrate
     from service.tables import Dataset, Model, ModelVersion, new_id
 
@@ -86,10 +89,13 @@ def _prepare() -> list[str]:
     at, ids = datetime.now(UTC), []
     names = [f"class {k}" for k in range(CLASSES)]
     shared = {"created_at": at, "created_by": "user:local"}
+    file, labels = folder / "bench.npz", np.repeat(np.arange(CLASSES), HELD_OUT + 1)
+    np.savez(file, images=np.zeros((len(labels), 8, 8), np.uint8), labels=labels)
     with db.transaction() as session:
         dataset = Dataset(
-            id=new_id("dset"), name="d", format="npz", location="/nowhere", class_names=names, held_out_ids=[],
-            files=[], digest="0" * 64, **shared,
+            id=new_id("dset"), name="d", format="npz", location=str(file), class_names=names, digest="0" * 64,
+            held_out_ids=[str(k) for k in range(len(labels)) if k % (HELD_OUT + 1)],
+            files=[{"path": file.name, "size": file.stat().st_size, "sha256": "0" * 64}], **shared,
         )  # fmt: skip
         session.add(dataset)
         session.flush()
@@ -114,7 +120,7 @@ def _prepare() -> list[str]:
 _asked: dict[str, int] = {}
 
 
-def _run(http: httpx2.Client, models: list[str], *, rate: float, count: int) -> list[Sample]:
+def run(http: httpx2.Client, models: list[str], *, rate: float, count: int) -> list[Sample]:
     """Send `count` requests on schedule. Each model is asked for its classes in turn, so that no request is a duplicate."""
     start = time.perf_counter() + 0.2
     lock = threading.Lock()

@@ -120,7 +120,7 @@ def fill(size: int) -> None:
         guards = raw.execute(asked, ("ledger_entry_in_order", "ledger_entry_in_time", "ledger_entry_as_said")).fetchall()
         for name, _ in guards:
             raw.execute(f"DROP TRIGGER {name}")
-        for batch in _batches(entries(size)):
+        for batch in batches(entries(size)):
             raw.executemany(
                 "INSERT INTO ledger_entry (log_id, seq, leaf, leaf_hash, action, outcome, at, tenant, actor, request_id, "
                 "request_ordinal, model_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -139,7 +139,8 @@ def fill(size: int) -> None:
         raw.execute("UPDATE ledger_head SET size = ?, last_at = ?, frontier = ?", (size, last, b"".join(tree.hashes)))
 
 
-def _batches(rows: Iterable[Entry]) -> Iterator[list[Entry]]:
+def batches(rows: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """In lists of `BATCH`, the last one shorter."""
     batch: list[Entry] = []
     for row in rows:
         batch.append(row)

@@ -1,0 +1,1 @@
+"""What the service's benchmark measures: requests, pages, listeners, downloads, claims."""
