@@ -125,8 +125,9 @@ def _post(wishes: Iterator[UnlearnRequestCreate]) -> None:
 
 
 def _created(session: db.OrmSession, wanted: UnlearnRequestCreate, known: places.Known) -> None:
-    row, _ = service.create(session, get_settings(), wanted, None, known)
-    views.read(session, row)
+    settings = get_settings()
+    row, _ = service.create(session, settings, wanted, None, known)
+    views.read(session, row, views.around(session, settings, row))
 
 
 def _wishes(wanted: argparse.Namespace, count: int) -> Iterator[UnlearnRequestCreate]:
