@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from service import db
 from service.errors import answers
+from service.middleware import RequestId
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def client(database: str) -> Iterator[TestClient]:
     """Our answers to errors, and two routes: one is hung up on, the other breaks a rule."""
     app = FastAPI()
     answers.install(app)
+    app.add_middleware(RequestId)  # a crash is told with the request's name
 
     @app.get("/slow")
     def slow() -> None:
