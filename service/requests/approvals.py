@@ -21,7 +21,8 @@ from service.errors import InvalidTransition, RequestChanged, SelfApproval
 from service.requests import repository
 from service.requests.leases import announce
 from service.requests.lifecycle import HOLDS_LINEAGE, MOVES
-from service.requests.schemas import Approval, ApprovalsRead, DecisionRead, Rejection
+from service.requests.responses import ApprovalsRead, DecisionRead
+from service.requests.schemas import Approval, Rejection
 from service.tables import LedgerEntry, LedgerPrivate, RequestApproval, UnlearnRequest
 
 

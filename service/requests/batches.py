@@ -21,7 +21,8 @@ from service.models import repository as models
 from service.requests import places, repository, service, views
 from service.requests.endpoints import IdempotencyHeader
 from service.requests.places import Known
-from service.requests.schemas import Batch, BatchRead, BatchResult, UnlearnRequestCreate, UnlearnRequestRead
+from service.requests.responses import BatchRead, BatchResult, UnlearnRequestRead
+from service.requests.schemas import Batch, UnlearnRequestCreate
 from service.tables import UnlearnRequest
 
 router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])

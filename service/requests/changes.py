@@ -20,7 +20,15 @@ from service.requests.lifecycle import MOVES, RETRIABLE, TERMINAL, after_pause, 
 from service.requests.places import Known
 from service.requests.retain import Choice
 from service.requests.rungs import AUTO
-from service.requests.schemas import Amendment, Forget, ProxyData, Resources, Retain, Retry, UnlearnRequestCreate
+from service.requests.schemas import (
+    Amendment,
+    Forget,
+    ProxyData,
+    Resources,
+    Retain,
+    Retry,
+    UnlearnRequestCreate,
+)
 from service.tables import UnlearnRequest
 
 

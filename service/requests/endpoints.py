@@ -50,15 +50,8 @@ from service.errors import (
 from service.paging import Page, fetch_page, page
 from service.requests import places, planning, reporting, repository, service, stream, views
 from service.requests.reporting import Format
-from service.requests.schemas import (
-    IDEMPOTENCY_KEY,
-    EventList,
-    PlanRead,
-    RequestQuery,
-    UnlearnRequestCreate,
-    UnlearnRequestRead,
-    UnlearnRequestSummary,
-)
+from service.requests.responses import EventList, PlanRead, UnlearnRequestRead, UnlearnRequestSummary
+from service.requests.schemas import IDEMPOTENCY_KEY, RequestQuery, UnlearnRequestCreate
 from service.storage import get_store
 from service.tables import UnlearnRequest
 

@@ -13,7 +13,7 @@ from service.db import reading
 from service.errors import InvalidCursor, Unprocessable, problems
 from service.paging import Page, PageQuery, fetch_page, page
 from service.requests import stream, tailer
-from service.requests.schemas import ProjectEventRead
+from service.requests.responses import ProjectEventRead
 from service.tables import RequestEvent
 
 router = APIRouter(tags=["unlearn requests"])

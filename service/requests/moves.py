@@ -33,7 +33,8 @@ from service.errors import (
 )
 from service.requests import approvals, changes, places, repository
 from service.requests.endpoints import IdempotencyHeader, answer
-from service.requests.schemas import Amendment, Approval, Rejection, Retry, UnlearnRequestRead
+from service.requests.responses import UnlearnRequestRead
+from service.requests.schemas import Amendment, Approval, Rejection, Retry
 
 router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])
 

@@ -16,9 +16,10 @@ from service.models.schemas import ForgetSet
 from service.requests import quotas, repository, schedule, service, views
 from service.requests.lifecycle import HOLDS_LINEAGE, PRIORITIES
 from service.requests.places import Known
+from service.requests.responses import PlanRead, Policy, RecipeRead
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of
-from service.requests.schemas import PlanRead, Policy, RecipeRead, UnlearnRequestCreate
+from service.requests.schemas import UnlearnRequestCreate
 from service.requests.wishes import Gone
 from service.tables import Model, UnlearnRequest
 from service.values import sha256_of

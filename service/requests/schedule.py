@@ -23,7 +23,7 @@ from service import outbox
 from service.config import Settings
 from service.db import now
 from service.requests import quotas
-from service.requests.schemas import StatusReason
+from service.requests.responses import StatusReason
 from service.tables import Attempt, Model, RequestCompliance, UnlearnRequest
 from service.workers import repository as workers
 

@@ -19,7 +19,7 @@ from starlette.responses import StreamingResponse
 from service.db import reading
 from service.requests import repository, tailer
 from service.requests.lifecycle import TERMINAL
-from service.requests.schemas import ProjectEventRead
+from service.requests.responses import ProjectEventRead
 from service.requests.tailer import Dropped, Listener, Tailer
 
 PING_SECONDS = 15.0

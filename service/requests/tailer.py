@@ -28,7 +28,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import tenancy
 from service.db import now, reading
-from service.requests.schemas import ProjectEventRead
+from service.requests.responses import ProjectEventRead
 from service.tables import RequestEvent, UnlearnRequest
 
 log = logging.getLogger("expunge.events")

@@ -16,15 +16,12 @@ from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
 from service.requests import approvals, repository, schedule
 from service.requests.lifecycle import RETRIABLE
-from service.requests.retain import Choice
-from service.requests.rungs import ladder_of, rung_after
-from service.requests.schemas import (
+from service.requests.responses import (
     AttemptRead,
     ForgetRead,
     Policy,
     Progress,
     ProxyRead,
-    Resources,
     RetainRead,
     RungRead,
     SampleSet,
@@ -32,6 +29,9 @@ from service.requests.schemas import (
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
+from service.requests.retain import Choice
+from service.requests.rungs import ladder_of, rung_after
+from service.requests.schemas import Resources
 from service.tables import Attempt, Model, UnlearnRequest
 from service.values import sha256_of
 

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, Field, StrictBool
 
 from service.requests.lifecycle import Priority, Status
-from service.requests.schemas import GpuClass, StatusReason
+from service.requests.responses import StatusReason
+from service.requests.schemas import GpuClass
 
 
 class WorkerRead(BaseModel):
