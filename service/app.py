@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -25,7 +26,7 @@ from service.checkpoints import endpoints as checkpoints
 from service.compliance import endpoints as compliance
 from service.config import Settings, get_settings
 from service.datasets import endpoints as datasets
-from service.middleware import BodyLimit, RequestId
+from service.middleware import BodyLimit, RequestId, SecurityHeaders
 from service.models import endpoints as models
 from service.policies import endpoints as policies
 from service.requests import batches, feed, moves
@@ -68,13 +69,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = app.state.settings
     flushing = asyncio.create_task(_flush_denials(app)) if settings.auth == "required" else None
     with ExitStack() as last:
-        if settings.api_metrics_port:
+        if settings.api_metrics_port and serving.TOGETHER not in os.environ:  # else who started us answers for all
             last.enter_context(serving.served(REGISTRY, settings.metrics_host, settings.api_metrics_port))
         yield
     if flushing is not None:
         flushing.cancel()
         await run_in_threadpool(app.state.denials.flush, at_once=True)
     app.state.authenticator.close()
+    await app.state.limits.close()
     gc.unfreeze()
     if db.get_engine.cache_info().currsize:
         db.get_engine().dispose()
@@ -118,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Measured)
     app.add_middleware(RequestId)
+    app.add_middleware(SecurityHeaders)
     app.add_middleware(tracing.Traced)  # the last one is the outermost
     errors.install(app)
     for router in ROUTERS:

@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
+from sqlalchemy.exc import OperationalError
 
 from service.access.caller import Caller
 from service.access.errors import Unauthenticated
 from service.access.scopes import SCOPES, Scope
 from service.audit.leaves import Actor
+from service.errors import Unavailable
 
 
 async def current_caller(request: Request) -> Caller:
@@ -50,6 +52,20 @@ class Allowed:
     async def __call__(self, request: Request) -> None:
         """Raises: Unauthenticated, Forbidden."""
         (await current_caller(request)).require(self.scope)
+
+
+async def still_allowed(request: Request, scope: Scope) -> bool:
+    """Whether who made a call that is not over yet could make it again. That nobody can say so just now ends nothing."""
+    caller = await current_caller(request)
+    if caller.project is None:
+        return True
+    try:
+        found: Caller = await request.app.state.authenticator.caller(request.headers.get("authorization"))
+    except Unauthenticated:
+        return False
+    except (Unavailable, OperationalError):
+        return True
+    return found.project == caller.project and found.may(scope)
 
 
 class Public:

@@ -106,31 +106,24 @@ def serve(
         str | None, typer.Option(help="Address to listen on; loopback only, unless EXPUNGE_AUTH is `required`.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    api_workers: Annotated[int | None, typer.Option(help="Processes that answer; several need PostgreSQL.")] = None,
 ) -> None:
     """Run the HTTP API."""
-    for key, value in {"HOST": host, "PORT": port}.items():
+    for key, value in {"HOST": host, "PORT": port, "API_WORKERS": api_workers}.items():
         if value is not None:
             os.environ[f"EXPUNGE_{key}"] = str(value)
-    import uvicorn
-
+    from service import serving
     from service.config import get_settings
     from service.processes import die_with_supervisor
-    from service.telemetry import tracing
 
     die_with_supervisor()
     _log_to_stderr()
     settings = get_settings()
     _refuse_unless_loopback(settings)
-    tracing.setup("api")
-    uvicorn.run(
-        "service.app:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
+    try:
+        serving.run(settings)
+    except serving.OneProcess as error:
+        raise fail(str(error), 2) from error
 
 
 def _refuse_unless_loopback(settings: Settings) -> None:

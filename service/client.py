@@ -17,6 +17,8 @@ from service.fetching import Answer, DownloadRefused, fetch, sha256_of_file
 LEDGER_PATIENCE_SECONDS = 30.0
 """So long a download waits for the ledger to be signed: seconds after a publication, as a rule."""
 POLL_SECONDS = 0.5
+RATE_PATIENCE_SECONDS = 60.0
+"""So long, in all, a call waits because it came too soon."""
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
 Json = dict[str, Any]
@@ -49,8 +51,36 @@ class Download:
     """Receipts that the ledger's log has not been signed for yet, by their path: all that may be missing."""
 
 
+class _Patient(httpx2.Client):
+    """Calls again when the service says that a call came too soon, and when to come again. Such a call did nothing."""
+
+    def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
+        left = RATE_PATIENCE_SECONDS
+        while True:
+            response = super().send(request, **how)
+            pause = _pause_of(response)
+            if pause is None or pause > left:
+                return response
+            response.close()
+            left -= pause
+            time.sleep(pause)
+
+
+def _pause_of(response: httpx2.Response) -> float | None:
+    """Seconds to wait before the same call again; None: it was not too soon."""
+    if response.status_code != 429:
+        return None
+    response.read()
+    try:
+        said = response.headers["Retry-After"]
+        return max(1.0, float(said)) if response.json()["code"] == "rate_limited" else None
+    except (ValueError, KeyError, TypeError):
+        return None  # of something in front of the service
+
+
 class Client:
-    """One service. Every method returns the body as the API documents it.
+    """One service. Every method returns the body as the API documents it. A call that came too soon waits as it is told, up to
+    `RATE_PATIENCE_SECONDS`; then it raises.
 
     Args:
         key: API key or token. It goes into the header of each call, and nowhere else: no redirect is followed with it.
@@ -58,7 +88,7 @@ class Client:
 
     def __init__(self, url: str, *, key: str | None = None, timeout: float = 30.0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(base_url=url, timeout=timeout, follow_redirects=False, headers=headers)
+        self._http = _Patient(base_url=url, timeout=timeout, follow_redirects=False, headers=headers)
 
     def __enter__(self) -> Self:
         return self

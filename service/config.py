@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 SECRETS_DIR = "EXPUNGE_SECRETS_DIR"
 MEMORY_BROKER = "memory://"
+RATE_LIMITS = {"reads": "6000/minute", "writes": "600/minute", "denied": "60/minute"}
 LONGEST_SOCKET_PATH = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, the trailing zero included."""
 
@@ -44,6 +45,11 @@ class Settings(BaseSettings):
     store_grace_days: float = Field(
         default=7.0, ge=1, description="what no row names is deleted from the store once nobody has written it for so long"
     )
+    sources: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of folders and s3://bucket/prefix that models and datasets may be registered from and are read "
+        "from; unset: all of this disk and every bucket where `auth` is `local`, else only what lies in data_dir",
+    )
     tenant: str = Field(default="default", pattern=r"^[a-z0-9-]{1,64}$", description="written into every audit entry")
 
     auth: Literal["local", "required"] = Field(
@@ -68,6 +74,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address of the API; only loopback unless `auth` is `required`")
     port: int = Field(default=8000, ge=0, le=65535, description="port of the API")
+    api_workers: int = Field(
+        default=1, ge=1, le=64, description="processes of one `expunge serve`, about one a core; several need PostgreSQL"
+    )
     bind_in_container: bool = Field(
         default=False,
         description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
@@ -80,6 +89,33 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=8_388_608, ge=1024, description="larger request bodies get 413; 100,000 sample ids of 80 bytes fit"
     )
+
+    rate_limit_reads: str | None = Field(
+        default=None,
+        description="GET, HEAD and OPTIONS of one principal, in `limits` notation, several with `;`; unset: `6000/minute` "
+        "where `auth` is `required`, else none; empty: none",
+    )
+    rate_limit_writes: str | None = Field(
+        default=None, description="all other calls of one; unset: `600/minute` where the same"
+    )
+    rate_limit_denied: str | None = Field(
+        default=None,
+        description="calls without good credentials from one address, IPv6 from one /64; unset: `60/minute` where the same",
+    )
+
+    def rate_limit(self, kind: Literal["reads", "writes", "denied"]) -> str:
+        """The limit that is in force, as text; empty: none. Callers with keys are limited unless said otherwise."""
+        said: str | None = getattr(self, f"rate_limit_{kind}")
+        return said if said is not None else RATE_LIMITS[kind] if self.auth == "required" else ""
+
+    @model_validator(mode="after")
+    def _rate_limits_are_limits(self) -> Self:
+        for text in filter(None, (self.rate_limit_reads, self.rate_limit_writes, self.rate_limit_denied)):
+            from limits import parse_many  # its import takes long, and hardly anybody sets one
+
+            if any(item.amount < 1 for item in parse_many(text)):
+                raise ValueError("rate limits allow one call at least")
+        return self
 
     approvals: Literal["solo"] | Annotated[int, Field(ge=1, le=9)] = Field(
         default="solo",
@@ -194,6 +230,16 @@ class Settings(BaseSettings):
             raise ValueError("store_url and store_endpoint_url hold no credentials: the SDK finds them where it always does")
         if self.store_endpoint_url and endpoint.scheme not in ("http", "https"):
             raise ValueError("store_endpoint_url is an http:// or https:// URL")
+        return self
+
+    @model_validator(mode="after")
+    def _sources_are_places(self) -> Self:
+        for one in self.sources:
+            url = urlsplit(one)
+            bucket = url.scheme == "s3" and bool(url.netloc) and not url.query and "@" not in url.netloc
+            folder = url.scheme in ("", "file") and not url.netloc and url.path.startswith("/")
+            if not (bucket or folder) or {".", ".."} & set(url.path.split("/")):
+                raise ValueError("sources are absolute folders and s3://bucket/prefix, without `..`")
         return self
 
     @model_validator(mode="after")

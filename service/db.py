@@ -6,6 +6,7 @@ SQLite and PostgreSQL run the same queries. Where they differ is here and in the
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,9 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Engine, create_engine, event, make_url, text
+from sqlalchemy import DateTime, Dialect, Engine, create_engine, event, make_url, select, text
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from service.config import get_settings
@@ -28,6 +32,14 @@ SQLITE_PRAGMAS = (
     "PRAGMA recursive_triggers=ON",  # else INSERT OR REPLACE deletes a row without firing its DELETE trigger
     "PRAGMA secure_delete=ON",
 )
+
+
+BELIEVED_SECONDS = 1.0
+"""A connection of PostgreSQL that was used so recently is not asked whether it is still there."""
+
+
+MOST_CONNECTIONS = 40
+"""Of the processes of one API together; as many as the threads that one has for requests."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -50,12 +62,35 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def make_engine(url: str) -> Engine:
+class Clock(FunctionElement[datetime]):
+    """The database's clock as a column, so that it can be read with rows that are wanted anyway."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(Clock, "sqlite")
+def _clock_sqlite(_element: Clock, _compiler: Any, **_options: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+@compiles(Clock, "postgresql")
+def _clock_postgresql(_element: Clock, _compiler: Any, **_options: Any) -> str:
+    return "clock_timestamp()"
+
+
+_CLOCK = select(Clock())
+
+
+def make_engine(url: str, *, processes: int = 1) -> Engine:
     """An engine with our rules for each database; it connects on first use.
 
     SQLite: every write transaction is BEGIN IMMEDIATE, since a deferred one that upgrades fails at once with "database is
     locked", whatever the busy timeout. PostgreSQL: short statement and lock limits, so that a stuck peer is an error, not a
     hang.
+
+    Args:
+        processes: that share what connections there are: a server has a hundred as a rule.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -73,14 +108,37 @@ def make_engine(url: str) -> Engine:
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")
     options = "-c statement_timeout=5000 -c lock_timeout=3000 -c idle_in_transaction_session_timeout=10000"
-    return create_engine(
+    most = max(MOST_CONNECTIONS // processes, 5)
+    engine = create_engine(
         parsed,
         hide_parameters=True,  # an error's text ends in a log, and a parameter may be somebody's reason
-        pool_pre_ping=True,
-        pool_size=10,
-        max_overflow=30,
+        pool_size=min(10, most),
+        max_overflow=most - min(10, most),
         connect_args={"options": options, "connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5},
     )
+    _ping_after_rest(engine)
+    return engine
+
+
+def _ping_after_rest(engine: Engine) -> None:
+    """A connection that has rested is asked whether it is still good, and one that was used just now is believed: under load
+    the question is a tenth of all ways to the server. Should the server have gone in between, the error says so, and SQLAlchemy
+    lets go of all connections that are as old.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _returned(_connection: Any, record: Any) -> None:
+        record.info["returned"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _taken(connection: Any, record: Any, _proxy: Any) -> None:
+        returned = record.info.get("returned")  # None: it is new
+        if returned is None or time.monotonic() - returned < BELIEVED_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
 
 
 def _sqlite_rules(engine: Engine) -> None:
@@ -99,7 +157,7 @@ def _sqlite_rules(engine: Engine) -> None:
 @lru_cache(maxsize=1)
 def get_engine() -> Engine:
     """The process's engine."""
-    return make_engine(get_settings().database)
+    return make_engine(get_settings().database, processes=get_settings().api_workers)
 
 
 @lru_cache(maxsize=1)
@@ -152,8 +210,5 @@ def snapshot() -> Iterator[OrmSession]:
 
 def now(session: OrmSession) -> datetime:
     """The database's clock, UTC, microseconds (milliseconds on SQLite). Leases compare with no other clock."""
-    if session.get_bind().dialect.name == "sqlite":
-        value = session.execute(text("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')")).scalar_one()
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
-    server_time: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return server_time.astimezone(UTC)
+    at: datetime = session.connection().execute(_CLOCK).scalar_one()  # of no row: the session has nothing to add to it
+    return at

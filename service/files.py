@@ -1,7 +1,8 @@
 """The files of a registered location: listed, judged by name and content, and hashed.
 
-A location is a folder, named by an absolute path, a file:// URL or an s3:// URL (where s3fs is installed). Links that leave
-the folder, special files and anything that is not expected there are refused, not skipped: what is registered is all of it.
+A location is a folder, named by an absolute path, a file:// URL or an s3:// URL (where s3fs is installed), in one of the
+`service.sources`. Links that leave the folder, special files and anything that is not expected there are refused, not skipped:
+what is registered is all of it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+from service import sources
 from service.audit.leaves import canonical
 from service.errors import BadLocation
+from service.sources import Sources
 
 CHUNK = 1 << 20
 HASHERS = 4
 LONGEST_PATH = 512
 MOST_FILES = 2_000_000
 REMOTE = frozenset({"s3", "memory"})
-"""fsspec protocols besides file://. memory:// lives in one process and serves tests."""
+"""fsspec protocols besides file://. memory:// lives in one process and serves tests; it is never a configured source."""
 
 Opener = Callable[[], IO[bytes]]
 
@@ -78,32 +81,56 @@ class Location:
 # ------------------------------------------------------------------------------------------------------------- listing
 
 
-def read_location(location: str, *, single_suffix: str | None = None) -> Location:
+def read_location(location: str, allowed: Sources, *, single_suffix: str | None = None) -> Location:
     """List a folder, every file of it.
 
     Args:
         location: absolute path, file:// or s3:// URL of a folder.
+        allowed: where it may lie.
         single_suffix: the location may also be one file with this suffix; the stored location is then its folder, and the
             listing holds that file alone.
 
     Raises:
+        SourceRefused: it lies somewhere else. Whether there is anything is then not said.
         BadLocation: missing, empty, no folder, unreadable, or with links or special files in it.
     """
-    scheme = urlsplit(location).scheme if "://" in location else ""
+    scheme = _scheme(location)
     if scheme in REMOTE:
-        return _remote(location, scheme, single_suffix)
-    if scheme not in ("", "file"):
-        raise BadLocation("expected an absolute path, a file:// or an s3:// URL", pointer="/location")
-    return _local(_local_path(location, scheme), single_suffix)
+        return _remote(location, allowed, single_suffix)
+    return _local(_local_path(location, scheme), allowed, single_suffix)
 
 
-def open_file(location: str, path: str) -> IO[bytes]:
-    """Open one registered file for reading. Raises: OSError."""
-    scheme = urlsplit(location).scheme if "://" in location else ""
+def open_file(location: str, path: str, allowed: Sources) -> IO[bytes]:
+    """Open one registered file for reading; where it lies is judged again.
+
+    Raises:
+        SourceRefused: no longer within the sources.
+        BadLocation: a link leads out of the folder.
+        OSError.
+    """
+    scheme = _scheme(location)
     if scheme in REMOTE:
-        opened: IO[bytes] = fsspec.open(f"{location.rstrip('/')}/{path}", "rb").open()
+        filesystem, root = _filesystem(location, allowed)
+        opened: IO[bytes] = filesystem.open(f"{root}/{path}", "rb")  # never by a URL: `::` in a name would be a chain of them
         return opened
-    return (_local_path(location, scheme) / path).open("rb")
+    return sources.open_below(allowed, os.path.realpath(_local_path(location, scheme)), path)
+
+
+def _scheme(location: str) -> str:
+    """Raises: BadLocation."""
+    scheme = location.partition("://")[0] if "://" in location else ""
+    if scheme not in REMOTE | {"", "file"}:
+        raise BadLocation("expected an absolute path, a file:// or an s3:// URL", pointer="/location")
+    return scheme
+
+
+def stamp(location: str, path: str) -> tuple[int, ...] | None:
+    """What changes whenever a local file is written or replaced; None: it lies elsewhere. Raises: OSError."""
+    scheme = urlsplit(location).scheme if "://" in location else ""
+    if scheme in REMOTE:
+        return None
+    about = (_local_path(location, scheme) / path).stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 def _local_path(location: str, scheme: str) -> Path:
@@ -113,19 +140,22 @@ def _local_path(location: str, scheme: str) -> Path:
             raise BadLocation("expected file:///absolute/path", pointer="/location")
         location = unquote(parts.path)
     path = Path(location)
-    if not path.is_absolute() or "\0" in location:
-        raise BadLocation("expected an absolute path", pointer="/location")
+    if not path.is_absolute() or "\0" in location or ".." in path.parts:
+        raise BadLocation("expected an absolute path, without `..`", pointer="/location")
     return path
 
 
-def _local(path: Path, single_suffix: str | None) -> Location:
+def _local(path: Path, allowed: Sources, single_suffix: str | None) -> Location:
+    allowed.require_folder(os.path.realpath(path))  # before anybody looks whether it is there
     try:
         root = path.resolve(strict=True)
         if root.is_file() and single_suffix and root.suffix.lower() == single_suffix:
-            return _listed(str(root.parent), [_local_file(root.parent, root)])
+            allowed.require_folder(str(root.parent))
+            return _listed(str(root.parent), [_local_file(root.parent, root, allowed)])
+        allowed.require_folder(str(root))
         if not root.is_dir():
             raise BadLocation("expected a folder", pointer="/location")
-        return _listed(str(root), [_local_file(root, p) for p in _walk(root)])
+        return _listed(str(root), [_local_file(root, p, allowed) for p in _walk(root)])
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise BadLocation("there is no such folder, or it cannot be read", pointer="/location") from error
 
@@ -142,36 +172,52 @@ def _walk(root: Path) -> Iterable[Path]:
             yield Path(folder, name)
 
 
-def _local_file(root: Path, path: Path) -> Found:
+def _local_file(root: Path, path: Path, allowed: Sources) -> Found:
     target = path.resolve(strict=True)
     if not target.is_relative_to(root):
         raise BadLocation("a link in the folder leads out of it", pointer="/location")
     status = target.stat()
     if not stat.S_ISREG(status.st_mode):
         raise BadLocation("expected regular files only", pointer="/location")
-    return Found(_named(path.relative_to(root).as_posix()), status.st_size, lambda: target.open("rb"))
+    name = _named(path.relative_to(root).as_posix())
+    return Found(name, status.st_size, lambda: sources.open_below(allowed, str(root), name))
 
 
-def _remote(location: str, scheme: str, single_suffix: str | None) -> Location:
+def _filesystem(location: str, allowed: Sources) -> tuple[Any, str]:
+    """The file system of a bucket's URL, and the folder in it. Raises: BadLocation."""
+    scheme, root = sources.bucket_of(location)
+    allowed.require_bucket(scheme, root)
     try:
-        filesystem, root = fsspec.core.url_to_fs(location)
+        filesystem, path = fsspec.core.url_to_fs(f"{scheme}://{root}")
     except ImportError as error:
         raise BadLocation(f"{scheme}:// locations need the extra '{scheme}' to be installed", pointer="/location") from error
-    root = str(root).rstrip("/")
+    return filesystem, str(path).rstrip("/")
+
+
+def _remote(location: str, allowed: Sources, single_suffix: str | None) -> Location:
+    filesystem, root = _filesystem(location, allowed)
+    scheme = _scheme(location)
 
     def file(full: str, size: int) -> Found:
-        return Found(_named(full[len(root) :].lstrip("/")), size, lambda: filesystem.open(full, "rb"))
+        if not full.startswith(f"{root}/"):
+            raise BadLocation("expected a folder", pointer="/location")
+        return Found(_named(full[len(root) + 1 :]), size, lambda: filesystem.open(full, "rb"))
 
     try:
         if single_suffix and root.lower().endswith(single_suffix) and filesystem.isfile(root):
             folder, _, name = root.rpartition("/")
+            allowed.require_bucket(scheme, folder)
             alone = Found(_named(name), int(filesystem.size(root)), lambda: filesystem.open(root, "rb"))
-            return _listed(filesystem.unstrip_protocol(folder), [alone])
+            return _listed(_url(scheme, folder), [alone])
         listing = filesystem.find(root, detail=True)
     except (OSError, ValueError) as error:
         raise BadLocation("the location cannot be listed", pointer="/location") from error
     files = [file(full, int(info["size"])) for full, info in listing.items() if info["type"] == "file"]
-    return _listed(filesystem.unstrip_protocol(root), files)
+    return _listed(_url(scheme, root), files)
+
+
+def _url(scheme: str, root: str) -> str:
+    return f"{scheme}://{root.lstrip('/')}"  # memory:// has roots of its own
 
 
 def _named(path: str) -> str:

@@ -7,11 +7,16 @@ which the chance of a false PASS is shared, is fixed before the first one is (AD
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+
 from service import catalogue
 from service.catalogue import Json, Unit
 from service.errors import InvalidParams, UnknownMethod
 from service.requests.rungs import AUTO, LADDER
 
+LONGEST_REMEMBERED = 4096
+"""Of parameters as JSON, in characters."""
 MOST_RUNGS = 3
 """Of a packaged ladder: each one makes every test of all of them stricter."""
 
@@ -23,6 +28,22 @@ def choose(family: str, wanted: str | None, params: Json, *, unit: Unit) -> tupl
         UnknownMethod: the family has no such method, or no ladder for what is to be forgotten.
         InvalidParams: see `catalogue.effective_params`; or there are some, of `auto`.
     """
+    known = catalogue.get_catalogue()
+    text = json.dumps(params)  # keeps apart what == does not: 1, 1.0 and true
+    if len(text) > LONGEST_REMEMBERED:
+        return _choose(family, wanted, params, unit)
+    method, chosen = _remembered(catalogue.Same(known), family, wanted, text, unit)
+    return method, json.loads(chosen)  # a copy: requests own their parameters
+
+
+@lru_cache(maxsize=256)
+def _remembered(_known: catalogue.Same, family: str, wanted: str | None, text: str, unit: Unit) -> tuple[str, str]:
+    """Most requests say the same, and holding one against its schema is a tenth of what it costs to make."""
+    method, params = _choose(family, wanted, json.loads(text), unit)
+    return method, json.dumps(params)
+
+
+def _choose(family: str, wanted: str | None, params: Json, unit: Unit) -> tuple[str, Json]:
     if wanted != AUTO:
         method = catalogue.choose_method(family, wanted)
         return method, catalogue.effective_params(method, family, params, unit=unit)

@@ -1,4 +1,4 @@
-"""What wraps every request: a limit on the body, and an id to find it again in the log."""
+"""What wraps every request: a limit on the body, an id to find it again in the log, and what browsers are told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.errors import BadRequest, BodyTooLarge, ServiceError, problem
+from service.hardening import DOCS_PAGES, docs_policy, harden
 
 REQUEST_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
@@ -75,3 +76,31 @@ class RequestId:
 
         with logs.bind(x_request_id=request_id):
             await self._app(scope, receive, tagged)
+
+
+class SecurityHeaders:
+    """Tells browsers to guess nothing, frame nothing, run nothing and keep nothing, unless a route says otherwise."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        held: list[Message] = []
+
+        async def hardened(message: Message) -> None:
+            if message["type"] != "http.response.start":
+                for before in held:  # a page of /docs: one body, whose scripts make the policy
+                    harden(MutableHeaders(scope=before), scope, before["status"], docs_policy(message.get("body", b"")))
+                    await send(before)
+                held.clear()
+                await send(message)
+            elif scope["path"] in DOCS_PAGES:
+                held.append(message)
+            else:
+                harden(MutableHeaders(scope=message), scope, message["status"])
+                await send(message)
+
+        await self._app(scope, receive, hardened)

@@ -18,11 +18,15 @@ def die_with_supervisor() -> None:
     The supervisor may have died between starting us and this call; then its pid is no longer our parent's, and we leave.
     """
     parent = os.environ.get(PARENT)
-    if not parent:
-        return
+    if parent:
+        die_with(int(parent))
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel for SIGTERM when this process's parent dies. Raises: SystemExit: it has died already."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != int(parent):
+    if os.getppid() != parent:
         raise SystemExit("the supervisor is gone")

@@ -71,6 +71,11 @@ class Authenticator:
         self._known[digest] = (since + TRUST_SECONDS, caller)
         return caller
 
+    def has_seen(self, authorization: str | None) -> bool:
+        """True when this header was good lately: it is no guess, whatever it is worth by now."""
+        bearer = (authorization or "").partition(" ")[2].strip()
+        return hashlib.sha256(bearer.encode(errors="replace")).digest() in self._known
+
     def forget(self) -> None:
         """Believe nobody until checked again: some key or principal was switched off."""
         self._known.clear()

@@ -85,9 +85,7 @@ def append(
         "request_ordinal": None if request_id is None else head.ordinal,
         "model_id": model_id,
     }
-    if kept:
-        connection.execute(insert(LedgerPrivate), kept)
-    database.append(connection, head, row)
+    database.append(connection, head, row, kept)
     return head.size
 
 
@@ -140,8 +138,8 @@ class _PostgreSQL:
         return _Head(size, last_at, clock, 0 if ordinal is None else ordinal + 1, previous)
 
     @staticmethod
-    def append(connection: Connection, _head: _Head, row: dict[str, Any]) -> None:
-        connection.execute(_PG_APPEND, row)
+    def append(connection: Connection, _head: _Head, row: dict[str, Any], kept: dict[str, Any] | None) -> None:
+        connection.execute(_PG_APPEND if kept is None else _PG_APPEND_KEPT, row | (kept or {}))
 
 
 class _SQLite:
@@ -155,7 +153,9 @@ class _SQLite:
         return _Head(found.size, found.last_at, clock, ordinal, found.previous, found.frontier)
 
     @staticmethod
-    def append(connection: Connection, head: _Head, row: dict[str, Any]) -> None:
+    def append(connection: Connection, head: _Head, row: dict[str, Any], kept: dict[str, Any] | None) -> None:
+        if kept is not None:
+            connection.execute(_INSERT_KEPT, kept)
         edge = [head.frontier[i : i + HASH_BYTES] for i in range(0, len(head.frontier), HASH_BYTES)]
         tree = Frontier(head.size, edge)
         value = leaf_hash(row["leaf"])
@@ -172,10 +172,19 @@ _DATABASES: dict[str, type[_PostgreSQL] | type[_SQLite]] = {"postgresql": _Postg
 _PG_LOCK = text("SELECT size, last_at, clock, ordinal, prev FROM expunge_ledger_lock(:log, CAST(:request AS text))").columns(
     last_at=UtcDateTime(), clock=UtcDateTime()
 )
-_PG_APPEND = text(
+_PG_CALL = (
     "SELECT expunge_ledger_append(:log_id, CAST(:seq AS bigint), :leaf, :action, :outcome, :at, :tenant, :actor, "
     "CAST(:request_id AS text), CAST(:request_ordinal AS integer), CAST(:model_id AS text))"
 )
+_PG_APPEND = text(_PG_CALL)
+_PG_APPEND_KEPT = text(
+    "WITH kept AS (INSERT INTO ledger_private "
+    '(log_id, seq, salt, kek_id, dek_wrapped, ciphertext, "class", retain_until, legal_hold, shredded_at, kek_destroyed_at) '
+    "VALUES (:log_id, CAST(:seq AS bigint), :salt, :kek_id, :dek_wrapped, :ciphertext, :kind, "
+    "CAST(:retain_until AS timestamptz), :legal_hold, CAST(:shredded_at AS timestamptz), "
+    "CAST(:kek_destroyed_at AS timestamptz))) " + _PG_CALL
+)
+"""One way to the server less while the head is held."""
 _OF_REQUEST = (
     select(LedgerEntry.request_ordinal, LedgerEntry.leaf_hash)
     .where(LedgerEntry.log_id == LOG_ID, LedgerEntry.request_id == bindparam("request_id"))
@@ -197,7 +206,7 @@ _LOCK = (
     .where(LedgerHead.log_id == LOG_ID)
 )
 """On SQLite the transaction itself is the lock: it began as BEGIN IMMEDIATE."""
-_INSERT_ENTRY, _INSERT_NODES = insert(LedgerEntry), insert(LedgerNode)
+_INSERT_ENTRY, _INSERT_NODES, _INSERT_KEPT = insert(LedgerEntry), insert(LedgerNode), insert(LedgerPrivate)
 _MOVE_HEAD = (
     update(LedgerHead)
     .where(LedgerHead.log_id == LOG_ID)

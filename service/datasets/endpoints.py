@@ -12,6 +12,7 @@ from service.datasets.schemas import DatasetCreate, DatasetRead
 from service.db import reading
 from service.errors import BadLocation, BadRequest, DatasetNotFound, InvalidCursor, Unprocessable, problems
 from service.paging import Page, PageQuery, fetch_page, page
+from service.sources import SourceRefused
 from service.tables import Dataset
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -23,7 +24,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     status_code=201,
     response_model=DatasetRead,
     summary="Register a dataset",
-    responses=problems(BadRequest, BadLocation, Unprocessable),
+    responses=problems(BadRequest, SourceRefused, BadLocation, Unprocessable),
 )
 def create_dataset(wanted: DatasetCreate, response: Response, actor: CurrentActor) -> DatasetRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""

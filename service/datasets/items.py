@@ -9,14 +9,19 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from sqlalchemy.orm import Session as OrmSession
 
-from service import files, npz
+from service import files, npz, sources
 from service.datasets import repository
 from service.errors import BadLocation, Unprocessable
+
+REMEMBERED = 4
+"""Datasets whose items a process keeps in mind; those of one may take tens of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,11 @@ class Items:
 
     class_of: Mapping[str, int]
     held_out: Mapping[str, int]
+
+    @cached_property
+    def held_out_counts(self) -> Mapping[int, int]:
+        """How many held-out items a class has."""
+        return Counter(self.held_out.values())
 
 
 def source(session: OrmSession, dataset_id: str) -> Source:
@@ -65,6 +75,26 @@ def read(where: Source) -> Items:
     for name, index, apart in rows:
         (held_out if apart or name in where.held_out_ids else class_of)[name] = index
     return Items(class_of, held_out)
+
+
+def recall(where: Source) -> Items:
+    """The same from memory, as long as no file was written that it follows from; every request asks it.
+
+    Raises:
+        BadLocation: see `read`.
+    """
+    if where.format != "npz":  # what names the items is in the row, which never changes
+        return _recalled(where, ())
+    try:
+        seen = files.stamp(where.location, where.paths[0])
+    except OSError as error:
+        raise BadLocation("the dataset's .npz file cannot be read", pointer="/model_id") from error
+    return read(where) if seen is None else _recalled(where, seen)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _recalled(where: Source, _seen: tuple[int, ...]) -> Items:
+    return read(where)
 
 
 def classes_within(where: Source, other: Source) -> frozenset[int]:
@@ -118,7 +148,7 @@ def _of_folder(paths: Sequence[str], class_names: Sequence[str]) -> Iterable[Row
 def _of_npz(where: Source, pointer: str) -> Iterable[Row]:
     (path,) = where.paths
     try:
-        with files.open_file(where.location, path) as stream, zipfile.ZipFile(stream) as archive:
+        with files.open_file(where.location, path, sources.configured()) as stream, zipfile.ZipFile(stream) as archive:
             labels, ids = npz.column(archive, "labels"), npz.column(archive, "ids")
     except (OSError, zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise BadLocation("the dataset's .npz file cannot be read", pointer=pointer) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session as OrmSession
 
-from service import files, formats
+from service import files, formats, sources
 from service.audit import ledger
 from service.audit.leaves import LOCAL, Actor, DatasetRegistered
 from service.datasets import items
@@ -19,12 +19,13 @@ def register(wanted: DatasetCreate, actor: Actor = LOCAL) -> DatasetRead:
     """Read, judge and hash the files, then record the dataset: the transaction begins when the reading is done.
 
     Raises:
-        BadLocation: the files are not what the format says.
+        SourceRefused, BadLocation: the files lie elsewhere, or are not what the format says.
         Unprocessable: a held-out id is named twice, or is none of the dataset's.
     """
     if len(set(wanted.held_out_ids)) != len(wanted.held_out_ids):
         raise Unprocessable("held-out ids must differ", pointer="/held_out_ids")
-    location = files.read_location(wanted.location, single_suffix=".npz" if wanted.format == "npz" else None)
+    suffix = ".npz" if wanted.format == "npz" else None
+    location = files.read_location(wanted.location, sources.configured(), single_suffix=suffix)
     if wanted.format == "npz":
         formats.check_npz(location)
     else:

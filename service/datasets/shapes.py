@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from typing import IO
 
-from service import files, npz
+from service import files, npz, sources
 from service.datasets.items import Source
 from service.errors import BadLocation
 
@@ -34,7 +34,7 @@ def image_shape(where: Source) -> tuple[int | None, int, int] | None:
     if where.format == "npz":
         return _of_npz(where)
     try:
-        with files.open_file(where.location, where.paths[0]) as stream:
+        with files.open_file(where.location, where.paths[0], sources.configured()) as stream:
             size = image_size(stream)
     except OSError:
         return None
@@ -43,7 +43,8 @@ def image_shape(where: Source) -> tuple[int | None, int, int] | None:
 
 def _of_npz(where: Source) -> tuple[int, int, int]:
     try:
-        with files.open_file(where.location, where.paths[0]) as stream, zipfile.ZipFile(stream) as archive:
+        opened = files.open_file(where.location, where.paths[0], sources.configured())
+        with opened as stream, zipfile.ZipFile(stream) as archive:
             _, shape = npz.header(archive, archive.getinfo("images.npy"))
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error, struct.error, EOFError) as error:
         raise BadLocation("the dataset's .npz file cannot be read") from error

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from starlette.exceptions import HTTPException
 
 from service.errors.kinds import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, ServiceError, Unavailable, Unprocessable
+from service.hardening import harden
 from service.telemetry.http import DATABASE_ERRORS, route_of
 
 log = logging.getLogger("expunge.errors")
@@ -160,4 +161,5 @@ def install(app: FastAPI) -> None:
         log.exception("request.crashed", extra=told, exc_info=error)
         response = problem(ServiceError("an unexpected error; it is in the service's log"), instance=request.url.path)
         response.headers["X-Request-Id"] = request.state.request_id
+        harden(response.headers, request.scope, response.status_code)
         return response

@@ -13,7 +13,7 @@
     ├── BodyTooLarge 413          body_too_large
     ├── Unprocessable 422         validation_failed · unknown_class · … (one class each, below)
     ├── PreconditionRequired 428  precondition_required
-    ├── QuotaExceeded 429         quota_exceeded
+    ├── QuotaExceeded 429         quota_exceeded              (and rate_limited, of `service.access.limiting`)
     └── Unavailable 503           unavailable · not_yet_signed
 
 Bodies are RFC 9457 problem+json. They never carry an input value or a traceback: a problem may end up in a log, a ticket or

@@ -24,6 +24,7 @@ from service.errors import (
 from service.models import dispositions, repository, service
 from service.models.schemas import DispositionCreate, DispositionRead, ModelCreate, ModelRead, ModelSummary
 from service.paging import Page, PageQuery, fetch_page, page
+from service.sources import SourceRefused
 from service.tables import Model
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -35,7 +36,7 @@ router = APIRouter(prefix="/models", tags=["models"])
     status_code=201,
     response_model=ModelRead,
     summary="Register a model",
-    responses=problems(BadRequest, DatasetNotFound, UnknownFamily, PickleWeights, BadLocation, Unprocessable),
+    responses=problems(BadRequest, DatasetNotFound, UnknownFamily, PickleWeights, SourceRefused, BadLocation, Unprocessable),
 )
 def create_model(wanted: ModelCreate, response: Response, actor: CurrentActor) -> ModelRead:
     """The files stay where they are; a later change of theirs makes requests fail with `integrity`."""

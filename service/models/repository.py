@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Select, bindparam, func, select, tuple_
 from sqlalchemy.orm import Session as OrmSession
 
 from service.errors import ModelNotFound
@@ -25,11 +25,15 @@ def get(session: OrmSession, model_id: str, *, lock: bool = False) -> Model:
     Raises:
         ModelNotFound.
     """
-    query = select(Model).where(Model.id == model_id)
-    found = session.scalars(query.with_for_update() if lock else query).one_or_none() if is_id(model_id) else None
+    query = _LOCKED if lock else _ONE
+    found = session.scalars(query, {"id": model_id}).one_or_none() if is_id(model_id) else None
     if found is None:
         raise ModelNotFound
     return found
+
+
+_ONE = select(Model).where(Model.id == bindparam("id"))
+_LOCKED = _ONE.with_for_update()
 
 
 def by_id(session: OrmSession, ids: Iterable[str]) -> dict[str, Model]:

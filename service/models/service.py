@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session as OrmSession
 
-from service import catalogue, files, formats
+from service import catalogue, files, formats, sources
 from service.audit import ledger
 from service.audit.leaves import LOCAL, Actor, ModelRegistered
 from service.datasets import repository as datasets
@@ -22,13 +22,13 @@ def register(wanted: ModelCreate, actor: Actor = LOCAL) -> ModelRead:
     Raises:
         UnknownFamily, DatasetNotFound: nothing has this name.
         Unprocessable: the class names are not the dataset's; the family takes no prompts, or some class has none.
-        PickleWeights, BadLocation: the folder holds what it must not, or not what it must.
+        PickleWeights, SourceRefused, BadLocation: the folder holds what it must not, or not what it must.
     """
     _require_prompts(wanted, catalogue.require_family(wanted.family))
     with reading() as session:
         if datasets.get(session, wanted.dataset_id).class_names != wanted.class_names:
             raise Unprocessable("class names must be the dataset's, in the same order", pointer="/class_names")
-    location = files.read_location(wanted.location)
+    location = files.read_location(wanted.location, sources.configured())
     formats.check_model(location)
     entries = files.hash_files(location)
     with writing() as session:

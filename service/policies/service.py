@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from service.catalogue import KINDS, Kind, Unit, get_catalogue, of_schema, require_family, sentence, unknown_names
+from service.catalogue import KINDS, Kind, Same, Unit, get_catalogue, of_schema, require_family, sentence, unknown_names
 from service.config import Settings
 from service.errors import PolicyUnfit, SamplesUnverifiable, UnknownPolicy
 from service.values import sorted_json
@@ -69,10 +69,16 @@ def current_policy(settings: Settings, family: str, units: Collection[Unit], nam
         said = f"forgetting single samples cannot be verified for {KINDS[kind]} yet"
         raise SamplesUnverifiable(said, pointer="/forget/samples")
     if settings.policy_file is not None and name is None:
-        document = read(settings.policy_file)
+        path = settings.policy_file
     else:
-        document = named(settings, fitting if name is None else name)
-    policy = resolved(document, kind)
+        path = place(settings, fitting if name is None else name)
+    return _fit(path, _written(path), kind, frozenset(units), Same(get_catalogue()))
+
+
+@lru_cache(maxsize=256)
+def _fit(path: Path, written: int, kind: Kind, units: frozenset[Unit], _catalogue: Same) -> Json:
+    """Worked out once for each file as it is: whether thresholds fit is a tenth of what a request costs."""
+    policy = resolved(_read(path, written), kind)
     require_fit(policy, kind, units)
     return policy
 
@@ -87,21 +93,36 @@ def known(settings: Settings) -> dict[str, Path]:
     """
     if settings.policy_file is not None:
         return {read(settings.policy_file)["name"]: settings.policy_file}
+    return dict(_packaged())
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
 
 
 def named(settings: Settings, name: str) -> Json:
     """A policy by its name. Raises: UnknownPolicy, listing the known ones; PolicyInvalid."""
+    return read(place(settings, name))
+
+
+def place(settings: Settings, name: str) -> Path:
+    """Where the policy of this name is. Raises: UnknownPolicy, listing the known ones; PolicyInvalid."""
     paths = known(settings)
     if name not in paths:
         raise UnknownPolicy(f"expected one of: {', '.join(paths)}", pointer=POINTER)
-    return read(paths[name])
+    return paths[name]
 
 
 def read(path: Path) -> Json:
     """A policy file. Raises: PolicyInvalid."""
+    return _read(path, _written(path))
+
+
+def _written(path: Path) -> int:
+    """When it was, in nanoseconds. Raises: PolicyInvalid: it is not there."""
     try:
-        return _read(path, path.stat().st_mtime_ns)
+        return path.stat().st_mtime_ns
     except OSError as error:
         raise PolicyInvalid("the policy file cannot be read") from error
 
@@ -177,6 +198,8 @@ def _read(path: Path, _mtime_ns: int) -> Json:
         document = json.loads(path.read_bytes(), parse_constant=_no_number)
         named_ = isinstance(document["name"], str)
         parts = _parts(document)
+    except OSError as error:
+        raise PolicyInvalid("the policy file cannot be read") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PolicyInvalid("the policy file is not a policy") from error
     if not named_ or not parts:

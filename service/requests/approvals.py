@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import and_, exists, select
 from sqlalchemy.orm import Session as OrmSession
 
-from service.access.tables import ApiKey, Principal, Project
+from service.access.tables import ApiKey, Principal
 from service.audit import decisions, ledger
 from service.audit.decisions import ApprovalsVoided, RequestApproved, RequestRejected
 from service.audit.leaves import Actor, RequestAmended, RequestClosed, RequestReceived, rfc3339
@@ -26,9 +26,8 @@ from service.requests.schemas import Approval, Rejection
 from service.tables import LedgerEntry, LedgerPrivate, RequestApproval, UnlearnRequest
 
 
-def required(session: OrmSession, settings: Settings, project_id: str) -> int:
-    """How many others must approve what is asked for in a project: the installation's number, or the project's if more."""
-    own = session.scalars(select(Project.approvals).where(Project.id == project_id)).one_or_none()
+def required(settings: Settings, own: int | None) -> int:
+    """How many others must approve what is asked for in a project: the installation's number, or the project's own if more."""
     return max(settings.approvals_required, own or 0)
 
 

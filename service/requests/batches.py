@@ -20,10 +20,8 @@ from service.errors import BadRequest, IdempotencyKeyReused, ServiceError, Unpro
 from service.models import repository as models
 from service.requests import places, repository, service, views
 from service.requests.endpoints import IdempotencyHeader
-from service.requests.places import Known
 from service.requests.responses import BatchRead, BatchResult, UnlearnRequestRead
 from service.requests.schemas import Batch, UnlearnRequestCreate
-from service.tables import UnlearnRequest
 
 router = APIRouter(prefix="/unlearn-requests", tags=["unlearn requests"])
 
@@ -69,24 +67,18 @@ def _keys(wanted: Batch, key: str | None) -> list[str | None]:
     return [*keys]
 
 
-def _known(item: UnlearnRequestCreate, key: str | None) -> Known | None:
-    with reading() as session:
-        where = places.places_for(session, item, key)
-    return None if where is None else places.read_places(where, item)
-
-
 def _by_itself(
     settings: Settings, index: int, item: UnlearnRequestCreate, key: str | None, caller: Caller, path: str
 ) -> BatchResult:
     try:
-        known = _known(item, key)
+        known = places.look(item, key)
         with writing() as session:
-            row, replayed = service.create(session, settings, item, key, known, caller.actor, key_id=caller.key_id)
-            shown = _shown(session, settings, row)
+            made = service.create(session, settings, item, key, known, caller.actor, key_id=caller.key_id)
+            shown = _shown(session, settings, made)
     except ServiceError as error:
         said = problem_body(error, instance=path)
         return BatchResult(index=index, status=error.status, replayed=False, request=None, problem=said)
-    return BatchResult(index=index, status=202, replayed=replayed, request=shown, problem=None)
+    return BatchResult(index=index, status=202, replayed=made.replayed, request=shown, problem=None)
 
 
 def _together(
@@ -96,7 +88,7 @@ def _together(
     known, made = [], []
     for index, (item, key) in enumerate(zip(items, keys, strict=True)):
         with _of_item(index):
-            known.append(_known(item, key))
+            known.append(places.look(item, key))
     first_of = {item.model_id: index for index, item in reversed([*enumerate(items)])}
     with writing() as session:
         for model_id, index in sorted(first_of.items()):
@@ -105,8 +97,8 @@ def _together(
         for index, (item, key, found) in enumerate(zip(items, keys, known, strict=True)):
             with _of_item(index):
                 made.append(service.prepare(session, settings, item, key, found, caller.actor, key_id=caller.key_id))
-        service.record(session, settings, made, caller.actor)
-        shown = [_shown(session, settings, one.request) for one in made]
+        recorded = service.record(session, settings, made, caller.actor)
+        shown = [_shown(session, settings, one) for one in recorded]
     return [
         BatchResult(index=index, status=202, replayed=one.replayed, request=read, problem=None)
         for index, (one, read) in enumerate(zip(made, shown, strict=True))
@@ -123,5 +115,5 @@ def _of_item(index: int) -> Iterator[None]:
         raise type(error)(error.detail, pointer=f"/items/{index}{error.pointer or ''}", **extra) from error
 
 
-def _shown(session: Session, settings: Settings, row: UnlearnRequest) -> UnlearnRequestRead:
-    return views.read(session, row, views.around(session, settings, row))
+def _shown(session: Session, settings: Settings, made: service.Made) -> UnlearnRequestRead:
+    return (made.told or views.told(session, settings, made.request)).read

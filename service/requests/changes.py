@@ -15,6 +15,7 @@ from service.db import now
 from service.errors import AlreadySuperseded, InvalidTransition, VersionMismatch
 from service.policies import service as policies
 from service.requests import approvals, repository, schedule, service, views
+from service.requests.judging import Earlier
 from service.requests.leases import announce
 from service.requests.lifecycle import MOVES, RETRIABLE, TERMINAL, after_pause, after_resume
 from service.requests.places import Known
@@ -75,7 +76,7 @@ def resume(session: OrmSession, settings: Settings, request_id: str, actor: Acto
         request.not_before = now(session)
         request.version += 1
         schedule.refresh(session, settings, request, compliance.of(session, request.id))
-        announce(session, request.id, "resumed", {})
+        announce(session, request.id, "resumed" if target == "queued" else target, {})
         ledger.append(session, RequestResumed(), actor=actor, request_id=request.id, model_id=request.model_id)
     return request
 
@@ -163,14 +164,11 @@ def retry(
     known: Known | None = None,
     actor: Actor = LOCAL,
     key_id: str | None = None,
-) -> tuple[UnlearnRequest, bool]:
+) -> service.Made:
     """Take up the wish of a request that ended without a result: a new request, with the same law's clock.
 
     Args:
         known: what `places.read_places` found for `wanted_again`; None for a repetition with the same key.
-
-    Returns:
-        The new request, and whether an earlier call with the same key made it.
 
     Raises:
         RequestNotFound.
@@ -184,7 +182,7 @@ def retry(
     wanted = wanted_again(settings, ended, different)
     # spelled out already: what a preset or a default meant then is what is meant now
     kept = different.method is None and different.params is None
-    return service.create(session, settings, wanted, key, known, actor, service.Earlier(ended, kept), key_id)
+    return service.create(session, settings, wanted, key, known, actor, Earlier(ended, kept), key_id)
 
 
 def require_retriable(session: OrmSession, ended: UnlearnRequest) -> None:

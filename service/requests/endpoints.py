@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from service.audit import proofs, receipts
-from service.auth import CurrentActor, CurrentCaller, allowed
+from service.auth import CurrentActor, CurrentCaller, allowed, still_allowed
 from service.config import Settings
 from service.db import reading
 from service.downloads import StoredFile, StoredFileDamaged, require_plain_address, send_file, unchanged
@@ -83,16 +84,11 @@ def create_unlearn_request(
     Safe to repeat with an `Idempotency-Key`.
     """
     settings = request.app.state.settings
-    with reading() as session:
-        where = places.places_for(session, wanted, idempotency_key)
-    known = None if where is None else places.read_places(where, wanted)
+    known = places.look(wanted, idempotency_key)
     with writing() as session:
-        row, replayed = service.create(session, settings, wanted, idempotency_key, known, caller.actor, key_id=caller.key_id)
-        response = answer(session, settings, row, 202)
-    response.headers["Location"] = f"/unlearn-requests/{row.id}"
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+        made = service.create(session, settings, wanted, idempotency_key, known, caller.actor, key_id=caller.key_id)
+        told = made.told or views.told(session, settings, made.request)
+    return at_its_address(shown(made.request, told, 202), made.request, replayed=made.replayed)
 
 
 @router.post(
@@ -108,9 +104,7 @@ def create_unlearn_request(
 )  # fmt: skip
 def validate_unlearn_request(wanted: UnlearnRequestCreate, request: Request, actor: CurrentActor) -> PlanRead:
     """The same errors as the request itself would meet now. Nothing is written, and no place in the queue is kept."""
-    with reading() as session:
-        where = places.places_for(session, wanted, None)
-    known = None if where is None else places.read_places(where, wanted)
+    known = places.look(wanted, None)
     with reading() as session:
         return planning.plan(session, request.app.state.settings, wanted, known, actor)
 
@@ -153,10 +147,23 @@ def answer(
 ) -> Response:
     """The request as JSON, when to look again, and the tag of what was seen."""
     seen = seen or views.around(session, settings, row)
-    headers = {"ETag": views.etag(row, seen), "Cache-Control": "no-cache"}
+    return shown(row, views.Told(seen, views.read(session, row, seen)), status)
+
+
+def shown(row: UnlearnRequest, told: views.Told, status: int) -> Response:
+    """The same of what is told already: after the transaction, which others wait for."""
+    headers = {"ETag": views.etag(row, told.seen), "Cache-Control": "no-cache"}
     if row.finished_at is None:
         headers["Retry-After"] = POLL_AFTER_SECONDS
-    return Response(views.read(session, row, seen).model_dump_json(), status, headers, "application/json")
+    return Response(told.read.model_dump_json(), status, headers, "application/json")
+
+
+def at_its_address(response: Response, row: UnlearnRequest, *, replayed: bool) -> Response:
+    """The answer to a call that makes a request, or made it before under the same key."""
+    response.headers["Location"] = f"/unlearn-requests/{row.id}"
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
 @router.post(
@@ -204,7 +211,8 @@ def read_unlearn_request_events(
         return EventList(data=events)
     if ended and not events:
         return Response(status_code=204)  # tells a browser's EventSource to stop reconnecting
-    return stream.response(stream.follow(request.app.state.tailer, request_id, since))
+    welcome = partial(still_allowed, request, "requests:read")
+    return stream.response(stream.follow(request.app.state.tailer, request_id, since, welcome))
 
 
 @router.get(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
-from service.auth import allowed
+from service.auth import allowed, still_allowed
 from service.db import reading
 from service.errors import InvalidCursor, Unprocessable, problems
 from service.paging import Page, PageQuery, fetch_page, page
@@ -40,7 +41,8 @@ async def list_events(
     now on, or after `Last-Event-ID`."""
     if "text/event-stream" in accept.lower():
         since = None if last_event_id is None else int(last_event_id)
-        return stream.response(stream.follow(request.app.state.tailer, None, since))
+        welcome = partial(still_allowed, request, "requests:read")
+        return stream.response(stream.follow(request.app.state.tailer, None, since, welcome))
     return await run_in_threadpool(_listed, query, request, response)
 
 

@@ -31,8 +31,8 @@ from service.errors import (
     VersionMismatch,
     problems,
 )
-from service.requests import approvals, changes, places, repository
-from service.requests.endpoints import IdempotencyHeader, answer
+from service.requests import approvals, changes, places, repository, views
+from service.requests.endpoints import IdempotencyHeader, answer, at_its_address, shown
 from service.requests.responses import UnlearnRequestRead
 from service.requests.schemas import Amendment, Approval, Rejection, Retry
 
@@ -127,14 +127,9 @@ def retry_unlearn_request(
         where = places.places_for(session, wanted, idempotency_key)
     known = None if where is None else places.read_places(where, wanted)
     with writing() as session:
-        row, replayed = changes.retry(
-            session, settings, request_id, different, idempotency_key, known, caller.actor, caller.key_id
-        )
-        response = answer(session, settings, row, 202)
-    response.headers["Location"] = f"/unlearn-requests/{row.id}"
-    if replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return response
+        made = changes.retry(session, settings, request_id, different, idempotency_key, known, caller.actor, caller.key_id)
+        told = made.told or views.told(session, settings, made.request)
+    return at_its_address(shown(made.request, told, 202), made.request, replayed=made.replayed)
 
 
 @router.post(

@@ -13,7 +13,7 @@ from service.config import Settings
 from service.db import now
 from service.models import repository as models
 from service.models.schemas import ForgetSet
-from service.requests import quotas, repository, schedule, service, views
+from service.requests import judging, quotas, repository, schedule, views
 from service.requests.lifecycle import HOLDS_LINEAGE, PRIORITIES
 from service.requests.places import Known
 from service.requests.responses import PlanRead, Policy, RecipeRead
@@ -33,9 +33,10 @@ def plan(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, 
         what `service.create` raises, but for what a key can be wrong with.
     """
     model = models.get(session, wanted.model_id)
-    request, is_new = service.judge(session, settings, wanted, model, known or Known(), actor)
+    judged = judging.judge(session, settings, wanted, model, known or Known(), actor)
+    request, is_new = judged.request, judged.is_new
     if is_new:
-        quotas.require_room(session, settings, model.project_id)
+        quotas.require_place(session, settings, model.project_id, more=1)
     waiting = repository.pending(session, model.id)
     gone = Gone.together(
         [models.forgotten_by(session, model), *(w.gone for w in waiting), Gone(frozenset(request.forget_classes))]
@@ -46,7 +47,7 @@ def plan(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, 
     margin = settings.deadline_margin_seconds
     latest = schedule.latest_start(due_at, expected_seconds=expected, margin_seconds=margin) if due_at else None
     in_front = _in_front(session, request, latest)
-    serving = workers.serving(session, settings, request.gpu_class)
+    serving = sum(request.gpu_class in one.gpu_classes for one in workers.taking(session, settings, now(session)))
     busy = sum(_seconds(session, settings, one) for one in in_front)
     finish = now(session) + timedelta(seconds=busy / serving + expected) if serving else None
     return PlanRead(

@@ -38,21 +38,17 @@ def usage(session: OrmSession, project_id: str) -> Usage:
     )
 
 
-def require_place(session: OrmSession, settings: Settings, project_id: str) -> None:
+def require_place(session: OrmSession, settings: Settings, project_id: str, *, more: int = 0) -> None:
     """Call it last, under the ledger's lock: then no two that are made at once both take the last place.
 
+    Args:
+        more: so many that are not made, but might be.
+
     Raises:
-        QuotaExceeded: with the new one, more would wait than may.
+        QuotaExceeded: more wait than may.
     """
     most = settings.max_queued_requests
-    if most and usage(session, project_id).queued > most:
-        raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
-
-
-def require_room(session: OrmSession, settings: Settings, project_id: str) -> None:
-    """The same question of one that is not made. Raises: QuotaExceeded."""
-    most = settings.max_queued_requests
-    if most and usage(session, project_id).queued >= most:
+    if most and usage(session, project_id).queued + more > most:
         raise QuotaExceeded(f"{most} requests wait already, and no more may", quota="max_queued_requests", limit=most)
 
 

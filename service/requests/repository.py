@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.errors import RequestNotFound
@@ -60,22 +60,25 @@ class Waiting:
 
 def pending(session: OrmSession, model_id: str) -> list[Waiting]:
     """Requests of a model that have not ended, oldest first."""
-    query = (
-        select(
-            UnlearnRequest.id,
-            UnlearnRequest.forget_classes,
-            UnlearnRequest.forget_samples,
-            UnlearnRequest.retain,
-            UnlearnRequest.status,
-            UnlearnRequest.created_at,
-        )
-        .where(UnlearnRequest.model_id == model_id, UnlearnRequest.status.in_(sorted(PENDING)))
-        .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
-    )
     return [
         Waiting(request_id, Gone(frozenset(classes), frozenset(samples)), Choice.of(retain), status, at)
-        for request_id, classes, samples, retain, status, at in session.execute(query)
+        for request_id, classes, samples, retain, status, at in session.execute(_PENDING, {"model": model_id})
     ]
+
+
+_PENDING = (
+    select(
+        UnlearnRequest.id,
+        UnlearnRequest.forget_classes,
+        UnlearnRequest.forget_samples,
+        UnlearnRequest.retain,
+        UnlearnRequest.status,
+        UnlearnRequest.created_at,
+    )
+    .where(UnlearnRequest.model_id == bindparam("model"), UnlearnRequest.status.in_(sorted(PENDING)))
+    .order_by(UnlearnRequest.created_at, UnlearnRequest.id)
+)
+"""Built once: building a statement costs as much as half of running it."""
 
 
 def successor(session: OrmSession, request_id: str) -> str | None:

@@ -10,7 +10,7 @@ explained from its rows alone, and does not change under its readers.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
@@ -23,6 +23,7 @@ from service import outbox
 from service.config import Settings
 from service.db import now
 from service.requests import quotas
+from service.requests.repository import Waiting
 from service.requests.responses import StatusReason
 from service.tables import Attempt, Model, RequestCompliance, UnlearnRequest
 from service.workers import repository as workers
@@ -85,24 +86,48 @@ class Floor:
     """How many run, by project."""
 
 
-def look(session: OrmSession, settings: Settings) -> Floor:
-    """As it stands now."""
-    most = settings.max_active_requests
-    return Floor(now(session), workers.served(session, settings), most, quotas.active(session) if most else {})
+def look(session: OrmSession, settings: Settings, at: datetime | None = None) -> Floor:
+    """As it stands now; `at`: by the database's clock, where the caller has just read it."""
+    at, most = at or now(session), settings.max_active_requests
+    served = frozenset(name for one in workers.taking(session, settings, at) for name in one.gpu_classes)
+    return Floor(at, served, most, quotas.active(session) if most else {})
 
 
 def why_waiting(session: OrmSession, request: UnlearnRequest, floor: Floor) -> StatusReason | None:
-    """What keeps a queued request from starting; None: only that other requests come first, or it does not wait."""
+    """What keeps a request that waits from starting; None: only that other requests come first, or it does not wait."""
+
+    def in_front() -> InFront | None:
+        # and no second one joined to it: a project's rule does not reach into a join's condition
+        other = aliased(UnlearnRequest)
+        chosen = select(other.id, other.status).where(outbox.blocks(other, request))
+        found = session.execute(chosen.order_by(other.created_at, other.id).limit(1)).first()
+        return None if found is None else InFront(found.id, found.status)
+
+    return reason(request, floor, in_front)
+
+
+@dataclass(frozen=True)
+class InFront:
+    """The request of the model that must end, or be taken up, first."""
+
+    id: str
+    status: str
+
+
+def first_of(waiting: Sequence[Waiting]) -> InFront | None:
+    """Of what has not ended, oldest first: each of it is in front of a request that is made now (`outbox.blocks`)."""
+    return InFront(waiting[0].id, waiting[0].status) if waiting else None
+
+
+def reason(request: UnlearnRequest, floor: Floor, ask: Callable[[], InFront | None]) -> StatusReason | None:
+    """The rule of `why_waiting`; `ask` only where it matters."""
     if request.status == "pending_approval":
         return StatusReason(code="approval", message="others must approve it first; see `approvals`")
     if request.status != "queued":
         return None
     if request.gpu_class not in floor.served:
         return StatusReason(code="no_worker", message=f"no worker that is there serves the GPU class {request.gpu_class}")
-    other = aliased(UnlearnRequest)  # and no second one joined to it: a project's rule does not reach into a join's condition
-    in_front = session.execute(
-        select(other.id, other.status).where(outbox.blocks(other, request)).order_by(other.created_at, other.id).limit(1)
-    ).first()
+    in_front = ask()
     if in_front is not None:
         code = BEHIND.get(in_front.status, "behind")
         message = f"an older request of the model comes first, and it is {in_front.status}"

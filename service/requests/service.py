@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
-from service import catalogue, ladders, tenancy
+from service import tenancy
 from service.audit import ledger
 from service.audit.leaves import (
     LOCAL,
@@ -28,47 +25,22 @@ from service.audit.leaves import (
 )
 from service.compliance import service as compliance
 from service.config import Settings
-from service.datasets.items import Items
 from service.db import now
 from service.errors import (
-    DuplicateRequest,
     IdempotencyKeyReused,
     InvalidTransition,
-    LineageBusy,
-    PolicyUnfit,
 )
 from service.models import repository as models
-from service.policies import service as policies
-from service.requests import approvals, quotas, repository, retain, schedule
+from service.requests import judging, quotas, repository, schedule, views
+from service.requests.judging import Earlier, Standing
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
 from service.requests.places import Known
 from service.requests.repository import Waiting
 from service.requests.retain import Choice, StandIn
-from service.requests.rungs import ladder_of
-from service.requests.schemas import Retain, UnlearnRequestCreate
-from service.requests.wishes import (
-    Gone,
-    Wish,
-    require_forgettable,
-    require_samples_forgettable,
-    resolve_classes,
-    resolve_samples,
-)
-from service.tables import IdempotencyKey, Model, RequestCompliance, UnlearnRequest, new_id
-from service.telemetry import tracing
+from service.requests.schemas import UnlearnRequestCreate
+from service.tables import IdempotencyKey, Model, RequestCompliance, UnlearnRequest
 from service.values import decimal_string, sha256_of
-
-LARGEST_RANDOM_SEED = 2**31
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """A request that ended without a result, whose wish a new one takes up."""
-
-    request: UnlearnRequest
-    keep_recipe: bool
-    """The new one has its method and parameters, every value of them."""
 
 
 def create(
@@ -80,7 +52,7 @@ def create(
     actor: Actor = LOCAL,
     earlier: Earlier | None = None,
     key_id: str | None = None,
-) -> tuple[UnlearnRequest, bool]:
+) -> Made:
     """Record a request, its audit entry and its first event; or find the one that answers it already.
 
     The model's row is locked first: two requests on one lineage are judged one after the other.
@@ -89,9 +61,6 @@ def create(
         known: what `places.read_places` found; None for a repetition.
         earlier: the request that this one supersedes, its row locked.
         key_id: the API key that it is made with.
-
-    Returns:
-        The request, and whether it was first made by an earlier call with the same key.
 
     Raises:
         ModelNotFound, UnknownClass, UnknownSample, HeldOutSample, AlreadyForgotten, NothingToRetain, EmptiedClass,
@@ -102,8 +71,7 @@ def create(
         QuotaExceeded: as many requests wait as may.
     """
     made = prepare(session, settings, wanted, key, known, actor, earlier, key_id)
-    record(session, settings, [made], actor)
-    return made.request, made.replayed
+    return record(session, settings, [made], actor)[0]
 
 
 @dataclass(frozen=True)
@@ -116,6 +84,21 @@ class Prepared:
     """It was first made by an earlier call with the same key."""
     stand_in: StandIn | None = None
     law: RequestCompliance | None = None
+    model: Model | None = None
+    """Held, for a session forgets rows that nobody holds: it would be read again for the entry, and for the answer."""
+    waiting: Sequence[Waiting] = ()
+    standing: Standing | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A request, and what is known of it because it was made just now."""
+
+    request: UnlearnRequest
+    replayed: bool
+    """It was first made by an earlier call with the same key."""
+    told: views.Told | None = None
+    """None: it was made before, or nothing was."""
 
 
 def body_digest(wanted: UnlearnRequestCreate, earlier: Earlier | None = None) -> str:
@@ -140,14 +123,15 @@ def prepare(
     if key is not None and (first := _replay(session, key, body_sha256)):
         return Prepared(first, replayed=True)
     known = known or Known()
-    request, is_new = judge(session, settings, wanted, model, known, actor, earlier)
-    if is_new:
+    judged = judging.judge(session, settings, wanted, model, known, actor, earlier)
+    request, standing = judged.request, judged.standing
+    if standing is not None:
         request.created_key_id = key_id
     if key is not None:
-        first = _insert_with_key(session, request, key, body_sha256)
+        first = _insert_with_key(session, request, key, body_sha256, standing.at if standing else now(session))
         if first is not None:
             return Prepared(first, replayed=True)
-    if not is_new:
+    if standing is None:
         return Prepared(request)
     session.add(request)
     session.flush()  # the event refers to it
@@ -155,38 +139,32 @@ def prepare(
     if law is not None:
         schedule.refresh(session, settings, request, law)
     announce(session, request.id, "created", {"status": request.status}, request.created_at)
-    return Prepared(request, is_new=True, stand_in=known.stand_in, law=law)
+    if request.status == "pending_approval":
+        announce(session, request.id, "pending_approval", {"required": request.approvals_required}, request.created_at)
+    return Prepared(request, True, False, known.stand_in, law, model, judged.waiting, standing)
 
 
-def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared], actor: Actor) -> None:
+def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared], actor: Actor) -> list[Made]:
     """Write the entries of what is new, after all rows of the transaction. Raises: QuotaExceeded."""
-    made = [one for one in prepared if one.is_new]
-    for one in made:
-        _record(session, one.request, one.stand_in, one.law, actor)
-    for project in sorted({one.request.project_id for one in made}):
+    told = [_told(session, settings, one) for one in prepared]  # first: nobody else appends while the head is held
+    seqs = [_record(session, one.request, one.stand_in, one.law, actor) if one.is_new else None for one in prepared]
+    for project in sorted({one.request.project_id for one in prepared if one.is_new}):
         quotas.require_place(session, settings, project)
+    return [_made(*each) for each in zip(prepared, told, seqs, strict=True)]
 
 
-def judge(
-    session: OrmSession,
-    settings: Settings,
-    wanted: UnlearnRequestCreate,
-    model: Model,
-    known: Known,
-    actor: Actor,
-    earlier: Earlier | None = None,
-) -> tuple[UnlearnRequest, bool]:
-    """The request as it would be made now, in no session yet; or the pending one that answers it. And whether it is new.
+def _told(session: OrmSession, settings: Settings, one: Prepared) -> views.Told | None:
+    if one.model is None or one.standing is None:
+        return None
+    seen = views.around_new(session, settings, one.request, one.waiting, one.standing.at)
+    known = views.Beside(one.model, one.standing.forgotten, one.law, seq=None)
+    return views.Told(seen, views.read(session, one.request, seen, known))
 
-    Raises:
-        what `create` raises but for keys, dates and quotas.
-    """
-    wish = _wish(wanted, model, known.items)
-    choice = _choice(wanted.retain, model)
-    waiting = repository.pending(session, model.id)
-    existing = _judge_conflicts(session, wanted, wish, choice, waiting)
-    request = existing or _row(session, settings, wanted, model, wish, choice, waiting, known, actor, earlier)
-    return request, existing is None
+
+def _made(one: Prepared, told: views.Told | None, seq: int | None) -> Made:
+    if told is not None:
+        told = replace(told, read=told.read.model_copy(update={"ledger_seq": seq}))
+    return Made(one.request, one.replayed, told)
 
 
 def _law(
@@ -202,65 +180,6 @@ def _law(
     return compliance.begin(session, request.id, jurisdiction=given, received_at=received, recipients=recipients)
 
 
-def _wish(wanted: UnlearnRequestCreate, model: Model, known: Items | None) -> Wish:
-    if wanted.forget.classes is not None:
-        return Wish(classes=frozenset(resolve_classes(wanted.forget.classes, model.class_names)))
-    assert wanted.forget.samples is not None, "the schema lets one of the two be missing"
-    assert known is not None, "the caller reads the items first, unless the request is a repetition"
-    return Wish(samples=resolve_samples(wanted.forget.samples, known.class_of, known.held_out))
-
-
-def _choice(wanted: Retain | None, model: Model) -> Choice | None:
-    """The retain data that are meant. Raises: RetainUnsupported, UnknownClass."""
-    if wanted is None:
-        return None
-    catalogue.require_choice_of_retain_data(model.family)
-    proxy = wanted.proxy
-    return Choice(
-        real=wanted.real_share,
-        classes=tuple(resolve_classes(wanted.classes or (), model.class_names, retain.CLASSES_POINTER)),
-        proxy_classes=tuple(
-            resolve_classes((proxy.classes if proxy else None) or (), model.class_names, retain.PROXY_CLASSES_POINTER)
-        ),
-        proxy_dataset_id=proxy.dataset_id if proxy else None,
-    )
-
-
-def _require_forgettable(model: Model, wish: Wish, forgotten: Gone, waiting: list[Waiting], known: Items | None) -> None:
-    if wish.samples and known is not None:
-        pending = [other.gone for other in waiting]
-        require_samples_forgettable(
-            wish, forgotten=forgotten, pending=pending, class_of=known.class_of, class_names=model.class_names
-        )
-        return
-    held = {k for other in waiting for k in other.gone.classes}
-    require_forgettable(wish.classes, forgotten=forgotten.classes, pending=held, class_names=model.class_names)
-
-
-def _policy(
-    settings: Settings, model: Model, gone: Gone, choice: Choice | None, known: Items | None, name: str | None
-) -> dict[str, Any]:
-    """The policy for all that will have been forgotten when the request is done: what came before must not come back.
-
-    Raises:
-        SamplesUnverifiable, UnknownPolicy, PolicyUnfit.
-    """
-    units: dict[catalogue.Unit, bool] = {"class": bool(gone.classes), "sample": bool(gone.samples)}
-    policy = policies.current_policy(settings, model.family, [unit for unit, any_gone in units.items() if any_gone], name)
-    if known is not None:
-        of_samples = {known.class_of[name] for name in gone.samples if name in known.class_of}
-        needed = policies.classes_held_out(
-            policy, gone.classes, of_samples, len(model.class_names), set_aside=choice.proxy_classes if choice else ()
-        )
-        least, there_are = policies.least_held_out(policy), Counter(known.held_out.values())
-        few = [model.class_names[k] for k in sorted(needed) if there_are[k] < least]
-        if few:
-            names = ", ".join(few[:20]) + (", …" if len(few) > 20 else "")
-            what = "none" if least == 1 else f"fewer than {least}"
-            raise PolicyUnfit(f"the policy {policy['name']!r} looks at held-out images, and the dataset has {what} of: {names}")
-    return policy
-
-
 def _replay(session: OrmSession, key: str, body_sha256: str) -> UnlearnRequest | None:
     used = repository.idempotency_key(session, tenancy.own_tenant(), key)
     if used is None:
@@ -270,84 +189,9 @@ def _replay(session: OrmSession, key: str, body_sha256: str) -> UnlearnRequest |
     return repository.get(session, used.request_id)
 
 
-def _judge_conflicts(
-    session: OrmSession, wanted: UnlearnRequestCreate, wish: Wish, choice: Choice | None, waiting: list[Waiting]
+def _insert_with_key(
+    session: OrmSession, request: UnlearnRequest, key: str, body_sha256: str, at: datetime
 ) -> UnlearnRequest | None:
-    """The pending request that answers this one, if the caller is content with it. One that chose other retain data is not
-    what a caller who chooses some asked for: it may look at images that he forbids."""
-    if wanted.on_conflict == "use_existing":
-        fitting = (w for w in waiting if w.gone.covers(wish) and w.status != "cancelling")
-        covering = next((w for w in fitting if choice is None or w.retain == choice), None)
-        if covering is not None:
-            return repository.get(session, covering.id)
-    for other in waiting:
-        if other.gone.overlaps(wish):
-            what = "a sample" if wish.samples else "a class"
-            raise DuplicateRequest(f"{what} is asked for by a pending request", pointer=wish.pointer, request_id=other.id)
-    if waiting and wanted.on_conflict == "reject":
-        raise LineageBusy(request_id=waiting[0].id)
-    return None
-
-
-def _row(
-    session: OrmSession,
-    settings: Settings,
-    wanted: UnlearnRequestCreate,
-    model: Model,
-    wish: Wish,
-    choice: Choice | None,
-    waiting: list[Waiting],
-    known: Known,
-    actor: Actor,
-    earlier: Earlier | None,
-) -> UnlearnRequest:
-    forgotten = models.forgotten_by(session, model)
-    _require_forgettable(model, wish, forgotten, waiting, known.items)
-    gone = Gone.together([forgotten, *(w.gone for w in waiting), wish.gone])
-    if choice is not None:
-        retain.require_usable(choice, gone.classes, model.class_names, known.stand_in)
-    unit: catalogue.Unit = "sample" if wish.samples else "class"
-    if earlier is not None and earlier.keep_recipe:
-        method, params = earlier.request.method, earlier.request.params
-    else:
-        method, params = ladders.choose(model.family, wanted.method, wanted.params, unit=unit)
-    policy = _policy(settings, model, gone, choice, known.items, wanted.policy)
-    at = now(session)
-    # requests of one model run in this order, and SQLite's clock ticks in milliseconds
-    created_at = max([at, *(r.created_at + timedelta(microseconds=1) for r in waiting)])
-    needed = approvals.required(session, settings, model.project_id)
-    return UnlearnRequest(
-        id=new_id("ureq"),
-        model_id=model.id,
-        forget_classes=sorted(wish.classes),
-        forget_samples=sorted(wish.samples),
-        retain=choice.row() if choice else None,
-        method=method,
-        params=params,
-        seed=secrets.randbelow(LARGEST_RANDOM_SEED) if wanted.seed is None else wanted.seed,
-        ranks=wanted.resources.ranks,
-        gpu_class=wanted.resources.gpu_class,
-        priority=wanted.priority,
-        supersedes=earlier.request.id if earlier else None,
-        on_conflict=wanted.on_conflict,
-        policy=ladders.charged(policy, len(ladder_of(method, params, policy))),
-        reason=wanted.reason,
-        external_id=wanted.external_id,
-        client_metadata=wanted.metadata,
-        status="pending_approval" if needed else "queued",
-        approvals_required=needed,
-        version=1,
-        fence=0,
-        attempts_charged=0,
-        not_before=at,
-        traceparent=tracing.traceparent(),
-        created_at=created_at,
-        created_by=str(actor),
-        project_id=model.project_id,
-    )
-
-
-def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, body_sha256: str) -> UnlearnRequest | None:
     """Keep the request under its key. When another transaction took the key in the meantime, its request is the answer.
 
     That can only be a transaction on another model: this one's row is locked.
@@ -357,7 +201,7 @@ def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, bod
         key=key,
         body_sha256=body_sha256,
         request_id=request.id,
-        created_at=now(session),
+        created_at=at,
     )
     try:
         with session.begin_nested():
@@ -374,7 +218,8 @@ def _insert_with_key(session: OrmSession, request: UnlearnRequest, key: str, bod
 
 def _record(
     session: OrmSession, request: UnlearnRequest, stand_in: StandIn | None, law: RequestCompliance | None, actor: Actor
-) -> None:
+) -> int:
+    """Returns the sequence number of the request's first entry."""
     fact = RequestReceived(
         classes=tuple(request.forget_classes),
         samples=sample_count(request.forget_samples),
@@ -399,10 +244,11 @@ def _record(
     }
     if ids := request.forget_samples:  # which ones the entry commits to under its salt
         private["samples_sha256"] = sample_digest(request.id, ids).sha256
-    ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
+    seq = ledger.append(session, fact, actor=actor, request_id=request.id, model_id=request.model_id, private=private)
     if request.supersedes is not None:
         superseded = RequestSuperseded(by=request.id)
         ledger.append(session, superseded, actor=actor, request_id=request.supersedes, model_id=request.model_id)
+    return seq
 
 
 def _chosen(choice: Choice | None, stand_in: StandIn | None) -> RetainChosen | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -25,6 +25,7 @@ from service.requests.tailer import Dropped, Listener, Tailer
 PING_SECONDS = 15.0
 RECONNECT_MS = 2000
 BATCH = 200
+Welcome = Callable[[], Awaitable[bool]]
 LAST = frozenset(f"unlearning_request.{status}" for status in TERMINAL)
 """With these a request's stream ends."""
 
@@ -51,12 +52,19 @@ def response(frames: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(frames, media_type="text/event-stream", headers=headers)
 
 
-async def follow(source: Tailer, request_id: str | None, last_id: int | None) -> AsyncIterator[bytes]:
+async def _always() -> bool:
+    return True
+
+
+async def follow(
+    source: Tailer, request_id: str | None, last_id: int | None, welcome: Welcome = _always
+) -> AsyncIterator[bytes]:
     """Events as an event stream; of one request, until the one that ends it.
 
     Args:
         request_id: None: everybody's, without an end.
         last_id: what the client has seen; None: what happens from now on.
+        welcome: asked every `PING_SECONDS`; the stream ends when whoever listens may not any more.
     """
     yield b"retry: %d\n\n" % RECONNECT_MS
     async with source.listening(request_id) as listener:
@@ -75,17 +83,21 @@ async def follow(source: Tailer, request_id: str | None, last_id: int | None) ->
             break
         if ended:
             return
-        async for frame in _live(listener, last_id):
+        async for frame in _live(listener, last_id, welcome):
             yield frame
 
 
-async def _live(listener: Listener, last_id: int) -> AsyncIterator[bytes]:
-    spoke = time.monotonic()
+async def _live(listener: Listener, last_id: int, welcome: Welcome) -> AsyncIterator[bytes]:
+    spoke = asked = time.monotonic()
     while True:
         try:
             event = await listener.next(max(spoke + PING_SECONDS - time.monotonic(), 0.0))
         except Dropped:
             return
+        if time.monotonic() - asked >= PING_SECONDS:
+            if not await welcome():
+                return
+            asked = time.monotonic()
         if event is None:
             yield b": ping\n\n"
         elif event.id > last_id:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session as OrmSession
@@ -16,6 +17,7 @@ from service.models import repository as models
 from service.models.schemas import ClassSet, ForgetSet
 from service.requests import approvals, repository, schedule
 from service.requests.lifecycle import RETRIABLE
+from service.requests.repository import Waiting
 from service.requests.responses import (
     AttemptRead,
     ForgetRead,
@@ -32,7 +34,8 @@ from service.requests.responses import (
 from service.requests.retain import Choice
 from service.requests.rungs import ladder_of, rung_after
 from service.requests.schemas import Resources
-from service.tables import Attempt, Model, UnlearnRequest
+from service.requests.wishes import Gone
+from service.tables import Attempt, Model, ModelVersion, RequestCompliance, UnlearnRequest
 from service.values import sha256_of
 
 
@@ -44,11 +47,55 @@ class Around:
     superseded_by: str | None
 
 
+@dataclass(frozen=True)
+class Told:
+    """A request as a client sees it: what is shown, and what was around it."""
+
+    seen: Around
+    read: UnlearnRequestRead
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a request is shown with and is not in its row either. Whoever has just made it knows this, and asks nobody."""
+
+    model: Model
+    before: Gone
+    """What the version that it starts from has forgotten."""
+    law: RequestCompliance | None
+    seq: int | None
+    """Of the entry that it begins with; None: it is not written yet."""
+    base: ModelVersion | None = None
+    """None: no worker has taken it."""
+
+
+def beside(session: OrmSession, row: UnlearnRequest) -> Beside:
+    """As it stands now."""
+    model = session.get_one(Model, row.model_id)
+    base = repository.base_version(session, row)
+    before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
+    return Beside(model, before, compliance.of(session, row.id), proofs.first_of(session, row.id), base)
+
+
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
     waits = row.status in ("pending_approval", "queued")
     return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
+
+
+def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
+    """As it stands now."""
+    seen = around(session, settings, row)
+    return Told(seen, read(session, row, seen))
+
+
+def around_new(
+    session: OrmSession, settings: Settings, row: UnlearnRequest, waiting: Sequence[Waiting], at: datetime
+) -> Around:
+    """The same of a request that this transaction has made: `waiting` was in front of it, and `at` is now."""
+    floor = schedule.look(session, settings, at)
+    return Around(schedule.reason(row, floor, lambda: schedule.first_of(waiting)), None)
 
 
 def etag(request: UnlearnRequest, seen: Around) -> str:
@@ -135,14 +182,16 @@ def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, 
     }
 
 
-def read(session: OrmSession, row: UnlearnRequest, seen: Around) -> UnlearnRequestRead:
-    """One request with its attempts and findings."""
-    model = session.get_one(Model, row.model_id)
-    base = repository.base_version(session, row)
-    before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
+def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside | None = None) -> UnlearnRequestRead:
+    """One request with its attempts and findings.
+
+    Args:
+        known: of a request that this transaction makes; None: it is read.
+    """
+    known = known or beside(session, row)
+    model, base, before, law = known.model, known.base, known.before, known.law
     wanted = list(row.forget_samples)
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
-    law = compliance.of(session, row.id)
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
         **_fields(row, model.class_names),
@@ -164,7 +213,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around) -> UnlearnReque
         compliance=compliance.read(law, now(session)) if law else None,
         report_url=f"/unlearn-requests/{row.id}/report" if report else None,
         checkpoint_url=f"/checkpoints/{row.checkpoint_id}" if row.checkpoint_id else None,
-        ledger_seq=proofs.first_of(session, row.id),
+        ledger_seq=known.seq,
         receipt_url=f"/unlearn-requests/{row.id}/receipt",
     )
 

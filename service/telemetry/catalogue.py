@@ -45,6 +45,13 @@ METRICS = (
     ),
     Metric("expunge_api_database_errors_total", "counter", "api", "requests that the database did not answer"),
     Metric("expunge_api_store_errors_total", "counter", "api", "reads of the API that the store did not answer"),
+    Metric("expunge_api_rate_limited_total", "counter", "api", "calls that a rate limit refused, by its kind", ("limit",)),
+    Metric(
+        "expunge_api_rate_limit_store_errors_total",
+        "counter",
+        "api",
+        "times that Redis did not count a call in time; for 5 s after each, this process counts alone",
+    ),
     Metric("expunge_database_up", "gauge", "exporter", "1: the exporter's last look at the database succeeded"),
     Metric("expunge_requests_total", "counter", "exporter", "requests that have ended, by their last status", ("status",)),
     Metric("expunge_requests_open", "gauge", "exporter", "requests that have not ended", ("status",)),

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service import db, outbox
 from service.config import Settings
 from service.requests.lifecycle import PENDING, TERMINAL
-from service.tables import RequestCompliance, UnlearnRequest, Worker
+from service.tables import RequestCompliance, UnlearnRequest
 from service.telemetry.attempts import Runs
 from service.telemetry.catalogue import BY_NAME
 from service.telemetry.ledger import Check
@@ -95,8 +95,7 @@ class Database(Collector):
     def _workers(self, session: OrmSession) -> tuple[Counter[str], Counter[str]]:
         alive: Counter[str] = Counter()
         idle: Counter[str] = Counter()
-        there = Worker.seen_at >= workers.silent_since(session, self._settings), Worker.state == "active"
-        for row in session.scalars(select(Worker).where(*there)):
+        for row in workers.taking(session, self._settings, db.now(session)):
             for gpu_class in row.gpu_classes:
                 alive[gpu_class] += 1
                 idle[gpu_class] += row.request_id is None

@@ -36,6 +36,8 @@ REQUESTS = _counter("expunge_http_requests_total")
 DURATION = _histogram("expunge_http_request_duration_seconds")
 DATABASE_ERRORS = _counter("expunge_api_database_errors_total")
 STORE_ERRORS = _counter("expunge_api_store_errors_total")
+RATE_LIMITED = _counter("expunge_api_rate_limited_total")
+RATE_LIMIT_STORE_ERRORS = _counter("expunge_api_rate_limit_store_errors_total")
 
 
 def route_of(scope: Scope) -> str:

@@ -8,8 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
 
 log = logging.getLogger("expunge.metrics")
+
+TOGETHER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable: where it is set, its counters live in files of that folder, one for each process."""
+
+
+def of_several(folder: str) -> CollectorRegistry:
+    """What the processes that count into a folder have counted together, those among them that have died, too."""
+    made = CollectorRegistry()
+    MultiProcessCollector(made, path=folder)  # type: ignore[no-untyped-call]
+    return made
 
 
 @contextmanager

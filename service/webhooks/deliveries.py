@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import and_, delete, or_, select, update
+from sqlalchemy import and_, bindparam, delete, or_, select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service import tenancy
@@ -76,16 +76,21 @@ def put(session: OrmSession, request_id: str, event: str, data: dict[str, Any], 
         return
     with session.no_autoflush:
         project_id = session.get_one(UnlearnRequest, request_id).project_id
-        chosen = select(WebhookEndpoint.id, WebhookEndpoint.event_types).where(
-            WebhookEndpoint.project_id == project_id, WebhookEndpoint.disabled_at.is_(None)
-        )
-        chosen = chosen.with_for_update(read=True, key_share=True)  # none is deleted before what refers to it is written
-        wanted = [endpoint for endpoint, types in session.execute(chosen) if not types or kind in types]
+        listening = session.execute(_LISTENING, {"project": project_id})
+        wanted = [endpoint for endpoint, types in listening if not types or kind in types]
     if not wanted:
         return
     body = messages.body(kind, at, messages.data_of(request_id, data))
     message_id = new_id("msg")
     session.add_all(fresh(endpoint, project_id, message_id, kind, body, at) for endpoint in wanted)
+
+
+_LISTENING = (
+    select(WebhookEndpoint.id, WebhookEndpoint.event_types)
+    .where(WebhookEndpoint.project_id == bindparam("project"), WebhookEndpoint.disabled_at.is_(None))
+    .with_for_update(read=True, key_share=True)
+)
+"""None is deleted before what refers to it is written."""
 
 
 def fresh(endpoint_id: str, project_id: str, message_id: str, kind: str, body: str, at: datetime) -> WebhookDelivery:

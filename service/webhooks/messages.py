@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args
 
 EventType = Literal[
     "unlearning_request.created",
+    "unlearning_request.pending_approval",
+    "unlearning_request.approved",
+    "unlearning_request.rejected",
     "unlearning_request.queued",
     "unlearning_request.started",
     "unlearning_request.paused",
@@ -27,8 +30,11 @@ EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 TEST_TYPE = "webhook_endpoint.test"
 _BACK_IN_THE_QUEUE = {"unlearning_request.requeued", "unlearning_request.resumed"}
 SENT = frozenset(
-    {"status", "phase", "fence", "attempt", "rung", "rungs", "method", "checkpoint_id", "version", "due_at", "latest_start_at"}
-)
+    {
+        "status", "phase", "fence", "attempt", "rung", "rungs", "method", "checkpoint_id", "version", "due_at",
+        "latest_start_at", "granted", "required",
+    }
+)  # fmt: skip
 """Of an event's own data: ids, numbers and words of ours."""
 LARGEST_BODY = 20_000
 """Bytes, as Standard Webhooks 1.0 advises."""

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from service import outbox
 from service.auth import allowed
-from service.db import reading
+from service.db import now, reading
 from service.errors import Unprocessable, problems
 from service.requests import schedule
 from service.requests.lifecycle import KEEPS_PLACE
@@ -28,7 +28,7 @@ def list_workers(request: Request) -> WorkerList:
     They work for all projects; what one works on is told to that request's project alone.
     """
     with reading() as session:
-        since = repository.silent_since(session, request.app.state.settings)
+        since = repository.silent_since(now(session), request.app.state.settings)
         workers = repository.everyone(session)
         held = [row.request_id for row in workers if row.request_id]
         mine = set(session.scalars(select(UnlearnRequest.id).where(UnlearnRequest.id.in_(held))))

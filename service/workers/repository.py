@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.config import Settings
@@ -56,9 +56,9 @@ def leave(session: OrmSession, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def silent_since(session: OrmSession, settings: Settings) -> datetime:
-    """A worker whose last word is older than this is not there."""
-    return now(session) - timedelta(seconds=SWEEPS * max(settings.sweep_seconds, SHORTEST_PAUSE_SECONDS))
+def silent_since(at: datetime, settings: Settings) -> datetime:
+    """A worker whose last word is older than this is not there at that time."""
+    return at - timedelta(seconds=SWEEPS * max(settings.sweep_seconds, SHORTEST_PAUSE_SECONDS))
 
 
 def everyone(session: OrmSession) -> Sequence[Worker]:
@@ -66,13 +66,9 @@ def everyone(session: OrmSession) -> Sequence[Worker]:
     return session.scalars(select(Worker).order_by(Worker.started_at, Worker.id)).all()
 
 
-def serving(session: OrmSession, settings: Settings, gpu_class: str) -> int:
-    """How many workers take requests of a class now."""
-    there = Worker.seen_at >= silent_since(session, settings), Worker.state == "active"
-    return sum(gpu_class in classes for classes in session.scalars(select(Worker.gpu_classes).where(*there)))
+def taking(session: OrmSession, settings: Settings, at: datetime) -> Sequence[Worker]:
+    """Those that take requests at that time of the database's clock: they are there, and not about to leave."""
+    return session.scalars(_TAKING, {"since": silent_since(at, settings)}).all()
 
 
-def served(session: OrmSession, settings: Settings) -> frozenset[str]:
-    """GPU classes that some worker takes requests of now: it is there and not about to leave."""
-    there = Worker.seen_at >= silent_since(session, settings), Worker.state == "active"
-    return frozenset(name for classes in session.scalars(select(Worker.gpu_classes).where(*there)) for name in classes)
+_TAKING = select(Worker).where(Worker.seen_at >= bindparam("since"), Worker.state == "active")

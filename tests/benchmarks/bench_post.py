@@ -93,7 +93,7 @@ def prepare(folder: Path) -> list[str]:
     np.savez(file, images=np.zeros((len(labels), 8, 8), np.uint8), labels=labels)
     with db.transaction() as session:
         dataset = Dataset(
-            id=new_id("dset"), name="d", format="npz", location=str(file), class_names=names, digest="0" * 64,
+            id=new_id("dset"), name="d", format="npz", location=str(folder), class_names=names, digest="0" * 64,
             held_out_ids=[str(k) for k in range(len(labels)) if k % (HELD_OUT + 1)],
             files=[{"path": file.name, "size": file.stat().st_size, "sha256": "0" * 64}], **shared,
         )  # fmt: skip

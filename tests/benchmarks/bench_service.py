@@ -1,9 +1,10 @@
 """The service under load, on PostgreSQL: requests, pages over a million entries, listeners, downloads, claims, memory.
 
-Run with `make bench-service` (ARGS='--only posts' for a part, ARGS=--small for a look). One API process answers all parts but
-`claims`, over real sockets; PostgreSQL is the wheel's server with its defaults, fsync among them. Load is an open loop: a
-request is sent when its time has come, and its latency counts from that time. Prints a table and, as its last line, one JSON
-object with every figure and, under `targets`, what it is measured against; exit status 1 when a target is missed.
+Run with `make bench-service` (ARGS='--only posts' for a part, ARGS=--small for a look). One API process, or `--processes` of
+them, answers all parts but `claims`, over real sockets; PostgreSQL is the wheel's server with its defaults, fsync among them.
+Load is an open loop: a request is sent when its time has come, and its latency counts from that time. Prints a table and, as
+its last line, one JSON object with every figure and, under `targets`, what it is measured against; exit status 1 when a target
+is missed.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def of_claims(size: Size, disk: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def staged(size: Size, parts: Sequence[str], disk: Path) -> Iterator[Stage]:
+def staged(size: Size, parts: Sequence[str], disk: Path, processes: int) -> Iterator[Stage]:
     """A database as large as the parts want it, and the API on it."""
     with database("postgresql", disk) as folder:
         models = bench_post.prepare(folder)
@@ -132,7 +133,7 @@ def staged(size: Size, parts: Sequence[str], disk: Path) -> Iterator[Stage]:
             filled.ledger(size.entries)
             filled.requests(size.entries // filled.A_REQUEST, models)
             filled.analyse()
-        with served(folder / "server.log") as server:
+        with served(folder / "server.log", {"EXPUNGE_API_WORKERS": str(processes)}) as server:
             try:
                 yield Stage(size, server, models, folder)
             except BaseException:
@@ -140,16 +141,16 @@ def staged(size: Size, parts: Sequence[str], disk: Path) -> Iterator[Stage]:
                 raise
 
 
-def measured(size: Size, parts: Sequence[str], disk: Path) -> int:
-    """Measure some parts and say how many targets were missed. Memory is the API's after all of them."""
-    figures: dict[str, Any] = {"load_before": _load()}
+def measured(size: Size, parts: Sequence[str], disk: Path, processes: int = 1) -> int:
+    """Measure some parts and say how many targets were missed. Memory is the API's after all of them, of all its processes."""
+    figures: dict[str, Any] = {"load_before": _load(), "api_processes": processes}
     together = [part for part in SHARED if part in parts]
     if together:
-        with staged(size, together, disk) as stage:
+        with staged(size, together, disk, processes) as stage:
             for part in together:
                 with _timed(part):
                     figures |= SHARED[part](stage)
-            figures["rss_mb"] = round(psutil.Process(stage.server.pid).memory_info().rss / 2**20, 1)
+            figures["rss_mb"] = _resident_mb(stage.server.pid)
     if "claims" in parts:
         with _timed("claims"):
             figures |= of_claims(size, disk)
@@ -167,6 +168,12 @@ def _timed(part: str) -> Iterator[None]:
     print(f"{part}: {time.monotonic() - began:.0f} s, load {_load()}", flush=True)
 
 
+def _resident_mb(pid: int) -> float:
+    """Of a process and its children, each by itself: what they share counts once for each."""
+    server = psutil.Process(pid)
+    return round(sum(one.memory_info().rss for one in (server, *server.children(recursive=True))) / 2**20, 1)
+
+
 def _load() -> float:
     return round(os.getloadavg()[0], 2)
 
@@ -176,9 +183,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="measure these parts alone")
     parser.add_argument("--small", action="store_true", help="little of everything")
+    parser.add_argument("--processes", type=int, default=1, help="API processes for all parts but the claims")
     parser.add_argument("--on", type=Path, default=Path(tempfile.gettempdir()), help="folder whose disk is measured")
     asked = parser.parse_args()
-    missed = measured(SMALL if asked.small else Size(), asked.only or PARTS, asked.on)
+    missed = measured(SMALL if asked.small else Size(), asked.only or PARTS, asked.on, asked.processes)
     db.reset()
     return 1 if missed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from tests.support import DIGITS, Json, ask, emit, image_folder, model_folder, p
 LOCAL = "local"
 CALLERS: tuple[str, ...] = (LOCAL, *ALL_ROLES)
 HOME = "default"
+UNLIMITED = {f"EXPUNGE_RATE_LIMIT_{kind}": "" for kind in ("READS", "WRITES", "DENIED")}
+"""Nearly all that is sent is refused, and hundreds of calls a second are the point."""
 HELD_OUT = 100
 """Images a class."""
 
@@ -63,5 +66,6 @@ def reached(caller: str, folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         return
     *_, key = person(HOME, *(role for role in ALL_ROLES if role == caller))
     db.reset()
-    with served(folder / "server.log", {**os.environ, "EXPUNGE_AUTH": "required"}) as server:
+    guarded = {**os.environ, "EXPUNGE_AUTH": "required", "EXPUNGE_SOURCES": json.dumps([str(folder)]), **UNLIMITED}
+    with served(folder / "server.log", guarded) as server:
         yield server.url, bearer(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +29,8 @@ class Handler(BaseHTTPRequestHandler):
 
     /good serves the file with ranges; /flipped has one wrong byte; /breaks hangs up at 90 %, once; /always-breaks does after
     1000 bytes, then at once; /html and /html-later are a 502 page with status 200, from the start or after a cut; /changed is
-    another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects.
+    another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects; /busy
+    and /full are 429 twice, the one for too many calls and the other for a quota.
     """
 
     seen: ClassVar[list[tuple[str | None, str | None]]] = []
@@ -47,6 +49,10 @@ class Handler(BaseHTTPRequestHandler):
                 end = CUT_AT
             case "/always-breaks":
                 end = begin + 1000 if asked < 3 else begin
+            case "/busy" | "/full" if asked < 3:
+                code = {"/busy": "rate_limited", "/full": "quota_exceeded"}[self.path]
+                problem = json.dumps({"code": code, "detail": "later"}).encode()
+                return self.answer(429, problem, {"Retry-After": "20"})
             case "/html-later" | "/changed" if asked == 1:
                 end = CUT_AT
             case "/html" | "/html-later":
@@ -170,3 +176,24 @@ def test_an_answer_that_is_none_of_ours_is_an_error(client: Client) -> None:
 def test_nobody_there_is_unreachable() -> None:
     with Client("http://127.0.0.1:9") as nobody, pytest.raises(Unreachable):
         nobody.get("/healthz")
+
+
+def test_a_call_that_came_too_soon_waits_as_it_is_told(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("service.client.time.sleep", waited.append)
+    client.download("/busy", tmp_path / "file", sha256=DIGEST)
+    assert (waited, (tmp_path / "file").read_bytes() == DATA) == ([20.0, 20.0], True)
+
+
+def test_a_call_that_would_wait_too_long_says_so(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.RATE_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr("service.client.time.sleep", lambda seconds: None)
+    with pytest.raises(ApiError, match="rate_limited") as refused:
+        client.text("/busy")
+    assert (refused.value.status, len(Handler.seen)) == (429, 2)
+
+
+def test_a_quota_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.time.sleep", lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(ApiError, match="quota_exceeded"):
+        client.text("/full")

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from service.errors import BadLocation, PickleWeights
 from service.files import FileEntry, Found, dataset_digest, hash_files, open_file, read_location, tree_digest
 from service.formats import check_model, check_safetensors
+from service.sources import EVERYTHING
 from tests.worker.engine.tiny import case, families
 from worker import contract
 
@@ -109,15 +110,15 @@ def test_a_location_lists_all_and_hashes_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.txt").write_bytes(b"bb")
     (tmp_path / "a.txt").write_bytes(b"")
-    location = read_location(str(tmp_path))
+    location = read_location(str(tmp_path), EVERYTHING)
     assert [(f.path, f.size) for f in hash_files(location)] == [("a.txt", 0), ("sub/b.txt", 2)]
-    with open_file(location.url, "sub/b.txt") as stream:
+    with open_file(location.url, "sub/b.txt", EVERYTHING) as stream:
         assert stream.read() == b"bb"
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"before")
-    location = read_location(str(tmp_path))
+    location = read_location(str(tmp_path), EVERYTHING)
     (tmp_path / "a.txt").write_bytes(b"longer than before")
     with pytest.raises(BadLocation, match="changed"):
         hash_files(location)
@@ -129,9 +130,9 @@ def test_an_object_store_is_read_the_same_way(tmp_path: Path) -> None:
     url = f"memory://{tmp_path.name}/folder"
     with fsspec.open(f"{url}/sub/a.txt", "wb") as stream:
         stream.write(b"abc")
-    location = read_location(url)
+    location = read_location(url, EVERYTHING)
     assert [(f.path, f.size) for f in hash_files(location)] == [("sub/a.txt", 3)]
-    with open_file(location.url, "sub/a.txt") as stream:
+    with open_file(location.url, "sub/a.txt", EVERYTHING) as stream:
         assert stream.read() == b"abc"
 
 
@@ -139,7 +140,7 @@ def test_an_object_store_is_read_the_same_way(tmp_path: Path) -> None:
 def test_names_that_no_manifest_can_hold_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(BadLocation):
-        read_location(str(tmp_path))
+        read_location(str(tmp_path), EVERYTHING)
 
 
 def test_a_name_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
@@ -148,10 +149,10 @@ def test_a_name_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/\xff.json", "wb") as stream:
         stream.write(b"x")
     with pytest.raises(BadLocation):
-        read_location(str(tmp_path))
+        read_location(str(tmp_path), EVERYTHING)
 
 
 @pytest.mark.parametrize("family", families())
 def test_a_folder_of_every_family_may_be_registered(tmp_path: Path, family: str) -> None:
     case(family).write(tmp_path / family)
-    check_model(read_location(str(tmp_path / family)))
+    check_model(read_location(str(tmp_path / family), EVERYTHING))

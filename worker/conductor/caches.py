@@ -88,6 +88,12 @@ def fishers(settings: Settings) -> Cache:
     return Cache(settings.fishers_dir, MOST_FISHERS, settings.fisher_cache_mb << 20)
 
 
+def weights_of_fishers(settings: Settings) -> set[str]:
+    """Of which weights (tree digests) there is information."""
+    known = {_weights_of(entry) for entry in _entries(settings.fishers_dir)}
+    return {weights for weights in known if weights is not None}
+
+
 def purge_fishers(settings: Settings, weights: str) -> int:
     """Let go of what was computed for these weights (a version's tree digest); how many folders that were.
 
@@ -95,14 +101,18 @@ def purge_fishers(settings: Settings, weights: str) -> int:
     """
     purged = 0
     for entry in _entries(settings.fishers_dir):
-        try:
-            known = json.loads((entry / "fisher.json").read_bytes()).get("weights")
-        except (OSError, ValueError, AttributeError):
-            known = None
-        if known is None or known == weights:
+        if _weights_of(entry) in (None, weights):
             shutil.rmtree(entry, ignore_errors=True)
             purged += not entry.exists()
     return purged
+
+
+def _weights_of(entry: Path) -> str | None:
+    try:
+        known = json.loads((entry / "fisher.json").read_bytes()).get("weights")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return known if isinstance(known, str) else None
 
 
 def bring_all(job: JobDirectory, settings: Settings) -> None:

@@ -20,13 +20,14 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service import db, garbage, outbox
 from service.audit import retention, vault
+from service.audit.leaves import Actor
 from service.compliance import deadlines
 from service.outbox import Due, Held
 from service.requests import endings, leases
 from service.storage import StoreError
 from service.workers import repository as workers
 from worker.conductor import app as bell
-from worker.conductor import workspace
+from worker.conductor import purging, workspace
 from worker.conductor.heart import database_is_away
 from worker.conductor.identity import is_dead_here
 from worker.conductor.pipeline import Room
@@ -39,6 +40,7 @@ RING_AGAIN_SECONDS = 5.0
 """A ring that nobody answered is repeated after so long, then ever more slowly: bells must not pile up in a broker."""
 SLOWEST_RING_SECONDS = 60.0
 DIRECTORIES_SECONDS = 60.0
+CACHES_SECONDS = 60.0
 DEADLINE_SECONDS = 60.0
 RETENTION_SECONDS = 3600.0
 GARBAGE_SECONDS = 6 * 3600.0
@@ -71,6 +73,7 @@ class Sweeper:
     healthy_since: float | None = None
     """Since when (seconds, monotonic) the database has answered without a gap."""
     directories_at: float = 0.0
+    caches_at: float = 0.0
     deadlines_at: float = 0.0
     retention_at: float = 0.0
     garbage_at: float = 0.0
@@ -91,6 +94,7 @@ class Sweeper:
             self.healthy_since = self.healthy_since if self.healthy_since is not None else time.monotonic()
             self._take_back(held)
             self._clear_directories()
+            self._purge_caches()
             if self.room.notary is not None:
                 self.room.notary.look()
             self._watch_deadlines()
@@ -192,6 +196,13 @@ class Sweeper:
 
         workspace.sweep(self.room.settings, standing)
         self.directories_at = time.monotonic() + DIRECTORIES_SECONDS
+
+    def _purge_caches(self) -> None:
+        """On this host: what was computed from data that a lineage has forgotten by now, wherever that was published."""
+        if time.monotonic() < self.caches_at:
+            return
+        purging.sweep(self.room.settings, Actor(kind="worker", id=leases.digest(self.room.owner)))
+        self.caches_at = time.monotonic() + CACHES_SECONDS
 
     def _watch_deadlines(self) -> None:
         """Say which legal deadlines come near, or have passed."""

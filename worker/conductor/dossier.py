@@ -6,6 +6,7 @@ under which seed; what the caller brings is held against it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from service import files
 from service.errors import BadLocation
+from service.sources import EVERYTHING
 from service.verifier.certificate import EVIDENCE_FOLDER, MODEL_SIGNATURE
 from worker.conductor import certified
 from worker.conductor.certified import Certificate
@@ -93,7 +95,7 @@ def folder(path: Path, *, suffix: str | None = None) -> Folder:
         Misused: there is none, it cannot be read, or it holds links or special files.
     """
     try:
-        location = files.read_location(str(path.absolute()), single_suffix=suffix)
+        location = files.read_location(os.path.realpath(path), EVERYTHING, single_suffix=suffix)
         kept = tuple(f for f in location.files if f.path.split("/")[0] not in (EVIDENCE_FOLDER, MODEL_SIGNATURE))
         hashed = files.hash_files(files.Location(location.url, kept))
     except BadLocation as error:

@@ -9,6 +9,7 @@ from service.requests.endings import Problem
 CATEGORIES = {
     "integrity": "input",
     "bad_input": "input",
+    "source_refused": "input",
     "diverged": "engine",
     "out_of_memory": "engine",
     "internal": "engine",

@@ -19,8 +19,7 @@ from functools import partial
 from sqlalchemy.orm import Session as OrmSession
 
 from service import db, failpoints, logs
-from service.audit import ledger
-from service.audit.leaves import CachesPurged, PlanCommitted, RunFinished, rfc3339
+from service.audit.leaves import PlanCommitted, RunFinished, rfc3339
 from service.audit.notary import Notary
 from service.certificates.signing import Signer
 from service.checkpoints.publish import BaseMoved, Result, publish
@@ -41,6 +40,7 @@ from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Paused, Rejected, problem
 from worker.conductor.planning import Plan
 from worker.conductor.processes import Unkillable, kill_older
+from worker.conductor.purging import Replaced, purge
 from worker.conductor.supervise import run_stage
 from worker.contract import JobDirectory, Manifest, Report, document_digest, document_json, tree_digest
 
@@ -250,10 +250,9 @@ def _keep_files(room: Room, heart: Heart, job: JobDirectory, manifest: Manifest)
 
 def _purge(room: Room, heart: Heart, plan: Plan) -> None:
     """Fisher information of the replaced weights was computed from what is forgotten now, and nothing needs it any more."""
-    purged = caches.purge_fishers(room.settings, plan.base.digest)
-    fact = CachesPurged(fence=heart.lease.fence, entries=purged)
-    with db.transaction() as session:
-        ledger.append(session, fact, actor=heart.lease.actor, request_id=heart.lease.request_id, model_id=plan.model_id)
+    lease = heart.lease
+    replaced = Replaced(plan.base.digest, plan.model_id, lease.request_id, lease.fence)
+    purge(room.settings, replaced, lease.actor, say_none=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- the end

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
-from service import failpoints
+from service import failpoints, sources
 from service.config import Settings
+from service.errors import BadLocation
 from service.files import open_file
 from service.requests.leases import Lease
 from service.requests.lifecycle import KEEPS_PLACE, TERMINAL
+from service.sources import SourceRefused, Sources
 from service.storage import Missing, Store
 from worker.conductor import caches
 from worker.conductor.outcomes import Failed, problem
@@ -56,16 +58,17 @@ def stage(job: JobDirectory, plan: Plan, store: Store, settings: Settings, check
         check: called between chunks; raises when the attempt must stop.
 
     Raises:
-        Failed: `integrity`, a file is not what was registered.
+        Failed: `integrity`, a file is not what was registered; `source_refused`, it lies where this worker must not read.
     """
-    bring(plan.base, job.base, store, check)
+    allowed = sources.of(settings)
+    bring(plan.base, job.base, store, allowed, check)
     if plan.original.digest == plan.base.digest:
         job.original.symlink_to(job.base.name, target_is_directory=True)
     else:
-        bring(plan.original, job.original, store, check)
-    bring(plan.dataset, job.data, store, check)
+        bring(plan.original, job.original, store, allowed, check)
+    bring(plan.dataset, job.data, store, allowed, check)
     if plan.proxy is not None:
-        bring(plan.proxy, job.proxy, store, check)
+        bring(plan.proxy, job.proxy, store, allowed, check)
     if plan.spec.metric_weights_digest is not None and settings.metric_weights is not None:
         # Linked: they may be gigabytes, and the engine holds them against the digest before it reads them.
         job.metric_weights.symlink_to(settings.metric_weights.resolve(), target_is_directory=True)
@@ -75,25 +78,29 @@ def stage(job: JobDirectory, plan: Plan, store: Store, settings: Settings, check
     part.replace(job.spec)
 
 
-def bring(source: Source, folder: Path, store: Store, check: Check) -> None:
-    """Copy registered files into a folder of the job. Raises: Failed (`integrity`)."""
+def bring(source: Source, folder: Path, store: Store, allowed: Sources, check: Check) -> None:
+    """Copy registered files into a folder of the job. Raises: Failed (`integrity`, `source_refused`)."""
     folder.mkdir()
     for entry in source.files:
         target = folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _opened(source, entry, store) as stream, target.open("xb") as copy:
+            with _opened(source, entry, store, allowed) as stream, target.open("xb") as copy:
                 digest, size = _copy(stream, copy, entry.size, check)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, Missing) as error:
             raise _changed(source, folder, entry, "is no longer there") from error
+        except SourceRefused as error:
+            raise Failed(problem("source_refused", f"the files of {source.id}: {error.detail}")) from error
+        except BadLocation as error:
+            raise _changed(source, folder, entry, f"cannot be taken: {error.detail}") from error
         if size != entry.size:
             raise _changed(source, folder, entry, f"was {entry.size} bytes long and is not any more")
         if digest != entry.sha256:
             raise _changed(source, folder, entry, f"was registered as {entry.sha256}, and is {digest}")
 
 
-def _opened(source: Source, entry: FileEntry, store: Store) -> IO[bytes]:
-    return store.open(entry.sha256) if source.location is None else open_file(source.location, entry.path)
+def _opened(source: Source, entry: FileEntry, store: Store, allowed: Sources) -> IO[bytes]:
+    return store.open(entry.sha256) if source.location is None else open_file(source.location, entry.path, allowed)
 
 
 def _copy(stream: IO[bytes], copy: IO[bytes], expected: int, check: Check) -> tuple[str, int]:

@@ -12,7 +12,8 @@ Shape suffixes: B images of a call, N all images, C channels, H, W pixels, D fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.contract import tree_digest
+from worker.contract import Finding, tree_digest
 from worker.engine.errors import BadInput, BadModel, is_out_of_memory
 from worker.engine.files import entries, sha256_of
 
@@ -156,6 +157,25 @@ class Clip:
             found.append(F.normalize(_rows(answer.pooler_output, len(pictures), FOLDERS["clip"]), dim=1))
             busy()
         return torch.cat(found)
+
+
+def figures_measured(check: str, found: Sequence[Finding]) -> Finding:
+    """What a policy that sets no threshold asks for: that every figure, each a finding of its own, is there."""
+    figures = [f for f in found if not f.gating]
+    finite = sum(f.value is not None and math.isfinite(f.value) for f in figures)
+    return Finding(
+        check=check,
+        metric="figures_measured",
+        subject="candidate",
+        gating=True,
+        passed=finite == len(figures),
+        value=finite,
+        comparator="eq",
+        threshold=len(figures),
+        n=len(figures),
+        count=finite,
+        detail=f"{finite} of {len(figures)} figures of mounted networks were measured; they are findings of their own",
+    )
 
 
 def resized(images_BCHW: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from service.audit import ledger
 from service.audit.leaves import LOCAL, ModelRegistered
 from service.config import get_settings
 from service.edge import writing
-from service.requests import places, service, views
+from service.requests import places, service
 from service.requests.schemas import UnlearnRequestCreate
 from service.tables import Dataset, Model, ModelVersion, new_id
 
@@ -117,17 +117,18 @@ def _request(wishes: Iterator[UnlearnRequestCreate]) -> None:
 def _post(wishes: Iterator[UnlearnRequestCreate]) -> None:
     """All that `POST /unlearn-requests` does but HTTP: it looks at the dataset first."""
     wanted = next(wishes)
-    with db.reading() as session:
-        where = places.places_for(session, wanted, None)
-    known = places.read_places(where, wanted)
+    known = places.look(wanted, None)
+    assert known is not None
+    assert known.items is not None, "without them nothing is held against the data"
     with writing() as session:
         _created(session, wanted, known)
 
 
 def _created(session: db.OrmSession, wanted: UnlearnRequestCreate, known: places.Known) -> None:
     settings = get_settings()
-    row, _ = service.create(session, settings, wanted, None, known)
-    views.read(session, row, views.around(session, settings, row))
+    made = service.create(session, settings, wanted, None, known)
+    assert made.told is not None, "each asks for something else"
+    made.told.read.model_dump_json()
 
 
 def _wishes(wanted: argparse.Namespace, count: int) -> Iterator[UnlearnRequestCreate]:
@@ -148,7 +149,7 @@ def _models(file: Path, count: int, number: int) -> list[str]:
     ids = [new_id("mdl") for _ in range(count)]
     with db.transaction() as session:
         dataset = Dataset(
-            id=new_id("dset"), name=str(number), format="npz", location=str(file), files=files, digest=f"{number:064}",
+            id=new_id("dset"), name=str(number), format="npz", location=str(file.parent), files=files, digest=f"{number:064}",
             held_out_ids=[str(k) for k in range(len(labels)) if k % (HELD_OUT + 1)], **shared,
         )  # fmt: skip
         session.add(dataset)

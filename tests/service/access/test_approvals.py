@@ -22,6 +22,7 @@ from service.db import reading, transaction
 from service.edge import writing
 from service.requests import approvals, leases
 from service.tables import LedgerEntry, RequestApproval, UnlearnRequest
+from service.webhooks.messages import type_of
 from service.workers import repository as workers
 from tests.service.access.people import bearer, calling, person
 from tests.support import Json, ask, code_of, register
@@ -53,6 +54,12 @@ class House:
 
     def approve(self, request: Json, key: str, **said: Any) -> Any:
         return self.post(request, "approve", key, {"request_digest": request["approvals"]["request_digest"], **said})
+
+    def told(self, request: Json) -> list[str]:
+        """What its event stream says, without the prefix."""
+        address = f"/unlearn-requests/{request['id']}/events"
+        events = self.client.get(address, headers=bearer(self.ada) | {"Accept": "application/json"}).json()["data"]
+        return [one["type"].removeprefix("unlearning_request.") for one in events]
 
     def amend(self, request: Json, **changes: Any) -> Any:
         headers = bearer(self.ada) | {"If-Match": "*"}
@@ -207,6 +214,22 @@ def test_a_paused_request_that_was_changed_is_approved_anew_before_it_goes_on(ho
     house.amend(made, external_id="T-3")
     assert house.post(made, "resume", house.ada).json()["status"] == "pending_approval"
     assert due() == []
+    assert house.told(made) == [
+        "created", "pending_approval", "approved", "approved", "queued", "paused", "resumed", "paused", "amended",
+        "pending_approval",
+    ]  # fmt: skip
+
+
+def test_who_is_told_of_events_hears_that_a_request_waits_and_what_others_said(house: House) -> None:
+    approved, rejected = house.ask(1), house.ask(2)
+    for key in (house.bob, house.cyd):
+        house.approve(approved, key)
+    house.post(rejected, "reject", house.bob, {"reason": "not ours"})
+    assert house.told(rejected) == ["created", "pending_approval", "rejected"]
+    sent = [type_of(f"unlearning_request.{one}") for one in house.told(approved)]
+    assert [one and one.partition(".")[2] for one in sent] == [
+        "created", "pending_approval", "approved", "approved", "queued",
+    ]  # fmt: skip
 
 
 def test_what_a_worker_is_at_work_on_keeps_what_is_said_of_it(house: House) -> None:

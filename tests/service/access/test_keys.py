@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from service.access.errors import AdminExists, Attempt
 from service.access.tables import ApiKey, Principal, Project
 from service.audit.leaves import LOCAL, Actor
 from service.db import get_engine, reading, transaction
+from service.requests import stream
 from tests.service.access.people import bearer, person
 from tests.service.audit.people import entries, said
 from tests.support import code_of, one_database
@@ -99,6 +101,28 @@ def test_what_another_host_revoked_is_believed_no_longer_than_the_trust_lasts(gu
     assert guarded.get("/models", headers=bearer(key)).status_code == 200
     ticks[0] = authenticate.TRUST_SECONDS
     assert guarded.get("/models", headers=bearer(key)).status_code == 401
+
+
+def test_an_open_stream_ends_soon_after_its_key_was_revoked(guarded: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(authenticate, "TRUST_SECONDS", 0.05)
+    _, key_id, key = person("default", "auditor")
+    revoked: list[float] = []
+
+    def elsewhere() -> None:
+        time.sleep(1.0)
+        with transaction() as session:
+            service.revoke_key(session, key_id, actor=LOCAL)
+        revoked.append(time.monotonic())
+
+    with ThreadPoolExecutor(1) as other:
+        done = other.submit(elsewhere)
+        heard = guarded.get("/events", headers=bearer(key) | {"Accept": "text/event-stream"})  # returns when the stream ends
+        ended = time.monotonic()
+        done.result()
+    assert heard.status_code == 200
+    assert heard.text.count(": ping") > 1, "it was followed while the key was good"
+    assert ended >= revoked[0] - 0.5, "and until about then"
 
 
 def test_an_expired_key_and_a_deactivated_owner_open_nothing(guarded: TestClient) -> None:

@@ -59,7 +59,7 @@ def forged(
         "outcome": fact.outcome, "at": at, "tenant": "default", "actor": str(LOCAL), "request_id": OF,
         "request_ordinal": place["ordinal"], "model_id": "mdl_1",
     }  # fmt: skip
-    database.append(connection, head, row | columns)
+    database.append(connection, head, row | columns, None)
 
 
 def last_at() -> datetime:

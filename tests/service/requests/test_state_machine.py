@@ -33,8 +33,8 @@ BOOM = Problem("engine_died", "engine", "it fell")
 MOST_ATTEMPTS = 2
 CLASSES = st.integers(0, 8)
 PICK = st.integers(0, 1_000)
-EXAMPLES, STEPS = 8, 40
-"""Bounded to some 20 s on both databases."""
+EXAMPLES, STEPS = 14, 40
+"""Bounded to some 30 s on both databases."""
 VERBS = (
     "create", "create", "pause", "resume", "cancel", "amend", "retry", "claim", "claim", "claim", "renew", "fail", "die",
     "give_back", "stop", "stop", "publish", "reap", "rest_is_over",
@@ -99,7 +99,7 @@ class Lives(RuleBasedStateMachine):
             model_id=self.models[pick % 2], forget=Forget(classes=[k]), priority=PRIORITIES[pick % len(PRIORITIES)]
         )
         with contextlib.suppress(DuplicateRequest, AlreadyForgotten), db.transaction() as session:
-            self.mine.append(service.create(session, get_settings(), wanted, None, Known())[0].id)
+            self.mine.append(service.create(session, get_settings(), wanted, None, Known()).request.id)
 
     def ask(self, request_id: str, verb: str) -> None:
         refusals = (InvalidTransition, AlreadySuperseded, DuplicateRequest, AlreadyForgotten)
@@ -114,7 +114,7 @@ class Lives(RuleBasedStateMachine):
                 case "amend":
                     changes.amend(session, request_id, Amendment(priority="urgent"), "*")
                 case "retry":
-                    self.mine.append(changes.retry(session, get_settings(), request_id, Retry(), known=Known())[0].id)
+                    self.mine.append(changes.retry(session, get_settings(), request_id, Retry(), known=Known()).request.id)
 
     # --------------------------------------------------------------------------------------------------------- workers
 

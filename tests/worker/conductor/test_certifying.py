@@ -20,7 +20,9 @@ from service.checkpoints import service as checkpoints
 from service.datasets import items
 from service.tables import Checkpoint, CheckpointEvidence, ForgetCommitment, ModelVersion
 from tests.worker.conductor import house as h
+from worker.conductor import app as bell
 from worker.conductor import pipeline
+from worker.conductor.control import Sweeper
 
 pytestmark = pytest.mark.usefixtures("database")
 one_database = pytest.mark.one_database
@@ -196,17 +198,43 @@ def test_a_later_publication_supersedes_the_certificate_before_it(house: h.House
     assert said["parent"]["certificate"] == {"sha256": hashlib.sha256(payload).hexdigest(), "state": "valid"}
 
 
+def keep_fishers(kept: Path, **records: dict[str, str]) -> None:
+    for name, record in records.items():
+        (kept / name).mkdir(parents=True)
+        (kept / name / "fisher.json").write_text(json.dumps(record))
+
+
 @one_database
 def test_information_computed_from_forgotten_data_is_purged_once_it_is_published(house: h.House) -> None:
     room = h.make_room()
     kept = room.settings.fishers_dir
-    for name, record in (("old", {"weights": versions_digest(1)}), ("other", {"weights": "0" * 64}), ("nameless", {})):
-        (kept / name).mkdir(parents=True)
-        (kept / name / "fisher.json").write_text(json.dumps(record))
+    keep_fishers(kept, old={"weights": versions_digest(1)}, other={"weights": "0" * 64}, nameless={})
     request_id = h.ask(house, 3)
     assert pipeline.run(request_id, room) == "succeeded"
     assert [path.name for path in kept.iterdir()] == ["other"]
     assert h.facts(request_id, "caches.purged")["entries"] == 2
+
+
+def test_what_the_publishing_worker_could_not_purge_its_host_s_sweeper_does(
+    house: h.House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = h.make_room()
+    sweeper = Sweeper(bell.make_app(room.settings), room)
+    request_id = h.ask(house, 3)
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "_purge", lambda *_: None)  # a worker that dies right after its publication
+        assert pipeline.run(request_id, room) == "succeeded"
+    kept = room.settings.fishers_dir
+    keep_fishers(
+        kept, old={"weights": versions_digest(1)}, current={"weights": versions_digest(2)}, other={"weights": "0" * 64}
+    )
+    sweeper.sweep()
+    assert sorted(path.name for path in kept.iterdir()) == ["current", "other"]
+    assert h.facts(request_id, "caches.purged")["entries"] == 1
+    said = h.actions(request_id)
+    sweeper.caches_at = 0.0
+    sweeper.sweep()
+    assert h.actions(request_id) == said, "nothing is said of nothing"
 
 
 def test_plan_run_and_certificate_are_in_order_and_what_lies_beside_is_named(house: h.House) -> None:

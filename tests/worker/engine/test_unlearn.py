@@ -54,7 +54,7 @@ def in_process(job: JobDirectory) -> Manifest:
     return unlearn.run(job, ONE_RANK, cadence=Cadence(), stop_asked=lambda: False)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -27,7 +27,7 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine import manifolds, protocols, set_distances
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.metric_networks import FOLDERS, Inception, mounted
+from worker.engine.metric_networks import FOLDERS, Inception, figures_measured, mounted
 from worker.engine.statistics import GROUPS, Floats, Rows, frechet_distance_of_rows, jackknife_upper
 from worker.engine.verifier import Env, Need, Params, Subject
 
@@ -101,7 +101,7 @@ class PublishedDistances:
             for figure in self._figures(env, network, real_ND, drawn_MD)
         ]
         if self.params.max_fid_ratio is None:
-            return (*found, self._measured(found))
+            return (*found, figures_measured(self.name, found))
         return (*found, self._fid_ratio(env, network, real_ND, drawn, self.params.max_fid_ratio))
 
     # ------------------------------------------------------------------------------------------------------- the two sides
@@ -191,21 +191,4 @@ class PublishedDistances:
             n=m,
             protocol_id=protocols.fid(network.protocol_id),
             detail=f"FID of retained classes over the parent's, same noise; bound by a jackknife of {GROUPS} groups",
-        )
-
-    def _measured(self, found: list[Finding]) -> Finding:
-        """What a policy that sets no threshold asks for: that every figure is there."""
-        finite = sum(f.value is not None and math.isfinite(f.value) for f in found)
-        return Finding(
-            check=self.name,
-            metric="figures_measured",
-            subject="candidate",
-            gating=True,
-            passed=finite == len(found),
-            value=finite,
-            comparator="eq",
-            threshold=len(found),
-            n=len(found),
-            count=finite,
-            detail=f"{finite} of {len(found)} figures of a mounted network were measured; they are findings of their own",
         )

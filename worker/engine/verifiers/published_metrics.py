@@ -28,7 +28,7 @@ from worker.engine import protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.likeness import suffix
-from worker.engine.metric_networks import FOLDERS, Clip, Inception, Name, mounted
+from worker.engine.metric_networks import FOLDERS, Clip, Inception, Name, figures_measured, mounted
 from worker.engine.statistics import (
     GROUPS,
     Floats,
@@ -182,7 +182,7 @@ class PublishedMetrics:
         if self.params.max_clip_drop is not None:
             before, after = (pairs["retain", subject] for subject in ("original", "candidate"))
             found.append(self._clip_drop(env, networks, before, after, self.params.max_clip_drop))
-        return [*found, self._measured(found)]
+        return [*found, figures_measured(self.name, found)]
 
     # ------------------------------------------------------------------------------------------------------ the findings
 
@@ -272,24 +272,6 @@ class PublishedMetrics:
             protocol_id=protocols.clip_similarity(networks.clip.protocol_id),
             detail=f"CLIP similarity of retained classes lost against the original, same images; bound by a jackknife of "
             f"{GROUPS} groups",
-        )
-
-    def _measured(self, found: Sequence[Finding]) -> Finding:
-        """What a policy that sets no threshold asks for: that every figure is there."""
-        figures = [f for f in found if not f.gating]
-        finite = sum(f.value is not None and math.isfinite(f.value) for f in figures)
-        return Finding(
-            check=self.name,
-            metric="figures_measured",
-            subject="candidate",
-            gating=True,
-            passed=finite == len(figures),
-            value=finite,
-            comparator="eq",
-            threshold=len(figures),
-            n=len(figures),
-            count=finite,
-            detail=f"{finite} of {len(figures)} figures of mounted networks were measured; they are findings of their own",
         )
 
 
