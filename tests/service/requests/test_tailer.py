@@ -118,10 +118,12 @@ def test_replay_then_live_without_gap_or_double(request_id: str, monkeypatch: py
     monkeypatch.setattr(tailer, "SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(stream, "BATCH", 3)
     written = [emit(request_id, "progress", n=n) for n in range(8)]
+    all_there = threading.Event()
 
     def write() -> None:
         for n in range(30):
             written.append(emit(request_id, "progress", n=n))
+        all_there.wait(60)  # the request itself goes on running: the last event ends only those streams that hear it live
         written.append(emit(request_id, "failed"))
 
     async def main() -> list[list[int]]:
@@ -133,6 +135,8 @@ def test_replay_then_live_without_gap_or_double(request_id: str, monkeypatch: py
         for into in heard:
             tasks.append(asyncio.create_task(collect(stream.follow(source, request_id, written[2]), into)))
             await asyncio.sleep(0.05)
+        await until(lambda: all(ids(into) for into in heard))
+        all_there.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
         writer.join()
         assert not source.running
