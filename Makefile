@@ -58,8 +58,9 @@ references: $(STAMP) ## Print the references of metrics and errors.
 	$(BIN)/python -m service.telemetry.catalogue > docs/reference/metrics.md
 	$(BIN)/python -m service.errors.reference > docs/reference/errors.md
 
-openapi: $(STAMP) ## Print the API's description into the service.
-	$(BIN)/python -m service.app > service/openapi.json
+openapi: $(STAMP) ## Print the API's description into the service, and its types into the client.
+	$(BIN)/python -m service.app > .openapi.new && mv .openapi.new service/openapi.json
+	$(BIN)/python -m datamodel_code_generator --output service/client/bodies.py
 
 train-example: $(STAMP) ## Train the digits model again, from its seed (minutes).
 	$(BIN)/python -m worker.examples.digits.train

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.client.bodies import DatasetCreate, ForgetSet, ModelCreate, UnlearnRequestCreate
+    from service.client.ledger import EntryFilters
+    from service.client.requests import Status
 
 datasets = typer.Typer(no_args_is_help=True, help="Register and list datasets.")
 models = typer.Typer(no_args_is_help=True, help="Register and list models.")
@@ -48,7 +54,7 @@ def _api_key() -> str | None:
 
 
 @contextmanager
-def _client(url: str) -> Iterator[Any]:
+def _client(url: str) -> Iterator[Client]:
     from service.client import ApiError, Client, Unreachable
     from service.fetching import DownloadRefused
 
@@ -59,7 +65,7 @@ def _client(url: str) -> Iterator[Any]:
         raise fail(str(error)) from error
 
 
-def _table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+def _table(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
@@ -98,14 +104,14 @@ def datasets_register(
     if held_out:
         body["held_out_ids"] = _json(_text(held_out), "--held-out")
     with _client(url) as client:
-        _show(client.post("/datasets", body))
+        _show(client.datasets.create(cast("DatasetCreate", body)))
 
 
 @datasets.command("list")
 def datasets_list(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List datasets."""
     with _client(url) as client:
-        rows = list(client.pages("/datasets"))
+        rows = list(client.datasets.list())
     _show(rows) if as_json else _table(rows, ["id", "name", "format", "class_names", "digest"])
 
 
@@ -121,7 +127,7 @@ def models_register(
 ) -> None:
     """Register a model; its files are hashed now and checked again before every run."""
     with _client(url) as client:
-        classes = class_name or client.get(f"/datasets/{dataset}")["class_names"]
+        classes = class_name or client.datasets.read(dataset)["class_names"]
         body: dict[str, Any] = {
             "family": family,
             "location": str(location.resolve()),
@@ -132,14 +138,14 @@ def models_register(
             body["name"] = name
         if prompts:
             body["prompts"] = _json(_text(prompts), "--prompts")
-        _show(client.post("/models", body))
+        _show(client.models.create(cast("ModelCreate", body)))
 
 
 @models.command("list")
 def models_list(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List models."""
     with _client(url) as client:
-        rows = list(client.pages("/models"))
+        rows = list(client.models.list())
     _show(rows) if as_json else _table(rows, ["id", "name", "family", "current_version", "class_names"])
 
 
@@ -186,7 +192,7 @@ def request_create(
     if resources := {k: v for k, v in {"ranks": ranks, "gpu_class": gpu_class}.items() if v is not None}:
         body["resources"] = resources
     with _client(url) as client:
-        created = client.post("/unlearn-requests", body, idempotency_key=idempotency_key)
+        created = client.requests.create(cast("UnlearnRequestCreate", body), idempotency_key=idempotency_key)
         _show(created)
         if watch:
             _follow(client, created["id"])
@@ -254,16 +260,15 @@ def request_list(
 ) -> None:
     """List unlearn requests, newest first."""
     with _client(url) as client:
-        rows = list(client.pages("/unlearn-requests", status=status, model_id=model))
+        rows = list(client.requests.list(status=cast("list[Status] | None", status), model_id=model))
     if as_json:
         _show(rows)
         return
-    for row in rows:
-        row["forget"] = _forgotten(row["forget"])
-    _table(rows, ["id", "status", "phase", "model_id", "forget", "checkpoint_id", "created_at"])
+    shown = [{**row, "forget": _forgotten(row["forget"])} for row in rows]
+    _table(shown, ["id", "status", "phase", "model_id", "forget", "checkpoint_id", "created_at"])
 
 
-def _forgotten(forget: dict[str, Any]) -> list[str]:
+def _forgotten(forget: ForgetSet) -> list[str]:
     count = forget["samples"]["count"]
     return [*forget["class_names"], *([f"{count} samples"] if count else [])]
 
@@ -272,7 +277,7 @@ def _forgotten(forget: dict[str, Any]) -> list[str]:
 def request_show(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Show one request with its attempts and findings."""
     with _client(url) as client:
-        _show(client.get(f"/unlearn-requests/{request_id}"))
+        _show(client.requests.read(request_id))
 
 
 @request.command("watch")
@@ -282,7 +287,7 @@ def request_watch(request_id: str, url: Url = DEFAULT_URL) -> None:
         _follow(client, request_id)
 
 
-def _follow(client: Any, request_id: str) -> None:
+def _follow(client: Client, request_id: str) -> None:
     from service.show import follow
 
     final = follow(client, request_id, out)
@@ -295,7 +300,7 @@ def _follow(client: Any, request_id: str) -> None:
 def request_cancel(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Cancel a request that has not ended."""
     with _client(url) as client:
-        _show(client.post(f"/unlearn-requests/{request_id}/cancel"))
+        _show(client.requests.cancel(request_id))
 
 
 @checkpoint.command("download")
@@ -311,7 +316,7 @@ def checkpoint_download(
     files that are there already are not fetched twice.
     """
     with _client(url) as client:
-        fetched = client.download_checkpoint(checkpoint_id, directory, patience_seconds=wait)
+        fetched = client.checkpoints.download(checkpoint_id, directory, patience_seconds=wait)
     out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True)
     if fetched.missing:
         names = ", ".join(fetched.missing)
@@ -328,7 +333,8 @@ def audit_list(
 ) -> None:
     """List audit entries."""
     with _client(url) as client:
-        rows = list(client.pages("/audit/entries", model_id=model, request_id=request_id, action=action))
+        asked = {"model_id": model, "request_id": request_id, "action": action}
+        rows = list(client.ledger.entries(**cast("EntryFilters", {k: v for k, v in asked.items() if v})))
     _show(rows) if as_json else _table(rows, ["seq", "at", "action", "outcome", "actor", "request_id", "model_id"])
 
 
@@ -339,11 +345,11 @@ def audit_export(
     """Export the whole ledger as JSON lines."""
     with _client(url) as client:
         if target is None:
-            for line in client.stream_lines("/audit/export"):
+            for line in client.ledger.export():
                 print(line)
             return
         part = target.with_name(target.name + ".part")
         with part.open("w") as file:
-            for line in client.stream_lines("/audit/export"):
+            for line in client.ledger.export():
                 file.write(line + "\n")
         part.replace(target)

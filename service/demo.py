@@ -27,6 +27,7 @@ from rich.console import Console
 from service.certificates.dsse import payload_of
 from service.certificates.publication import CERTIFICATE
 from service.client import ApiError, Client, Unreachable
+from service.client.bodies import ModelRead, UnlearnRequestCreate, UnlearnRequestRead
 from service.processes import PARENT
 from service.show import before_after_table, follow, scores
 from service.verifier.certificate import verify_directory
@@ -107,10 +108,10 @@ class Demo:
         say = self.console.print
         model = register_example(client, export_example(home / "example"))
         say(f"registered model  [bold]{model['id']}[/] (a class-conditional DDPM trained on real scans)")
-        body: Json = {"model_id": model["id"], "forget": {"classes": [self.forget_class]}, "seed": self.seed}
+        body: UnlearnRequestCreate = {"model_id": model["id"], "forget": {"classes": [self.forget_class]}, "seed": self.seed}
         if self.ranks:
             body["resources"] = {"ranks": self.ranks}
-        request = client.post("/unlearn-requests", body, idempotency_key=str(uuid.uuid4()))
+        request = client.requests.create(body, idempotency_key=str(uuid.uuid4()))
         say(f"accepted request  [bold]{request['id']}[/]: forget {self.forget_class!r}")
         final = follow(client, request["id"], self.console)
         result["request_status"] = final["status"]
@@ -119,10 +120,10 @@ class Demo:
             raise DemoFailed(f"the request ended as {final['status']}: {(final.get('error') or {}).get('message', '')}")
         self._collect(client, home, final, result)
 
-    def _explain(self, client: Client, request: Json, result: Json) -> None:
+    def _explain(self, client: Client, request: UnlearnRequestRead, result: Json) -> None:
         """A request that failed its gate still has a report: show it."""
         try:
-            report = client.get(f"/unlearn-requests/{request['id']}/report")
+            report = client.requests.report(request["id"])
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -130,16 +131,18 @@ class Demo:
         result.update(scores(report))
         self.console.print(before_after_table(report))
 
-    def _collect(self, client: Client, home: Path, request: Json, result: Json) -> None:
-        report = client.get(f"/unlearn-requests/{request['id']}/report")
+    def _collect(self, client: Client, home: Path, request: UnlearnRequestRead, result: Json) -> None:
+        report = client.requests.report(request["id"])
         checkpoint = self.out / "checkpoint"
-        if missing := client.download_checkpoint(request["checkpoint_id"], checkpoint).missing:
+        if request["checkpoint_id"] is None:
+            raise DemoFailed("the request succeeded and names no checkpoint")
+        if missing := client.checkpoints.download(request["checkpoint_id"], checkpoint).missing:
             raise DemoFailed(f"the ledger was not signed in time: {', '.join(missing)} cannot be had yet")
-        client.download(f"/unlearn-requests/{request['id']}/report/{PICTURE}", self.out / PICTURE)
+        client.requests.download_picture(request["id"], PICTURE, self.out / PICTURE)
         key = self.out / "signing.pub"
         shutil.copyfile(home / "data" / "keys" / "signing.pub", key)
         policy = self.out / "ledger.policy"
-        policy.write_text(client.text("/audit/policy"))
+        policy.write_text(client.ledger.policy())
         outcome = verify_directory(checkpoint, key, policy)
         lay_bare(checkpoint, self.out)
         result.update(scores(report))
@@ -149,7 +152,7 @@ class Demo:
         self.console.print(before_after_table(report))
         self._farewell(request, checkpoint, outcome)
 
-    def _farewell(self, request: Json, checkpoint: Path, outcome: Report) -> None:
+    def _farewell(self, request: UnlearnRequestRead, checkpoint: Path, outcome: Report) -> None:
         say = self.console.print
         say(f"certificate       {'[green]valid[/]' if outcome.valid else '[red]NOT VALID[/]'}: {outcome.reason}")
         say(f"checkpoint        {checkpoint}   ({request['checkpoint_id']})", soft_wrap=True)
@@ -206,7 +209,7 @@ def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log_file:
             said = process.stderr.read().decode(errors="replace") if process.stderr else ""
             raise DemoFailed(f"the service ended with status {process.returncode}\n{said}{tail(log_file)}")
         try:
-            client.get("/readyz")
+            client.operations.readiness()
         except (Unreachable, ApiError):
             time.sleep(0.1)
         else:
@@ -231,10 +234,9 @@ def export_example(folder: Path) -> Json:
     return example
 
 
-def register_example(client: Client, example: Json) -> Json:
+def register_example(client: Client, example: Json) -> ModelRead:
     """Register the dataset and the model that `export_example` wrote; returns the model. Raises: ApiError, Unreachable."""
-    dataset = client.post(
-        "/datasets",
+    dataset = client.datasets.create(
         {
             "name": "handwritten digits",
             "format": "npz",
@@ -243,8 +245,7 @@ def register_example(client: Client, example: Json) -> Json:
             "held_out_ids": example["held_out_ids"],
         },
     )
-    return client.post(
-        "/models",
+    return client.models.create(
         {
             "name": "digits-ddpm",
             "family": example["family"],

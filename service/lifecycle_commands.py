@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,17 +11,20 @@ from service.commands import _client as client_of
 from service.commands import _json as parsed
 from service.commands import _show as show
 
+if TYPE_CHECKING:
+    from service.client.bodies import Amendment, Retry
+
 
 def pause(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Keep a request from running; one that runs leaves a step checkpoint first. No law's clock stops."""
     with client_of(url) as client:
-        show(client.pause(request_id))
+        show(client.requests.pause(request_id))
 
 
 def resume(request_id: str, url: Url = DEFAULT_URL) -> None:
     """Put a paused request back into the queue."""
     with client_of(url) as client:
-        show(client.resume(request_id))
+        show(client.requests.resume(request_id))
 
 
 def approve(
@@ -32,13 +35,13 @@ def approve(
 ) -> None:
     """Approve a request that waits for it. Refused where it was changed since, and where it is your own."""
     with client_of(url) as client:
-        show(client.approve(request_id, digest, comment))
+        show(client.requests.approve(request_id, digest, comment))
 
 
 def reject(request_id: str, reason: Annotated[str, typer.Option(help="Why it is not to run.")], url: Url = DEFAULT_URL) -> None:
     """Reject a request that waits for approval. It has ended then."""
     with client_of(url) as client:
-        show(client.reject(request_id, reason))
+        show(client.requests.reject(request_id, reason))
 
 
 def retry(
@@ -53,8 +56,9 @@ def retry(
     """Take up a request that ended without a result: a new one, with the same law's clock."""
     wanted = None if params is None else parsed(params, "--params")
     given = {"method": method, "params": wanted, "seed": seed, "policy": policy}
+    different = cast("Retry", {k: v for k, v in given.items() if v is not None})
     with client_of(url) as client:
-        show(client.retry(request_id, {k: v for k, v in given.items() if v is not None}, idempotency_key=idempotency_key))
+        show(client.requests.retry(request_id, different, idempotency_key=idempotency_key))
 
 
 def prioritise(
@@ -64,4 +68,4 @@ def prioritise(
 ) -> None:
     """Say how urgent a request is among those whose latest start is the same, or that have none."""
     with client_of(url) as client:
-        show(client.amend(request_id, priority=priority))
+        show(client.requests.amend(request_id, cast("Amendment", {"priority": priority})))

@@ -11,11 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from service.client import Client
+from service.client.bodies import UnlearnRequestRead
 
 Json = dict[str, Any]
 
 
-def follow(client: Client, request_id: str, console: Console) -> Json:
+def follow(client: Client, request_id: str, console: Console) -> UnlearnRequestRead:
     """A progress bar with phase and time left until the request ends; returns its last reading."""
     columns = (
         TextColumn("{task.description:<12}"),
@@ -27,7 +28,7 @@ def follow(client: Client, request_id: str, console: Console) -> Json:
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task("queued", total=1, unit="", eta="")
 
-        def show(request: Json) -> None:
+        def show(request: UnlearnRequestRead) -> None:
             progress = request.get("progress") or {}
             rung = request.get("rung") or {"of": 1}
             walk = f" {rung['number']}/{rung['of']}" if rung["of"] > 1 else ""
@@ -41,7 +42,7 @@ def follow(client: Client, request_id: str, console: Console) -> Json:
                 eta="" if left is None else f"{left:.0f} s left",
             )
 
-        final = client.watch(request_id, show)
+        final = client.requests.watch(request_id, show)
         if final["status"] == "succeeded":
             bars.update(bar, description="succeeded", completed=1, total=1, unit="", eta="")
     return final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -10,6 +10,10 @@ from service.commands import DEFAULT_URL, AsJson, Url, err
 from service.commands import _client as client_of
 from service.commands import _show as show
 from service.commands import _table as table
+
+if TYPE_CHECKING:
+    from service.client.administration import Delivered
+    from service.client.bodies import WebhookEndpointCreate, WebhookEndpointSecret
 
 webhook = typer.Typer(no_args_is_help=True, help="Have events sent somewhere, signed, and see what was sent.")
 
@@ -24,14 +28,15 @@ def create(
 ) -> None:
     """Have events sent to an address. The secret that they are signed with is printed this once."""
     with client_of(url) as client:
-        _print_secret(client.create_webhook(address, event or [], description), as_json)
+        wanted = {"url": address, "event_types": event or [], "description": description}
+        _print_secret(client.webhooks.create(cast("WebhookEndpointCreate", wanted)), as_json)
 
 
 @webhook.command("list")
 def list_endpoints(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List addresses that events are sent to."""
     with client_of(url) as client:
-        rows = list(client.pages("/webhook-endpoints"))
+        rows = list(client.webhooks.list())
     show(rows) if as_json else table(rows, ["id", "url", "enabled", "disabled_reason", "delivered_at", "event_types"])
 
 
@@ -44,7 +49,7 @@ def rotate(
 ) -> None:
     """Give an endpoint a new secret. It is printed this once."""
     with client_of(url) as client:
-        _print_secret(client.rotate_webhook_secret(endpoint_id, overlap_hours), as_json)
+        _print_secret(client.webhooks.rotate_secret(endpoint_id, overlap_hours), as_json)
 
 
 @webhook.command()
@@ -56,7 +61,7 @@ def deliveries(
 ) -> None:
     """List what was sent to an endpoint, and what still is to be."""
     with client_of(url) as client:
-        rows = list(client.pages(f"/webhook-endpoints/{endpoint_id}/deliveries", status=status))
+        rows = list(client.webhooks.deliveries(endpoint_id, status=cast("Delivered | None", status)))
     show(rows) if as_json else table(rows, ["id", "type", "status", "attempts", "last_status", "last_error", "created_at"])
 
 
@@ -64,10 +69,10 @@ def deliveries(
 def redeliver(endpoint_id: str, delivery_id: str, url: Url = DEFAULT_URL) -> None:
     """Send a message once more, under its own id."""
     with client_of(url) as client:
-        show(client.redeliver_webhook(endpoint_id, delivery_id))
+        show(client.webhooks.redeliver(endpoint_id, delivery_id))
 
 
-def _print_secret(made: dict[str, Any], as_json: bool) -> None:
+def _print_secret(made: WebhookEndpointSecret, as_json: bool) -> None:
     if as_json:
         show(made)
         return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from service.commands import DEFAULT_URL, AsJson, Url, _client, _show, _table, err, fail
+
+if TYPE_CHECKING:
+    from service.client.bodies import ApiKeyCreate, PrincipalCreate
 
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 
@@ -28,13 +32,16 @@ def create(
     with _client(url) as client:
         if principal is None:
             who = {"name": name, "roles": role, "kind": "service" if program else "user"}
-            principal = client.post("/principals", who | ({"project_id": project} if project else {}))["id"]
-        body: dict[str, Any] = {"principal_id": principal, "name": name}
-        made = client.post("/api-keys", body | ({"expires_in_days": days} if days else {}))
+            who |= {"project_id": project} if project else {}
+            principal = client.principals.create(cast("PrincipalCreate", who))["id"]
+        body: ApiKeyCreate = {"principal_id": principal, "name": name}
+        if days:
+            body["expires_in_days"] = days
+        made = client.keys.create(body)
     _print_once(made, as_json)
 
 
-def _print_once(made: dict[str, Any], as_json: bool) -> None:
+def _print_once(made: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         _show(made)
         return
@@ -46,7 +53,7 @@ def _print_once(made: dict[str, Any], as_json: bool) -> None:
 def list_keys(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List keys, those that open nothing any more among them."""
     with _client(url) as client:
-        rows = list(client.pages("/api-keys"))
+        rows = list(client.keys.list())
     columns = ["id", "project_id", "principal_id", "name", "expires_at", "revoked_at", "last_used_at"]
     _show(rows) if as_json else _table(rows, columns)
 
@@ -57,7 +64,7 @@ def revoke(
 ) -> None:
     """Take a key back: within five seconds it opens nothing any more, on any host."""
     with _client(url) as client:
-        _show(client.delete(f"/api-keys/{key_id}"))
+        _show(client.keys.revoke(key_id))
 
 
 @keys.command()

@@ -86,7 +86,7 @@ def ask(registered: Registered, **forget: Any) -> dict[str, Any]:
     """The request once it has ended."""
     wanted = {"model_id": registered.model, "forget": forget, "seed": 0, "params": {"precision": "fp32"}}
     request = registered.client.post("/unlearn-requests", wanted)
-    return registered.client.watch(request["id"], lambda _: None)
+    return registered.client.requests.watch(request["id"], lambda _: None)
 
 
 def test_a_class_is_forgotten_verified_and_signed(registered: Registered, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_class_is_forgotten_verified_and_signed(registered: Registered, tmp_pa
     found = {(f["check"], f["subject"]): f for f in request["findings"] if f["class_index"] == 1 and f["passed"] is not None}
     assert found["forget_accuracy", "candidate"]["upper95"] <= 0.05
     assert found["forget_accuracy", "original"]["passed"] is False  # the control: it knew the class
-    registered.client.download_checkpoint(request["checkpoint_id"], tmp_path / "checkpoint")
+    registered.client.checkpoints.download(request["checkpoint_id"], tmp_path / "checkpoint")
     outcome = verify_directory(tmp_path / "checkpoint", registered.home / "data" / "keys" / "signing.pub")
     assert outcome.valid, outcome.reason
     assert outcome.facts["forgotten_class_names"] == ["columns"]

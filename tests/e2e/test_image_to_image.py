@@ -106,7 +106,7 @@ def predicate_of(checkpoint: Path) -> dict[str, Any]:
 def test_a_class_is_forgotten_with_proxy_data_verified_and_signed(registered: Registered, tmp_path: Path) -> None:
     """Forgotten: columns. Half of the images to be kept are real; the rest are diagonals, set aside, and another dataset's."""
     proxy = {"classes": ["diagonal"], "dataset_id": registered.others}
-    request = registered.client.watch(ask(registered, "columns", real=0.5, proxy=proxy)["id"], lambda _: None)
+    request = registered.client.requests.watch(ask(registered, "columns", real=0.5, proxy=proxy)["id"], lambda _: None)
     assert request["status"] == "succeeded", request["error"]
     assert (request["method"], request["policy"]["name"]) == ("encoder_l2", "i2i-v1")
     found = {(f["check"], f["metric"], f["subject"]): f for f in request["findings"] if f["gating"] or f["control"]}
@@ -114,7 +114,7 @@ def test_a_class_is_forgotten_with_proxy_data_verified_and_signed(registered: Re
     assert found["forget_completion", "completed_region_excess", "original"]["passed"] is False  # the control: it knew
     assert found["retain_completion", "retain_accuracy_drop", "candidate"]["n"] == 2 * HELD_OUT  # rows and blank
 
-    registered.client.download_checkpoint(request["checkpoint_id"], tmp_path / "checkpoint")
+    registered.client.checkpoints.download(request["checkpoint_id"], tmp_path / "checkpoint")
     outcome = verify_directory(tmp_path / "checkpoint", registered.home / "data" / "keys" / "signing.pub")
     assert outcome.valid, outcome.reason
     assert outcome.facts["forgotten_class_names"] == ["columns"]

@@ -166,12 +166,12 @@ def test_a_killed_worker_loses_nothing_and_the_lineage_forgets_both_classes(stac
     gate = [f for f in second["findings"] if f["check"] == "forget_rate" and f["subject"] == "candidate"]
     assert sorted(f["class_index"] for f in gate) == [3, 7]  # re-verified for both
 
-    client.download_checkpoint(second["checkpoint_id"], tmp_path / "checkpoint")
+    client.checkpoints.download(second["checkpoint_id"], tmp_path / "checkpoint")
     outcome = verify_directory(tmp_path / "checkpoint", tmp_path / "data" / "keys" / "signing.pub")
     assert outcome.valid, outcome.reason
     assert outcome.facts["forgotten_class_names"] == ["3", "7"]
 
-    actions = [e["action"] for e in client.pages("/audit/entries", request_id=first["id"])]
+    actions = [e["action"] for e in client.ledger.entries(request_id=first["id"])]
     expected = ["unlearning.request.received", "run.started", "plan.committed", "run.lost", "run.started", "plan.committed"]
     expected += ["run.finished", "evaluation.finished", "certificate.issued", "model.published"]
     expected += ["caches.purged", "unlearning.request.closed"]

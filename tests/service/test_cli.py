@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
 
 from service import __version__
 from service.cli import app
+from service.client import Client
 from service.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,21 +172,12 @@ def test_a_data_directory_too_deep_for_a_socket_gets_a_short_one(tmp_path: Path)
     assert short != Settings(data_dir=tmp_path / ("e" * 120)).socket_path
 
 
-class Recorded:
-    """A client that remembers what was posted, in place of the real one."""
+class Recorded(Client):
+    """A client that remembers what was posted, and sends nothing."""
 
-    posts: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    posts: ClassVar[list[tuple[str, Any]]] = []
 
-    def __init__(self, _url: str, key: str | None = None) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def get(self, _path: str) -> dict[str, Any]:
+    def get(self, _path: str, **_query: Any) -> Any:
         return {"class_names": ["a", "b"]}
 
     def pages(self, _path: str, **_query: Any) -> Iterator[dict[str, Any]]:
@@ -193,7 +185,7 @@ class Recorded:
         yield {**common, "forget": {"class_names": ["a"], "samples": {"count": 0}}}
         yield {**common, "forget": {"class_names": [], "samples": {"count": 3}}}
 
-    def post(self, path: str, body: dict[str, Any], **_more: Any) -> dict[str, Any]:
+    def post(self, path: str, body: Any = None, **_more: Any) -> Any:
         self.posts.append((path, body))
         return {"id": "x"}
 

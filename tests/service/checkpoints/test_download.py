@@ -25,7 +25,7 @@ PLANNED = PlanCommitted(fence=1, **dict.fromkeys(DIGESTS, "0" * 64))
 @pytest.fixture
 def published(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A checkpoint that no command of this test downloads over a network."""
-    monkeypatch.setattr("service.client._Patient", lambda **_: client)
+    monkeypatch.setattr("service.client.transport._Patient", lambda **_: client)
     monkeypatch.setattr(client, "close", lambda: None)
     model = register(client, tmp_path)
     request_id = ask(client, model, 1).json()["id"]

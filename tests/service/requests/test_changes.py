@@ -210,10 +210,10 @@ def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient
     api = Client("http://testserver")
     api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
     request_id = ask(client, register(client, tmp_path), 1).json()["id"]
-    assert api.pause(request_id)["status"] == "paused"
-    assert api.amend(request_id, priority="urgent")["priority"] == "urgent"
-    assert api.resume(request_id)["status"] == "queued"
+    assert api.requests.pause(request_id)["status"] == "paused"
+    assert api.requests.amend(request_id, {"priority": "urgent"})["priority"] == "urgent"
+    assert api.requests.resume(request_id)["status"] == "queued"
     api.post(f"/unlearn-requests/{request_id}/cancel")
-    assert api.retry(request_id, {"seed": 4})["supersedes"] == request_id
+    assert api.requests.retry(request_id, {"seed": 4})["supersedes"] == request_id
     with pytest.raises(ApiError, match="already_superseded"):
-        api.retry(request_id)
+        api.requests.retry(request_id)

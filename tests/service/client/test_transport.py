@@ -180,20 +180,20 @@ def test_nobody_there_is_unreachable() -> None:
 
 def test_a_call_that_came_too_soon_waits_as_it_is_told(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("service.client.time.sleep", waited.append)
+    monkeypatch.setattr("service.client.transport.time.sleep", waited.append)
     client.download("/busy", tmp_path / "file", sha256=DIGEST)
     assert (waited, (tmp_path / "file").read_bytes() == DATA) == ([20.0, 20.0], True)
 
 
 def test_a_call_that_would_wait_too_long_says_so(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client.RATE_PATIENCE_SECONDS", 30.0)
-    monkeypatch.setattr("service.client.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("service.client.transport.RATE_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr("service.client.transport.time.sleep", lambda seconds: None)
     with pytest.raises(ApiError, match="rate_limited") as refused:
         client.text("/busy")
     assert (refused.value.status, len(Handler.seen)) == (429, 2)
 
 
 def test_a_quota_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client.time.sleep", lambda seconds: pytest.fail("it waited"))
+    monkeypatch.setattr("service.client.transport.time.sleep", lambda seconds: pytest.fail("it waited"))
     with pytest.raises(ApiError, match="quota_exceeded"):
         client.text("/full")
