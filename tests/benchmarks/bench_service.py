@@ -1,8 +1,8 @@
-"""The service under load, on PostgreSQL: requests, pages over a million entries, listeners, downloads, claims, memory.
+"""The service under load, on PostgreSQL: requests, pages over a million entries, listeners, downloads, claims, steps, memory.
 
 Run with `make bench-service` (ARGS='--only posts' for a part, ARGS=--small for a look). One API process, or `--processes` of
-them, answers all parts but `claims`, over real sockets; PostgreSQL is the wheel's server with its defaults, fsync among them.
-Load is an open loop: a request is sent when its time has come, and its latency counts from that time. Prints a table and, as
+them, answers all parts but `claims` and `steps`, over real sockets; PostgreSQL is the wheel's server with its defaults, fsync
+among them. Load is an open loop: a request is sent when its time has come, and its latency counts from that time. Prints a table and, as
 its last line, one JSON object with every figure and, under `targets`, what it is measured against; exit status 1 when a target
 is missed.
 """
@@ -26,7 +26,7 @@ import psutil
 from service import db
 from tests.benchmarks import bench_post, told
 from tests.benchmarks.ledger.places import database
-from tests.benchmarks.service import claims, downloads, filled, listeners, pages
+from tests.benchmarks.service import claims, downloads, filled, listeners, pages, steps
 from tests.benchmarks.service.load import quantile
 from tests.serving import Served, served
 
@@ -40,9 +40,12 @@ TARGETS: dict[str, tuple[float | None, str]] = {
     "download_ratio": (0.5, "ge"),
     "claim_embedded_seconds": (1.0, "le"),
     "claim_production_seconds": (1.0, "le"),
+    "first_step_embedded_seconds": (None, "le"),
+    "first_step_production_seconds": (None, "le"),
+    "service_share": (None, "le"),
     "rss_mb": (250.0, "le"),
 }
-PARTS = ("posts", "pages", "listeners", "download", "claims")
+PARTS = ("posts", "pages", "listeners", "download", "claims", "steps")
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,13 @@ class Size:
     megabytes: int = 512
     rounds: int = 5
     claims: int = 9
+    steps: int = 3
 
 
 SMALL = Size(
-    seconds=10, entries=50_000, pages=30, listeners=50, followed=10, events=5, patience=10, megabytes=64, rounds=3, claims=3
-)
+    seconds=10, entries=50_000, pages=30, listeners=50, followed=10, events=5, patience=10, megabytes=64, rounds=3, claims=3,
+    steps=1,
+)  # fmt: skip
 """Enough to see that each part works; its figures say little."""
 
 
@@ -124,6 +129,15 @@ def of_claims(size: Size, disk: Path) -> dict[str, Any]:
     return {**claims.measure(claims.EMBEDDED, disk, size.claims), **claims.measure(claims.PRODUCTION, disk, size.claims)}
 
 
+def of_steps(size: Size, disk: Path) -> dict[str, Any]:
+    """Both modes, with the real engine."""
+    return {**steps.measure(claims.EMBEDDED, disk, size.steps), **steps.measure(claims.PRODUCTION, disk, size.steps)}
+
+
+ALONE: dict[str, Callable[[Size, Path], dict[str, Any]]] = {"claims": of_claims, "steps": of_steps}
+"""With an installation of their own."""
+
+
 @contextmanager
 def staged(size: Size, parts: Sequence[str], disk: Path, processes: int) -> Iterator[Stage]:
     """A database as large as the parts want it, and the API on it."""
@@ -151,9 +165,9 @@ def measured(size: Size, parts: Sequence[str], disk: Path, processes: int = 1) -
                 with _timed(part):
                     figures |= SHARED[part](stage)
             figures["rss_mb"] = _resident_mb(stage.server.pid)
-    if "claims" in parts:
-        with _timed("claims"):
-            figures |= of_claims(size, disk)
+    for part in (part for part in ALONE if part in parts):
+        with _timed(part):
+            figures |= ALONE[part](size, disk)
     targets = {name: limit for name, (limit, _) in TARGETS.items() if limit is not None}
     figures |= {"load_after": _load(), **told.machine(), "targets": targets}
     print()
@@ -183,7 +197,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="measure these parts alone")
     parser.add_argument("--small", action="store_true", help="little of everything")
-    parser.add_argument("--processes", type=int, default=1, help="API processes for all parts but the claims")
+    parser.add_argument("--processes", type=int, default=1, help="API processes for all parts but claims and steps")
     parser.add_argument("--on", type=Path, default=Path(tempfile.gettempdir()), help="folder whose disk is measured")
     asked = parser.parse_args()
     missed = measured(SMALL if asked.small else Size(), asked.only or PARTS, asked.on, asked.processes)

@@ -11,11 +11,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -30,13 +30,16 @@ EMBEDDED, PRODUCTION = "embedded", "production"
 EMBEDDED_SETTINGS = {"EXPUNGE_LEASE_SECONDS": "15", "EXPUNGE_RENEW_SECONDS": "1", "EXPUNGE_SWEEP_SECONDS": "0.2"}
 """`service.supervisor.environment`'s."""
 POLICY = {"name": "bench-v1", "checks": [{"verifier": "forget_rate", "params": {}}]}
+FAKE_WORKER = ("tests.worker.conductor.fake_worker",)
 PATIENCE_SECONDS = 40.0
+
+Furnished = TypeVar("Furnished")
 
 
 def measure(mode: str, disk: Path, count: int) -> dict[str, float]:
     """Seconds of `count` requests, one after the other: median and worst."""
     claims, ends = [], []
-    with _deployment(mode, disk) as (http, house):
+    with deployment(mode, disk, FAKE_WORKER, POLICY, furnish=_house) as (http, house):
         for number in range(count + 1):
             claim, end = _one(http, house, number % len(h.CLASSES))
             if number:  # the first one waits for the worker to start
@@ -62,24 +65,30 @@ def _one(http: httpx2.Client, house: h.House, index: int) -> tuple[float, float]
 
 
 @contextmanager
-def _deployment(mode: str, disk: Path) -> Iterator[tuple[httpx2.Client, h.House]]:
-    """All processes of a mode, and a model."""
+def deployment(
+    mode: str, disk: Path, worker: Sequence[str], policy: Mapping[str, Any], furnish: Callable[[Path], Furnished]
+) -> Iterator[tuple[httpx2.Client, Furnished]]:
+    """All processes of a mode, and what `furnish` puts into its database and its folder before they start.
+
+    Args:
+        worker: module and arguments.
+    """
     kind = "sqlite" if mode == EMBEDDED else "postgresql"
     with database(kind, disk) as folder, _broker(mode) as broker:
-        policy = folder / "policy.json"
-        policy.write_text(json.dumps(POLICY))
+        file = folder / "policy.json"
+        file.write_text(json.dumps(policy))
         own = {
             **(EMBEDDED_SETTINGS if mode == EMBEDDED else {}),
             **broker,
-            "EXPUNGE_POLICY_FILE": str(policy),
+            "EXPUNGE_POLICY_FILE": str(file),
             "EXPUNGE_SIGNER_SOCKET": str(folder / "s.sock"),
         }
-        house = _house(folder)
+        house = furnish(folder)
         log = folder / "log"
         with (
             served(log, own) as server,
             _process(log, own, "service.cli", "signer"),
-            _process(log, own, "tests.worker.conductor.fake_worker"),
+            _process(log, own, *worker),
             httpx2.Client(base_url=server.url, timeout=30.0) as http,
         ):
             try:
