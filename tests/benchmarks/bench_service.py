@@ -2,9 +2,9 @@
 
 Run with `make bench-service` (ARGS='--only posts' for a part, ARGS=--small for a look). One API process, or `--processes` of
 them, answers all parts but `claims` and `steps`, over real sockets; PostgreSQL is the wheel's server with its defaults, fsync
-among them. Load is an open loop: a request is sent when its time has come, and its latency counts from that time. Prints a table and, as
-its last line, one JSON object with every figure and, under `targets`, what it is measured against; exit status 1 when a target
-is missed.
+among them. Load is an open loop: a request is sent when its time has come, and its latency counts from that time. Prints a
+table and, as its last line, one JSON object with every figure and, under `targets`, what it is measured against; exit status 1
+when a target is missed.
 """
 
 from __future__ import annotations
