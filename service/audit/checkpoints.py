@@ -18,8 +18,9 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session as OrmSession
 
+from service import db
 from service.audit import repository
-from service.audit.leaves import KeyAdded, rfc3339
+from service.audit.leaves import KeyAdded, KeyRetired, rfc3339
 from service.audit.ledger import LOG_ID
 from service.tables import LedgerCheckpoint, LedgerEntry
 from service.verifier.note import Checkpoint, Key, Malformed, Note, Policy, Refused
@@ -29,6 +30,8 @@ log = logging.getLogger("expunge.checkpoints")
 EXAMINED = 64
 """Rows that `problems` looks at, of the largest and of the latest each: a status is asked for often, and a checkpoint is made
 every minute. An export looks at all."""
+
+EARLY = "it is dated later than now"
 
 
 def _newest_first() -> Select[Any]:
@@ -41,12 +44,26 @@ def keys(session: OrmSession, policy: Policy) -> list[Key]:
 
     A ledger that goes on under another origin has entries of the keys of both.
     """
-    added = LedgerEntry.log_id == LOG_ID, LedgerEntry.action == KeyAdded.action, LedgerEntry.leaf.is_not(None)
     found = list(policy.logs)
-    for leaf in session.scalars(select(LedgerEntry.leaf).where(*added)):
-        with suppress(Malformed):  # a key that nobody can read has signed nothing
-            found.append(Key.parse(str(json.loads(leaf or b"")["public"].get("vkey"))))
+    for action, vkey in told_of_keys(session):
+        if action == KeyAdded.action:
+            with suppress(Malformed):  # a key that nobody can read has signed nothing
+                found.append(Key.parse(vkey))
     return found
+
+
+def told_of_keys(session: OrmSession) -> Iterator[tuple[str, str]]:
+    """(action, vkey) of every entry about the log's keys, oldest first. One that is none of ours says nothing here; whoever
+    verifies the ledger is told of it."""
+    actions = LedgerEntry.action.in_((KeyAdded.action, KeyRetired.action))
+    chosen = select(LedgerEntry.leaf).where(LedgerEntry.log_id == LOG_ID, actions, LedgerEntry.leaf.is_not(None))
+    for leaf in session.scalars(chosen.order_by(LedgerEntry.seq)):
+        try:
+            told = json.loads(leaf or b"")
+            if told["public"]["use"] == "ledger":
+                yield str(told["type"]), str(told["public"]["vkey"])
+        except (ValueError, TypeError, KeyError):
+            log.warning("key.unreadable")
 
 
 def fault(row: LedgerCheckpoint, size: int, known: Sequence[Key] | None) -> str | None:
@@ -96,7 +113,8 @@ def problems(session: OrmSession, policy: Policy) -> list[str]:
     known, size = keys(session, policy), repository.size(session)
     latest = _newest_first().order_by(None).order_by(LedgerCheckpoint.created_at.desc())
     rows = chain.from_iterable(session.scalars(chosen.limit(EXAMINED)) for chosen in (_newest_first(), latest))
-    found = {(row.size, row.created_at): fault(row, size, known) for row in rows}
+    at = db.now(session)
+    found = {(row.size, row.created_at): fault(row, size, known) or (EARLY if row.created_at > at else None) for row in rows}
     told = [f"the checkpoint of size {key[0]}, stored at {rfc3339(key[1])}: {why}" for key, why in found.items() if why]
     if (last := newest(session, policy)) is not None and not _is_root(session, Checkpoint.parse(Note.parse(last.note).text)):
         told.append(f"the ledger's first {last.size} entries are not those that were signed")
@@ -111,8 +129,12 @@ def _is_root(session: OrmSession, told: Checkpoint) -> bool:
 
 
 def newest(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
-    """The newest that a key of the policy's log signed, whoever has seen it."""
-    return next((row for row in _sound(session, policy, _newest_first()) if accepts(policy, row.note, quorum=False)), None)
+    """The newest that a key of the policy's log signed, whoever has seen it.
+
+    One that is dated later than now is passed over: such a copy would keep the next signature waiting.
+    """
+    chosen = _newest_first().where(LedgerCheckpoint.created_at <= db.now(session))
+    return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note, quorum=False)), None)
 
 
 def newest_stamped(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:

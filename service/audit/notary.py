@@ -6,7 +6,6 @@ signer answers the second that its proof begins at the wrong size. Nothing waits
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import httpx2
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session as OrmSession
 
@@ -28,7 +27,7 @@ from service.audit.timestamps import StampRefused
 from service.audit.witnesses import Witnesses
 from service.config import Settings
 from service.sockets import SignerUnavailable, SigningRefused
-from service.tables import LedgerCheckpoint, LedgerEntry
+from service.tables import LedgerCheckpoint
 from service.verifier.note import Key, Malformed, Note
 
 log = logging.getLogger("expunge.notary")
@@ -194,11 +193,7 @@ def record_keys(signing: Sequence[Key]) -> None:
 
 def _recorded(session: OrmSession) -> set[str]:
     """The log's keys by the ledger's own account."""
-    actions = LedgerEntry.action.in_((KeyAdded.action, KeyRetired.action))
-    chosen = select(LedgerEntry.leaf).where(LedgerEntry.log_id == LOG_ID, actions, LedgerEntry.leaf.is_not(None))
     found: set[str] = set()
-    for leaf in session.scalars(chosen.order_by(LedgerEntry.seq)):
-        told = json.loads(leaf or b"")
-        if told["public"]["use"] == "ledger":
-            (found.add if told["type"] == KeyAdded.action else found.discard)(told["public"]["vkey"])
+    for action, vkey in checkpoints.told_of_keys(session):
+        (found.add if action == KeyAdded.action else found.discard)(vkey)
     return found

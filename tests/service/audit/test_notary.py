@@ -349,3 +349,33 @@ def test_checkpoints_are_chosen_by_size_and_policy(database: str) -> None:
         assert found is not None
         assert Checkpoint.parse(Note.parse(found.note).text).size == 3
         assert checkpoints.accepted(session, Policy.parse(f"log {stranger}\nquorum none\n")) is None
+
+
+def test_a_copy_with_a_late_date_keeps_no_signature_waiting(database: str) -> None:
+    mine = logs.notary()
+    grow(1)
+    first = mine.round(hurry=True)
+    assert first is not None
+    with db.transaction() as session:
+        late = db.now(session) + timedelta(days=300)
+        session.add(LedgerCheckpoint(log_id=first.log_id, size=first.size, created_at=late, note=first.note))
+    with db.reading() as session:
+        found = checkpoints.newest(session, policy())
+        assert found is not None
+        assert found.created_at == first.created_at
+        assert [checkpoints.EARLY in told for told in checkpoints.problems(session, policy())] == [True]
+    assert mine.round() is None  # it is as young as it is
+    grow(1)
+    assert mine.round(hurry=True) is not None
+
+
+def test_an_entry_of_a_key_that_nobody_can_read_stops_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = logs.notary()
+    mine.round()
+    with db.reading() as session:
+        (before,) = checkpoints.told_of_keys(session)
+        real = session.scalars
+
+        for leaf in (b"", b"[]", b"{}", b'{"public":[]}', b'{"public":{"use":"ledger"},"type":"key.added"}'):
+            monkeypatch.setattr(session, "scalars", lambda chosen, leaf=leaf: [leaf, *real(chosen)])
+            assert list(checkpoints.told_of_keys(session)) == [before]
