@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from worker.engine import sharding
 from worker.engine.method import Decay
@@ -34,7 +33,7 @@ def make(
     """
     parameters = list(parameters)
     if algorithm == "sgd":
-        fused = not any(isinstance(p, DTensor) for p in parameters)
+        fused = not any(sharding.is_cut(p) for p in parameters)
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=fused)
     kind = torch.optim.AdamW if algorithm == "adamw" else torch.optim.Adam
     return kind(parameters, lr=learning_rate, betas=(momentum, 0.999), weight_decay=weight_decay, fused=True)

@@ -1,9 +1,13 @@
-"""Finds families, methods and verifiers: the file name is the API name, so adding a file is the whole registration."""
+"""Finds families, methods and verifiers: the file name is the API name, so adding a file is the whole registration.
+
+A file is imported when its class is asked for: an engine has one family and one method, and what the others need takes seconds.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +17,44 @@ if TYPE_CHECKING:
 
 
 @cache
-def families() -> dict[str, type[Family]]:
-    """Model families by name. Raises: TypeError when a file does not export exactly its own class."""
-    return _discover("families")
+def families() -> Mapping[str, type[Family]]:
+    """Model families by name. Reading one raises: TypeError when its file does not export exactly its own class."""
+    return _Folder("families")
 
 
 @cache
-def methods() -> dict[str, type[Method]]:
-    """Unlearning methods by name. Raises: TypeError when a file does not export exactly its own class."""
-    return _discover("methods")
+def methods() -> Mapping[str, type[Method]]:
+    """Unlearning methods by name. Reading one raises: TypeError when its file does not export exactly its own class."""
+    return _Folder("methods")
 
 
 @cache
-def verifiers() -> dict[str, type[Any]]:
-    """Verifiers by name. Raises: TypeError when a file does not export exactly its own class."""
-    return _discover("verifiers")
+def verifiers() -> Mapping[str, type[Any]]:
+    """Verifiers by name. Reading one raises: TypeError when its file does not export exactly its own class."""
+    return _Folder("verifiers")
 
 
-def _discover(folder: str) -> dict[str, type[Any]]:
-    package = importlib.import_module(f"worker.engine.{folder}")
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
-    return {name: _class_of(f"{package.__name__}.{name}", name) for name in names}
+class _Folder(Mapping[str, type[Any]]):
+    """The classes of a package's files, by file name, in the order of names."""
+
+    def __init__(self, folder: str) -> None:
+        self._package = f"worker.engine.{folder}"
+        path = importlib.import_module(self._package).__path__
+        self._names = sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+        self._found: dict[str, type[Any]] = {}
+
+    def __getitem__(self, name: str) -> type[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._found:
+            self._found[name] = _class_of(f"{self._package}.{name}", name)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _class_of(module_name: str, name: str) -> type[Any]:

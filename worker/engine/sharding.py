@@ -7,21 +7,21 @@ What is written (weights, masks, moments) is whole, so a file does not say how m
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worker.engine.distributed import Ranks
 from worker.engine.errors import BadInput
 
 Choice = Literal["auto", "replicated", "sharded"]
+FSDP, DTENSOR = "torch.distributed.fsdp", "torch.distributed.tensor"
+"""They take a second to load, and nothing is cut before `shard` has loaded them: most runs shard nothing."""
 
 BYTES = 25
 """Of a trainable weight that is replicated: itself, its gradient, two moments for each of two optimizers, its mask."""
@@ -60,7 +60,14 @@ def memory_of(device: torch.device) -> int | None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Did `shard` cut it up?"""
-    return isinstance(module, FSDPModule)
+    loaded = sys.modules.get(FSDP)
+    return loaded is not None and isinstance(module, loaded.FSDPModule)
+
+
+def is_cut(value: object) -> bool:
+    """Is it a tensor of which each rank has a part?"""
+    loaded = sys.modules.get(DTENSOR)
+    return loaded is not None and isinstance(value, loaded.DTensor)
 
 
 def shard(module: nn.Module, ranks: Ranks) -> None:
@@ -68,6 +75,9 @@ def shard(module: nn.Module, ranks: Ranks) -> None:
 
     The mean over ranks of a gradient arrives in `.grad`, cut like its parameter.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     # Channels-last weights cannot be cut along their first dimension into contiguous pieces of one buffer.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
@@ -128,14 +138,17 @@ def rows_that_fit(one: int, two: int, *, limit: int) -> int:
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """This rank's parts, sharing memory with the tensors; a tensor that is not cut is itself."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return [cast(Any, t).to_local() if is_cut(t) else t for t in tensors]
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
     """The part of a whole tensor, the same on every rank, that goes with this rank's part of `like`; on its device."""
-    if not isinstance(like, DTensor):
+    if not is_cut(like):
         return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    parts = cast(DTensor, like)
+    return distribute_tensor(tensor.to(like.device), parts.device_mesh, parts.placements, src_data_rank=None)
 
 
 def whole(value: Any, *, keep: bool = True) -> Any:
@@ -144,7 +157,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
     Args:
         keep: False on ranks that only contribute: they get None for what was cut.
     """
-    if isinstance(value, DTensor):
+    if is_cut(value):
         gathered = value.detach().full_tensor()
         return gathered.cpu() if keep else None
     if isinstance(value, dict):
@@ -185,7 +198,7 @@ def restore_whole(module: nn.Module, *, keep: bool) -> None:
     done: dict[nn.Parameter, nn.Parameter] = {}
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            if not isinstance(parameter, DTensor):
+            if not is_cut(parameter):
                 continue
             if parameter not in done:
                 gathered = whole(parameter, keep=keep)

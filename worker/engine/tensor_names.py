@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from worker.engine.errors import BadModel
 
@@ -82,8 +80,10 @@ def _computed(name: str, module: nn.Module) -> bool:
 
 def _published_names(module: nn.Module) -> dict[str, str]:
     """Our names of tensors -> those of the network's published weights."""
-    if not isinstance(module, PreTrainedModel):
+    if not any(base.__module__.startswith("transformers.") for base in type(module).__mro__):
         return {}
+    from transformers.core_model_loading import revert_weight_conversion  # seconds, which the CIFAR ResNets do not wait for
+
     state = module.state_dict()
     ours = {id(tensor): name for name, tensor in state.items()}
     return {ours[id(tensor)]: name for name, tensor in revert_weight_conversion(module, state).items() if id(tensor) in ours}

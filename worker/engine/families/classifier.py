@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoModelForImageClassification, PretrainedConfig
 
 from worker.engine import resnet, tensor_names, weights
 from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
@@ -27,6 +26,9 @@ from worker.engine.last_layer import last_layer, listening
 from worker.engine.pixels import PREPROCESSOR, Normalisation
 from worker.engine.precision import channels_last
 from worker.engine.tensor_names import COUNTS, Naming
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig  # loaded where it is used: the CIFAR ResNets need none of it
 
 PAD = 4
 """Pixels by which `crop_flip` shifts an image at most, to either side: the CIFAR recipe's (He et al. 2016, section 4.2)."""
@@ -311,6 +313,8 @@ def _classes(document: Mapping[str, Any]) -> object:
 
 def _config(document: Mapping[str, Any], class_count: int) -> PretrainedConfig:
     """Raises: BadModel. See `weights.network_values` for what of the configuration is not handed on."""
+    from transformers import CONFIG_MAPPING, AutoModelForImageClassification
+
     kind = str(document.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise BadModel(f"expected architecture {resnet.ARCHITECTURE!r} or a model_type that transformers knows, found {kind!r}")
@@ -326,6 +330,8 @@ def _config(document: Mapping[str, Any], class_count: int) -> PretrainedConfig:
 
 
 def _built(config: PretrainedConfig) -> nn.Module:
+    from transformers import AutoModelForImageClassification
+
     try:
         module: nn.Module = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     except Exception as error:  # as above: what a stranger's values break is not foreseeable
