@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, event, insert, literal_column, select, text, true, update
+from sqlalchemy import Connection, bindparam, event, insert, literal_column, select, true, update
 from sqlalchemy.orm import ORMExecuteState, UOWTransaction
 from sqlalchemy.orm import Session as OrmSession
 
@@ -134,12 +134,15 @@ class _PostgreSQL:
 
     @staticmethod
     def lock(connection: Connection, request_id: str | None) -> _Head:
-        size, last_at, clock, ordinal, previous = connection.execute(_PG_LOCK, {"log": LOG_ID, "request": request_id}).one()
-        return _Head(size, last_at, clock, 0 if ordinal is None else ordinal + 1, previous)
+        found = connection.exec_driver_sql(_PG_LOCK, {"log": LOG_ID, "request": request_id}).one()
+        size, last_at, clock, ordinal, previous = found
+        return _Head(
+            size, last_at and last_at.astimezone(UTC), clock.astimezone(UTC), 0 if ordinal is None else ordinal + 1, previous
+        )
 
     @staticmethod
     def append(connection: Connection, _head: _Head, row: dict[str, Any], kept: dict[str, Any] | None) -> None:
-        connection.execute(_PG_APPEND if kept is None else _PG_APPEND_KEPT, row | (kept or {}))
+        connection.exec_driver_sql(_PG_APPEND if kept is None else _PG_APPEND_KEPT, row | (kept or {}))
 
 
 class _SQLite:
@@ -169,20 +172,18 @@ class _SQLite:
 
 _DATABASES: dict[str, type[_PostgreSQL] | type[_SQLite]] = {"postgresql": _PostgreSQL, "sqlite": _SQLite}
 
-_PG_LOCK = text("SELECT size, last_at, clock, ordinal, prev FROM expunge_ledger_lock(:log, CAST(:request AS text))").columns(
-    last_at=UtcDateTime(), clock=UtcDateTime()
+# Written as the driver wants them: what SQLAlchemy adds to a statement's cost is time that the head is held.
+_PG_LOCK = "SELECT size, last_at, clock, ordinal, prev FROM expunge_ledger_lock(%(log)s, CAST(%(request)s AS text))"
+_PG_APPEND = (
+    "SELECT expunge_ledger_append(%(log_id)s, CAST(%(seq)s AS bigint), %(leaf)s, %(action)s, %(outcome)s, %(at)s, %(tenant)s, "
+    "%(actor)s, CAST(%(request_id)s AS text), CAST(%(request_ordinal)s AS integer), CAST(%(model_id)s AS text))"
 )
-_PG_CALL = (
-    "SELECT expunge_ledger_append(:log_id, CAST(:seq AS bigint), :leaf, :action, :outcome, :at, :tenant, :actor, "
-    "CAST(:request_id AS text), CAST(:request_ordinal AS integer), CAST(:model_id AS text))"
-)
-_PG_APPEND = text(_PG_CALL)
-_PG_APPEND_KEPT = text(
+_PG_APPEND_KEPT = (
     "WITH kept AS (INSERT INTO ledger_private "
     '(log_id, seq, salt, kek_id, dek_wrapped, ciphertext, "class", retain_until, legal_hold, shredded_at, kek_destroyed_at) '
-    "VALUES (:log_id, CAST(:seq AS bigint), :salt, :kek_id, :dek_wrapped, :ciphertext, :kind, "
-    "CAST(:retain_until AS timestamptz), :legal_hold, CAST(:shredded_at AS timestamptz), "
-    "CAST(:kek_destroyed_at AS timestamptz))) " + _PG_CALL
+    "VALUES (%(log_id)s, CAST(%(seq)s AS bigint), %(salt)s, %(kek_id)s, %(dek_wrapped)s, %(ciphertext)s, %(kind)s, "
+    "CAST(%(retain_until)s AS timestamptz), %(legal_hold)s, CAST(%(shredded_at)s AS timestamptz), "
+    "CAST(%(kek_destroyed_at)s AS timestamptz))) " + _PG_APPEND
 )
 """One way to the server less while the head is held."""
 _OF_REQUEST = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, or_, select, text
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import merkle
@@ -32,15 +33,32 @@ def size(session: OrmSession) -> int:
 
 def hashes(session: OrmSession, wanted: Sequence[Parts]) -> list[bytes]:
     """Hashes of the tree, read in one query. Raises: LookupError: the ledger is not so long, or a stored hash is missing."""
-    places = merkle.places(wanted)
-    # SQLite looks (level, idx) pairs up one by one only as two lists; for a list of pairs it reads the whole tree
-    statement = select(LedgerNode.level, LedgerNode.idx, LedgerNode.hash).where(
-        LedgerNode.log_id == LOG_ID,
-        LedgerNode.level.in_({level for level, _ in places}),
-        LedgerNode.idx.in_({idx for _, idx in places}),
-    )
-    stored = {(level, idx): value for level, idx, value in session.execute(statement)} if places else {}
-    return merkle.hashes(wanted, stored)
+    places = sorted(merkle.places(wanted))
+    return merkle.hashes(wanted, _stored(session, places) if places else {})
+
+
+def _stored(session: OrmSession, places: list[merkle.Place]) -> dict[merkle.Place, bytes]:
+    """Of these hashes, the ones that are there.
+
+    The places go in as one parameter, so that the statement is one that both sides have seen before, and stand first in the
+    join: each is looked up in the primary key. Given as lists to be in, SQLite tries every level with every idx.
+    """
+    connection = session.connection()
+    chosen = _STORED[connection.dialect.name]
+    rows = connection.execute(chosen, {"log": LOG_ID, "places": json.dumps(places)})
+    return {(level, idx): value for level, idx, value in rows}
+
+
+_STORED = {
+    "sqlite": text(
+        "SELECT n.level, n.idx, n.hash FROM json_each(:places) AS place CROSS JOIN ledger_node AS n "
+        "WHERE n.log_id = :log AND n.level = json_extract(place.value, '$[0]') AND n.idx = json_extract(place.value, '$[1]')"
+    ),
+    "postgresql": text(
+        "SELECT n.level, n.idx, n.hash FROM jsonb_array_elements(CAST(:places AS jsonb)) AS place(value) JOIN ledger_node AS n "
+        "ON n.log_id = :log AND n.level = CAST(place.value ->> 0 AS integer) AND n.idx = CAST(place.value ->> 1 AS bigint)"
+    ),
+}
 
 
 def root(session: OrmSession, size: int) -> bytes:

@@ -178,7 +178,7 @@ def _diffusion() -> Task:
 def _quick(made: Task) -> Task:
     """Little of everything: every figure is there, and of CIFAR-10 it says nothing about quality. Digits get a fifth."""
     if made.family == "i2i_diffusion":
-        return replace(made, recipe=replace(made.recipe, steps=500), params={**made.params, "iterations": 80})
+        return replace(made, recipe=replace(made.recipe, steps=400), params={**made.params, "iterations": 60})
     return replace(
         made,
         recipe=replace(made.recipe, steps=100 if made.family == "mae" else 60),
@@ -186,8 +186,9 @@ def _quick(made: Task) -> Task:
         params={**made.params, "iterations": 20},
         train_part=1000,
         per_class=500,
-        shown=30,
-        judge=made.judge.model_copy(update={"epochs": 6, "min_accuracy": 0.3}),
+        shown=20,
+        judge=made.judge.model_copy(update={"epochs": 4, "min_accuracy": 0.3}),
+        steps=min(made.steps, 4),
     )
 
 
