@@ -76,7 +76,8 @@ def write(folder: Path, settings: Settings) -> dict[str, Any]:
         stored = [
             Stored(row.size, row.note, row.time_stamp)
             for row in checkpoints.every(session, policy)
-            if (row.size, row.created_at) <= last
+            # what a retired key signed alone is nothing to whoever believes the policy as it is now
+            if (row.size, row.created_at) <= last and checkpoints.accepts(policy, row.note, quorum=False)
         ]
         return export.write(
             folder,

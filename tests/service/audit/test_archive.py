@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -191,3 +192,31 @@ def test_an_export_that_fails_leaves_nothing(client: TestClient, monkeypatch: py
     monkeypatch.undo()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("expunge-export")]
     assert tarfile.is_tarfile(archive.tar(get_settings(), tmp_path))
+
+
+def test_an_export_is_sound_under_the_policy_of_its_time_after_a_key_is_retired(client: TestClient, tmp_path: Path) -> None:
+    notary = logs.notary()
+    grow(1)
+    notary.round()  # by the old key alone
+    signer: Any = notary._signer
+    folder, origin = signer._folder, signer.about().origin
+    (old,) = trust.log_keys(get_settings())
+    with folder.locked():
+        folder.add_key(origin)
+        folder.publish(origin)
+    grow(1)
+    notary.round(hurry=True)  # by both
+    with folder.locked():
+        folder.retire_key(origin, old.id.hex())
+        folder.publish(origin)
+    grow(1)
+    notary.round(hurry=True)  # by the new one alone
+    made = unpack(client, tmp_path)
+    names = sorted(path.name.partition("-")[0] for path in (made / "checkpoints").iterdir())
+    with db.reading() as session:
+        sizes = [row.size for row in checkpoints.every(session, trust.policy(get_settings()))]
+    assert sorted(map(int, names)) == sorted(sizes)[1:], "all but the one that the old key signed alone"
+    assert verify_ledger(made, made / "policy.txt").valid
+    both = tmp_path / "both.txt"
+    both.write_text(f"log {old}\n" + (made / "policy.txt").read_text())
+    assert verify_ledger(made, both).valid
