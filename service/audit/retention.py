@@ -33,6 +33,8 @@ OPERATOR = Actor(kind="user", id="operator")
 BATCH = 100
 MOST = 500
 """Rows shredded in one run: the sweeper has other work, and the next run is an hour away at most."""
+PAGES_FORGOTTEN = timedelta(days=1)
+"""For so long after a shred every run empties SQLite's write-ahead log again."""
 SLACK = timedelta(days=1)
 """A month's key is destroyed this long after the month at the earliest: no host's clock may still write under it."""
 
@@ -53,7 +55,7 @@ def sweep(keys: KeyStore, months: int) -> Swept:
         swept.scheduled += found
     for seq in _due():
         swept.shredded += _shred(seq, RETENTION, "retention_ended")
-    if swept.shredded:
+    if _shredded_lately():  # here just now, or by anybody who could not empty the log
         shredding.forget_pages()
     for kek_id, said in _idle_keys():
         # said and not done: a run that stopped between the two is finished by this one
@@ -99,6 +101,12 @@ def _due() -> list[int]:
             LedgerPrivate.legal_hold.is_(False),
         )
         return list(session.scalars(query.order_by(LedgerPrivate.seq).limit(MOST)))
+
+
+def _shredded_lately() -> bool:
+    with reading() as session:
+        recent = LedgerPrivate.shredded_at >= now(session) - PAGES_FORGOTTEN
+        return session.scalars(select(LedgerPrivate.seq).where(recent).limit(1)).first() is not None
 
 
 def _shred(seq: int, actor: Actor, ground: Ground) -> list[int]:

@@ -176,6 +176,7 @@ class Opened:
 
 
 NOTHING = Opened()
+WAL_PATIENCE_MS = 500
 
 
 def opened(session: OrmSession, keys: KeyStore, seqs: Sequence[int], *, actor: Actor) -> dict[int, Opened]:
@@ -206,13 +207,21 @@ def forget_pages() -> bool:
     """After a shred was committed: empty SQLite's write-ahead log, which holds the old pages. True: nothing is left there.
 
     `secure_delete` has zeroed them in the file. PostgreSQL offers no such thing; there the key's destruction is what counts.
+    Somebody who reads for long, as an export does, keeps the log from being emptied; every writer would wait with us for the
+    end, so this gives up soon, and the sweeper tries again.
     """
     engine = get_engine()
     if engine.dialect.name != "sqlite":
         return False
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT", read_only=True) as connection:
         connection.rollback()
-        busy = connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]  # type: ignore[union-attr]
+        raw: Any = connection.connection.driver_connection
+        (patience,) = raw.execute("PRAGMA busy_timeout").fetchone()
+        raw.execute(f"PRAGMA busy_timeout={WAL_PATIENCE_MS}")
+        try:
+            busy = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            raw.execute(f"PRAGMA busy_timeout={patience}")
     if busy:
         log.warning("wal.busy")
     return not busy

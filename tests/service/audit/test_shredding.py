@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from service import db, migrate
-from service.audit import shredding, vault
+from service.audit import retention, shredding, vault
 from service.audit.leaves import LOCAL, private_digest
 from service.audit.vault import Sealed, get_keys, unseal
 from service.config import get_settings
@@ -273,6 +274,29 @@ def test_after_a_shred_the_words_are_nowhere_in_the_files(client: TestClient, tm
     assert holders() == []
     assert salt is not None
     assert [p.name for p in folder.rglob("expunge.db*") if salt in p.read_bytes()] == []
+
+
+@pytest.mark.one_database
+def test_words_that_a_long_read_kept_in_the_log_are_gone_after_the_next_sweep(client: TestClient, tmp_path: Path) -> None:
+    request_id = ask_about(client, tmp_path)
+    salt = private(received(request_id)).salt
+    folder = get_settings().data_dir.resolve()
+    assert salt is not None
+
+    def holders() -> list[str]:
+        return [p.name for p in folder.rglob("expunge.db*") if salt in p.read_bytes()]
+
+    finish(request_id)
+    with db.snapshot() as session:
+        session.scalars(select(LedgerPrivate.seq)).all()
+        began = time.monotonic()
+        assert shred(client, request_id).status_code == 200
+        assert time.monotonic() - began < 5, "nobody waits for the reader's end"
+        assert holders() == ["expunge.db-wal"]
+        retention.sweep(get_keys(), 12)
+        assert holders() == ["expunge.db-wal"]
+    retention.sweep(get_keys(), 12)
+    assert holders() == []
 
 
 def test_after_a_shred_no_row_holds_the_words(client: TestClient, tmp_path: Path) -> None:
