@@ -5,7 +5,10 @@ Trained models are kept under the hash of all that decides them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,7 +57,7 @@ class Stage:
 def digit_stage(root: Path, cache: Path, seeds: Sequence[int] = RETRAIN_SEEDS, steps: int = example.STEPS) -> Stage:
     """The example's DDPM, and the same recipe without one digit."""
     subject = digits.subject(root / "digits")
-    trained = tuple(_digits_without(DIGIT, seed, steps, cache) for seed in seeds)
+    trained = _at_once([partial(_digits_without, DIGIT, seed, steps, cache) for seed in seeds])
     x_NCHW, labels_N = example.training_scans()
     images_NCHW = ((x_NCHW + 1) * 127.5).round().to(torch.uint8)
     setting = Setting("ddpm", subject.class_names, DIGIT, LOST_DIGIT, trained[0], images_NCHW, labels_N)
@@ -67,6 +70,16 @@ def _digits_without(digit: int, seed: int, steps: int, cache: Path) -> Path:
         _save(model, schedule, folder)
 
     return kept(cache, {"version": VERSION, "digits": steps, "seed": seed, "without": digit}, make).folder
+
+
+def _at_once(makers: Sequence[Callable[[], Path]]) -> tuple[Path, ...]:
+    """What each of them makes, in a process a core, each on one thread: two such small networks train faster beside each other
+    than one after the other on two threads."""
+    if len(makers) == 1:
+        return (makers[0](),)
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return tuple(made.result() for made in [pool.submit(maker) for maker in makers])
 
 
 def _save(model: UNet2DModel, schedule: DDPMScheduler, folder: Path) -> None:
@@ -86,24 +99,22 @@ def cifar_stage(root: Path, cache: Path, seeds: Sequence[int] = RETRAIN_SEEDS, e
     subject = Subject(
         "classifier", root / "cifar" / "model", root / "cifar" / "data", cifar.CLASSES, held_out, root / "cifar" / "shared"
     )
-    original, *trained = (
-        kept(
-            cache,
-            {"version": VERSION, "cifar": epochs, "seed": seed, "without": without},
-            partial(_resnet, data, subject.model, without, seed, epochs),
-        ).folder
-        for seed, without in ((ORIGINAL_SEED, None), *((seed, CLASS) for seed in seeds))
-    )
+    wanted = ((ORIGINAL_SEED, None), *((seed, CLASS) for seed in seeds))
+    original, *trained = _at_once([partial(_resnet, subject.model, without, seed, epochs, cache) for seed, without in wanted])
     images_NCHW, labels_N, held_N = classes.tensors(data)
     setting = Setting("classifier", cifar.CLASSES, CLASS, LOST_CLASS, trained[0], images_NCHW[~held_N], labels_N[~held_N])
     return Stage(subject, setting, tuple(trained), replace(subject, model=original, digests={}), compared=True)
 
 
-def _resnet(data: cifar.Cifar, base: Path, without: int | None, seed: int, epochs: int, folder: Path) -> None:
+def _resnet(base: Path, without: int | None, seed: int, epochs: int, cache: Path) -> Path:
     """One cycle of SGD from new weights; the output for a class that is left out stays, and is never the right one."""
-    model = classes.load(base)
-    model.module.load_state_dict(model.fresh(seed).state_dict())
-    keep = data.held_out | (data.labels != without if without is not None else True)
-    some = cifar.Cifar(data.images[keep], data.labels[keep], data.ids[keep])
-    classes.train(model, some, epochs=epochs, rate=0.1, seed=seed)
-    model.save(folder, base)
+
+    def make(folder: Path) -> None:
+        data, model = cifar.load(), classes.load(base)
+        model.module.load_state_dict(model.fresh(seed).state_dict())
+        keep = data.held_out | (data.labels != without if without is not None else True)
+        some = cifar.Cifar(data.images[keep], data.labels[keep], data.ids[keep])
+        classes.train(model, some, epochs=epochs, rate=0.1, seed=seed)
+        model.save(folder, base)
+
+    return kept(cache, {"version": VERSION, "cifar": epochs, "seed": seed, "without": without}, make).folder
