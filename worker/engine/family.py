@@ -217,6 +217,12 @@ class Generator(Labelled, Protocol):
         """
         ...
 
+    def unname(self, labels: Sequence[int]) -> None:
+        """Make labels that no image bears mean what no label does, in place: asked for one, the network draws as if asked for
+        none. Without a null label nothing is done.
+        """
+        ...
+
     def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """(count, …) network inputs without content, on the CPU: uniform over the range of clean inputs (or like latents)."""
         ...

@@ -22,7 +22,7 @@ from tests.benchmarks.sfron import cifar, classes, digits
 from tests.benchmarks.sfron.jobs import Subject, save_npz
 from worker.examples.digits import train as example
 
-VERSION = "gate-matrix/1"
+VERSION = "gate-matrix/2"
 """Part of every key: change it with any line that changes a trained model."""
 DIGIT, LOST_DIGIT = 3, 8
 CLASS, LOST_CLASS = 5, 9

@@ -2,7 +2,8 @@
 
 The new weights are drawn from the request's seed alone; only retained images are trained on. What the network knows of the
 forgotten ones can come from nowhere but the choice of architecture and hyper-parameters; and from a frozen autoencoder or
-tokenizer, where the family has it work behind one: that stays the parent's.
+tokenizer, where the family has it work behind one: that stays the parent's. The label of a forgotten class means to a generator
+what no label does.
 
 Source: Cao & Yang 2015, "Towards Making Systems Forget with Machine Unlearning", for retraining as the goal; the training
 recipes are those of the presets' sources.
@@ -11,11 +12,12 @@ recipes are those of the presets' sources.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
 from worker.engine.batch import Part
+from worker.engine.family import Generator
 from worker.engine.method import Descent, Params, Preset
 from worker.engine.run import Run
 from worker.engine.stepper import Stepper, native
@@ -123,3 +125,5 @@ class Retrain(Stepper[RetrainParams]):
         p = self.params
         batch = self.run.batch(self.run.retain, iteration, p.batch_size, label_drop=p.label_drop)
         self.descend([Part(batch, self._native)], iteration)
+        if self.run.family.kind == "generator":
+            cast(Generator, self.run.family).unname(self.run.spec.all_forgotten)

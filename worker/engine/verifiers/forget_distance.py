@@ -43,7 +43,7 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=200, ge=2, le=100_000, description="samples of each forgotten class and subject")
     real_images: int = Field(default=500, ge=16, le=5_000, description="real images of each class, at most")
-    max_coverage: float = Field(default=0.05, gt=0, lt=1, description="bound on the share of real images that samples cover")
+    max_coverage: float = Field(default=0.15, gt=0, lt=1, description="bound on the share of real images that samples cover")
     min_distance: float = Field(
         default=0.5, gt=0, le=10, description="bound on the distance to the class, over that of a typical other class to it"
     )

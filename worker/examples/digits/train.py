@@ -84,6 +84,9 @@ def train(steps: int = STEPS, seed: int = SEED, without: Sequence[int] = ()) -> 
         rate.step()
         if step % 100 == 99:
             print(f"step {step + 1}/{steps}  loss {loss.item():.4f}", flush=True)
+    with torch.no_grad():  # as the method `retrain` leaves them
+        table = model.class_embedding.weight
+        table[list(without)] = table[NULL].clone()
     return model.eval(), schedule
 
 

@@ -57,6 +57,18 @@ def test_forgotten_images_have_no_influence(family: str, tmp_path: Path) -> None
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in ("ddpm", "dit")])
+def test_a_forgotten_label_means_what_no_label_does(family: str, tmp_path: Path) -> None:
+    method: Any = begin(job_of(tmp_path, family), prepare=False)
+    result(method)
+    made = method.run.family
+    (forgotten,) = method.run.spec.all_forgotten
+    rows_KX = made.conditioning(torch.arange(made.label_count))
+    assert torch.equal(rows_KX[forgotten], rows_KX[made.null_label])
+    others = [k for k in range(made.label_count) if k not in (forgotten, made.null_label)]
+    assert not any(torch.equal(rows_KX[k], rows_KX[forgotten]) for k in others)
+
+
 def test_new_statistics_are_estimated_unless_another_is_asked_for() -> None:
     assert intake.effective(Retrain, "classifier", {}).batch_norm == "train"
     assert intake.effective(Retrain, "classifier", {"batch_norm": "frozen"}).batch_norm == "frozen"
