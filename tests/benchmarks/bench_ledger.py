@@ -45,6 +45,8 @@ class Size:
 
     appends: int = 1000
     requests: int = 240
+    past: int = 2000
+    """Entries that are there already."""
     entries: int = 1_000_000
     megabytes: int = 200
     rounds: int = 3
@@ -57,6 +59,7 @@ def of_appends(size: Size, disk: Path) -> dict[str, Any]:
     for base, suffix in ((disk, ""), (MEMORY, "_memory")):
         for name in DATABASES:
             with database(name, base) as folder:
+                appends.settle(size.past)
                 found = {writers: appends.rates(folder, counts, writers, size.rounds) for writers in WRITERS}
             for kind, key in KEYS.items():
                 by = {writers: round(found[writers][kind], 1) for writers in WRITERS}

@@ -18,7 +18,7 @@ from service.verifier import ledger as verifier
 from tests.benchmarks import bench_ledger, told
 from tests.benchmarks.ledger import appends, history, places
 
-TINY = bench_ledger.Size(appends=8, requests=8, entries=600, megabytes=1, rounds=1)
+TINY = bench_ledger.Size(appends=8, requests=8, past=8, entries=600, megabytes=1, rounds=1)
 COUNTED = {key for key in bench_ledger.TARGETS if "per_second" in key}
 
 

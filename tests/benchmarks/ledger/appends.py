@@ -37,6 +37,16 @@ REQUESTS_A_MODEL = 8
 FACT = ModelRegistered(family="ddpm", dataset_id="dset_" + "0" * 32, version_id="mver_" + "0" * 32, digest="0" * 64)
 
 
+def settle(count: int) -> None:
+    """A past of some entries, and the statistics that PostgreSQL's autovacuum makes of them within a minute: a plan made for an
+    empty table reads all of it, and costs the more the longer the round lasts.
+    """
+    _many(_append, count)
+    if db.get_engine().dialect.name == "postgresql":
+        with db.get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")
+
+
 def rates(folder: Path, counts: Mapping[str, int], writers: int, rounds: int) -> dict[str, float]:
     """Transactions a second of every kind in `counts`, medians of some rounds, on the database of this process.
 
