@@ -50,6 +50,7 @@ def test_the_better_number_of_writers_counts_and_both_are_told(tmp_path: Path, m
     monkeypatch.setattr(bench_ledger, "database", nowhere)
     monkeypatch.setattr(bench_ledger, "syncs", lambda disk: places.syncs(disk, count=3))
     monkeypatch.setattr(appends, "rates", rates)
+    monkeypatch.setattr(appends, "settle", lambda count: None)
     figures = bench_ledger.of_appends(TINY, tmp_path)
     assert {*COUNTED, *(f"{key}_memory" for key in COUNTED)} <= figures.keys()
     assert {figures[key] for key in COUNTED} == {7.0}
