@@ -1,7 +1,7 @@
 """Everything that the ledger says of one request, as a zip that can be checked without this service.
 
     events.ndjson                              every entry of the request, in order: they are a chain
-    proofs/<seq>.tlog-proof                    that each is in the signed ledger
+    proofs/<seq>.tlog-proof                    that each is in the signed ledger, and so is what took the text of one away
     certificates/<checkpoint id>.sigstore.json
     policy.txt manifest.json SHA256SUMS
 
@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.audit import checkpoints, proofs, trust
 from service.audit.ledger import LOG_ID
 from service.config import Settings
@@ -35,14 +36,16 @@ def build(session: OrmSession, settings: Settings, request_id: str) -> tuple[byt
     """The zip, and how many entries it holds. One read, so that proofs and entries are of the same moment.
 
     Raises:
-        NotYetSigned: its latest entry is in no signed tree yet.
+        NotYetSigned: its latest entry, or one that took a text of it away, is in no signed tree yet.
     """
     chosen = select(LedgerEntry).where(LedgerEntry.log_id == LOG_ID, LedgerEntry.request_id == request_id)
     events = list(session.scalars(chosen.order_by(LedgerEntry.request_ordinal)))
     files = {"events.ndjson": b"".join(map(_event, events))}
-    signed = _signed(session, settings, above=events[-1].seq)
-    for event in events:
-        files[f"proofs/{event.seq}.tlog-proof"] = str(proofs.in_checkpoint(session, event.seq, signed)).encode()
+    shown = [event.seq for event in events] + [event.redacted_by for event in events if event.redacted_by is not None]
+    signed = _signed(session, settings, above=max(shown))
+    with tenancy.acting(None):  # whoever took a text away may have done it as another project's
+        for seq in shown:
+            files[f"proofs/{seq}.tlog-proof"] = str(proofs.in_checkpoint(session, seq, signed)).encode()
     for made in session.scalars(select(Checkpoint).where(Checkpoint.request_id == request_id)):
         files[f"certificates/{made.id}.sigstore.json"] = _json(made.certificate)
     files["policy.txt"] = trust.policy_text(settings).encode()

@@ -4,12 +4,14 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import rfc8785
 
 from service.verifier.merkle import EMPTY, HASH_BYTES, Frontier, leaf_hash
-from service.verifier.note import Checkpoint, Policy
+from service.verifier.note import ED25519, Checkpoint, Key, Malformed, Note, Policy, Refused, Unsigned
 from service.verifier.reading import Tampered, about
 
 PROJECTIONS = ("action", "outcome", "at", "tenant", "actor", "request_id", "request_ordinal", "model_id")
@@ -69,18 +71,38 @@ class Known:
     """Roots that somebody knows, by size: of checkpoints that the log signed, or of a witness that says how far it has seen."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy, self.origin = policy, ""
+        self.policy = policy
         self.roots: dict[int, list[tuple[str, bytes | None]]] = defaultdict(list)
+        self.others: dict[int, list[tuple[str, Note, Checkpoint]]] = defaultdict(list)  # held against all entries at their end
 
-    def add(self, name: str, note: bytes, *, quorum: bool = False) -> Checkpoint:
-        """A signed checkpoint. Its quorum is asked of the newest alone: witnesses come and go. Raises: Tampered."""
+    def add(self, name: str, note: bytes, *, quorum: bool = False, own: bool = False) -> Checkpoint:
+        """A signed checkpoint, of whichever log of the policy: a ledger that goes on under another origin is the same tree.
+
+        Args:
+            quorum: must its witnesses have seen it? That is asked of the newest alone: they come and go.
+            own: the ledger itself brings it along. Where no key of the policy signed it, one must have that its entries name.
+
+        Raises: Tampered.
+        """
         with about(name):
-            found = self.policy.checkpoint(note.decode(), quorum=quorum)
-            self.origin = self.origin or found.origin
-            if found.origin != self.origin or (not found.size and found.root != EMPTY):
-                raise Tampered(f"it is not of the ledger {self.origin}, or of no entries and with another root than that")
-        self.roots[found.size].append((name, found.root))
+            try:
+                found = self.policy.checkpoint(text := note.decode(), quorum=quorum)
+                self.roots[found.size].append((name, found.root))
+            except Unsigned:
+                if not own:
+                    raise
+                found = Checkpoint.parse((parsed := Note.parse(text)).text)
+                self.others[found.size].append((name, parsed, found))
+            if not found.size and found.root != EMPTY:
+                raise Tampered("it is of no entries, and its root is not that of none")
         return found
+
+    def counts(self) -> dict[str, int]:
+        """Checkpoints that the policy believes, and those that prove nothing by themselves."""
+        return {
+            "checkpoints": sum(map(len, self.roots.values())),
+            "checkpoints_by_retired_keys": sum(map(len, self.others.values())),
+        }
 
 
 class History:
@@ -91,6 +113,7 @@ class History:
         self.chains: dict[str, tuple[int, str | None, str]] = {}  # by request: next ordinal, latest entry's hash and type
         self.redacted, self.redactions = set[tuple[int, int]](), set[tuple[int, int]]()  # seq, by
         self.shredded, self.shreds = set[int](), set[int]()
+        self.keys, self.passed = set[str](), dict[int, bytes]()  # verifier keys that entries name; roots on the way
         self.private = iter(private)
         self.row = next(self.private, None)
 
@@ -122,6 +145,8 @@ class History:
             self.redactions.add((_whole(body["public"]["seq"]), seq))
         elif body and said["action"] == "private.shredded":
             self.shreds.update(map(_whole, body["public"]["seqs"]))
+        elif body and said["action"] == "key.added" and body["public"]["use"] == "ledger":
+            self.keys.add(str(body["public"]["vkey"]))
         if "at" in said:
             if not TIME.fullmatch(said["at"]) or said["at"] < self.at:
                 raise Tampered("its time is none, or lies before that of the entry before it")
@@ -136,6 +161,8 @@ class History:
     def grow(self, digest: bytes, known: Known) -> list[tuple[int, int, bytes]]:
         """The tree with one entry more, held against what is known of its size. Returns its new perfect subtrees."""
         made = self.tree.append(digest)
+        if self.tree.size in known.others:
+            self.passed[self.tree.size] = self.tree.root()
         for name, root in known.roots.get(self.tree.size, ()):
             if root is not None and root != self.tree.root():
                 raise Tampered(f"{name}: its root is not that of the first {self.tree.size} entries")
@@ -155,6 +182,7 @@ class History:
 
     def end(self, known: Known) -> None:
         """What only the last entry can tell."""
+        self._require_named(known)
         redacted, named = {seq for seq, _ in self.redacted}, {seq for seq, _ in self.redactions}
         wrong = [
             *(
@@ -173,6 +201,23 @@ class History:
         ]
         if wrong:
             raise Tampered("; ".join(wrong[:10]))
+
+    def _require_named(self, known: Known) -> None:
+        """Checkpoints that the policy does not know: an entry names the key, and signature and root hold all the same."""
+        keys = list[Key]()
+        for text in self.keys:
+            with suppress(Malformed):  # a key that nobody can read has signed nothing
+                keys.append(Key.parse(text))
+        for name, note, told in chain.from_iterable(known.others.values()):
+            with about(name):
+                if not any(note.by(key) for key in keys if (key.name, key.kind) == (told.origin, ED25519)):
+                    raise Refused(
+                        f"no key of the log {told.origin} that the policy or an entry names has signed this checkpoint"
+                    )
+                if told.size > self.tree.size:
+                    raise Tampered(f"it knows of {told.size} entries and here are {self.tree.size}: the end was cut off")
+                if told.root != self.passed.get(told.size, EMPTY):
+                    raise Tampered(f"its root is not that of the first {told.size} entries")
 
 
 def _whole(value: Any) -> int:

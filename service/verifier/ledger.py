@@ -22,8 +22,8 @@ NOTE = re.compile(r"checkpoints/(0|[1-9]\d*)-\d+\.note")
 AT_ONCE, AHEAD = 8 * WIDTH, 6
 """Entries that another process looks at together, and how many such chunks may be under way."""
 ASKED = ("request", "privateSha256", "subjectCommitment", "public")
-OF_OTHERS = ("entry.redacted", "private.shredded")
-"""Entries whose public facts are about other entries."""
+OF_OTHERS = ("entry.redacted", "private.shredded", "key.added")
+"""Entries whose public facts are about other entries, or about who signs checkpoints."""
 Take = Callable[[str], bytes]
 Alone = tuple[bytes, dict[str, Any], dict[str, Any]]
 Chunk = tuple[bytes, list[Alone]] | None
@@ -49,7 +49,7 @@ def verify_ledger(
 
     newest = known.add("checkpoint", take("checkpoint"), quorum=True)
     for name, size in [(found[0], int(found[1])) for found in map(NOTE.fullmatch, list(present)) if found]:
-        if known.add(name, take(name)).size != size:
+        if known.add(name, take(name), own=True).size != size:
             raise Tampered(f"{name} is of another size than its name says")
         present.pop(f"{name.removesuffix('.note')}.tsr", None)
     for path in saved:
@@ -71,7 +71,7 @@ def verify_ledger(
         "origin": newest.origin,
         "entries": newest.size,
         "root": newest.root.hex(),
-        "checkpoints": sum(map(len, known.roots.values())),
+        **known.counts(),
         "requests": len(history.chains),
         "redacted": redacted,
         "shredded": sorted(history.shredded),
@@ -230,7 +230,7 @@ def _database(file: Path, known: Known) -> None:
 
 def _rows(db: sqlite3.Connection, known: Known) -> None:
     for size, at, note in db.execute("SELECT size, created_at, note FROM ledger_checkpoint WHERE log_id = 1"):
-        if known.add(f"the checkpoint stored at {at}", note.encode()).size != size:
+        if known.add(f"the checkpoint stored at {at}", note.encode(), own=True).size != size:
             raise Tampered(f"the checkpoint stored at {at} is not of {size} entries")
     private = db.execute("SELECT * FROM ledger_private WHERE log_id = 1 ORDER BY seq")
     names = [column[0] for column in private.description]

@@ -29,6 +29,10 @@ class Refused(Tampered):
     """The text is well formed, and a signature, a quorum or a proof in it does not hold."""
 
 
+class Unsigned(Refused):
+    """No key of its log that the policy knows has signed it."""
+
+
 def key_id(name: str, kind: int, public: bytes) -> bytes:
     """SHA-256(name || LF || kind || key)[:4]."""
     return hashlib.sha256(name.encode() + b"\n" + bytes([kind]) + public).digest()[:4]
@@ -171,7 +175,7 @@ class Policy:
         parsed = Note.parse(note)
         origin = parsed.text.partition("\n")[0]
         if not [log for log in self.logs if log.name == origin and parsed.by(log)]:
-            raise Refused(f"no key of the log {origin} that the policy knows has signed this checkpoint")
+            raise Unsigned(f"no key of the log {origin} that the policy knows has signed this checkpoint")
         seen = {name: max(times) for name, key in self.witnesses.items() if (times := parsed.by(key))}
         if quorum and self.quorum != "none" and not self._reached(str(self.quorum), seen):
             raise Refused(f"too few witnesses have seen this checkpoint: {', '.join(sorted(seen)) or 'none of those known'}")

@@ -89,6 +89,7 @@ def verify_dossier(archive: Path, policy_file: Path) -> tuple[str, dict[str, Any
                 issued[f"certificates/{body['public']['checkpointId']}.sigstore.json"] = body["public"]["payloadSha256"]
     if tree is None:
         raise Tampered("events.ndjson holds no entry")
+    _require_redactions(history, files, policy, tree)
     files.pop("policy.txt", None)
     payloads = {}
     for name, data in files.items():
@@ -106,6 +107,21 @@ def verify_dossier(archive: Path, policy_file: Path) -> tuple[str, dict[str, Any
     return "every entry of the request is in the signed ledger, in one chain", facts | {
         "as_of": instant(tree.seen_at) or history.at
     }
+
+
+def _require_redactions(history: History, files: dict[str, bytes], policy: Policy, tree: Checkpoint) -> None:
+    """An entry of the same tree says of each missing text that it was taken away; else whoever handed this on may have."""
+    for seq, by in sorted(history.redacted):
+        name = f"proofs/{by}.tlog-proof"
+        with about(name):
+            proof = files.pop(name, b"")
+            if not proof or carried(proof.decode()) is None:
+                raise Undecided(f"entry {seq} has no text, and {name} with the entry that took it away is missing")
+            index, body, other = proved(proof, policy)
+            if index != by or other != tree:
+                raise Tampered("it is of another place, or of another tree than the manifest's")
+            if body["type"] != "entry.redacted" or body["public"]["seq"] != seq:
+                raise Tampered(f"entry {seq} has no text, and entry {by} does not say that it was redacted")
 
 
 def _unzipped(archive: Path) -> dict[str, bytes]:

@@ -394,6 +394,51 @@ def rezip(path: Path, name: str, data: bytes | None, *, honest_sums: bool = True
             new.writestr(one, content)
 
 
+def said_to_be_redacted(field: Field, action: str, by: int) -> Path:
+    """By whoever hands a dossier on: an event of `ureq_09` is gone, and what only it names."""
+
+    def change(rows: list[Any]) -> list[Any]:
+        return [row | {"leaf": None, "redacted_by": by} if row["action"] == action else row for row in rows]
+
+    return dossier(field.ledger, "ureq_09", field.folder / "d.zip", change)
+
+
+@pytest.mark.parametrize("action", ["certificate.issued", "unlearning.request.received", "unlearning.request.closed"])
+def test_an_event_that_is_only_said_to_be_redacted_is_not_good(field: Field, action: str) -> None:
+    seq = next(row["seq"] for row in field.ledger.rows() if (row["request_id"], row["action"]) == ("ureq_09", action))
+    for by in (1, 296):  # an entry of another kind, and one that did redact another entry
+        report = verify_dossier(said_to_be_redacted(field, action, by), field.policy)
+        refused(report, f"proofs/{by}.tlog-proof: entry {seq} has no text, and entry {by} does not say that it was redacted")
+        rezip(field.folder / "d.zip", f"proofs/{by}.tlog-proof", None)
+        report = verify_dossier(field.folder / "d.zip", field.policy)
+        assert (report.status, report.reason) == (
+            UNDECIDED,
+            f"entry {seq} has no text, and proofs/{by}.tlog-proof with the entry that took it away is missing",
+        )
+
+
+def test_the_entry_that_took_a_text_away_is_proved_in_the_dossiers_tree(field: Field) -> None:
+    path, name = dossier(field.ledger, "ureq_07", field.folder / "d.zip"), "proofs/296.tlog-proof"
+    honest, alone = field.ledger.proof(296), field.ledger.proof(296, extra=False)
+    said = field.ledger.rows()[297]["leaf"]
+    forged = honest.replace(honest.split("\n")[1], "extra " + base64.b64encode(said).decode())
+    field.ledger.append(*a_request("ureq_99"))
+    later = field.ledger.proof(296, field.ledger.sign())
+    for proof, named in (
+        (forged, f"{name}: the proof does not lead from this entry"),
+        (later, f"{name}: it is of another place, or of another tree"),
+        (field.ledger.proof(297, field.ledger.stored[2].note), f"{name}: it is of another place"),
+        ("x", f"{name}: expected a c2sp.org/tlog-proof@v1"),
+    ):
+        rezip(path, name, proof.encode())
+        refused(verify_dossier(path, field.policy), named)
+    rezip(path, name, alone.encode())
+    report = verify_dossier(path, field.policy)
+    assert (report.status, report.reason[:24]) == (UNDECIDED, "entry 44 has no text, an")
+    rezip(path, name, honest.encode())
+    unseen(verify_dossier(path, field.policy))
+
+
 def test_a_changed_dossier_is_named(field: Field) -> None:
     def fresh() -> Path:
         return dossier(field.ledger, "ureq_09", field.folder / "d.zip")

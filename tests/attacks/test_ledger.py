@@ -338,6 +338,95 @@ def test_the_policy_in_the_export_decides_nothing(field: Field) -> None:
     refused(field.verify(), "checkpoint: no key of the log")
 
 
+# ------------------------------------------------------------------------------------- keys that the policy no longer has
+
+OLD_ORIGIN = "log.example/2025"
+
+
+def superseded(field: Field, origin: str = ORIGIN) -> Signers:
+    """Whose key an entry names and the policy does not: it was retired, or is that of the origin before this one."""
+    old = Signers(witnesses=field.ledger.signers.witnesses)
+    field.ledger.append((leaves.KeyAdded(vkey=str(old.key(origin))), {}))
+    field.ledger.sign()
+    return old
+
+
+def bring(field: Field, size: int, note: str) -> None:
+    """Into the stored checkpoints: of the file, and so of any export."""
+    field.ledger.stored.append(Stored(size, note))
+    insert = "INSERT INTO ledger_checkpoint (log_id, size, created_at, note) VALUES (1, ?, '2026-11-21 12:00:00.000000', ?)"
+    with field.ledger.opened() as connection:
+        connection.execute(insert, (size, note))
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, OLD_ORIGIN])
+def test_a_checkpoint_by_a_key_that_the_ledger_names_is_held_against_it_and_counted_apart(field: Field, origin: str) -> None:
+    old, root = superseded(field, origin), field.ledger.tree(103).root()
+    bring(field, 103, old.note(103, root, origin=origin))
+    export = field.hostile()
+    for db, apart in ((False, 1), (True, 2)):  # the file's are counted, too
+        report = field.verify(export, db=db)
+        unseen(report)
+        assert (report.facts["checkpoints"], report.facts["checkpoints_by_retired_keys"]) == (1 + 4, apart)
+    field.policy.write_text(f"log {old.key(origin)}\n" + field.policy.read_text())
+    report = field.verify(export)
+    unseen(report)
+    assert (report.facts["checkpoints"], report.facts["checkpoints_by_retired_keys"]) == (1 + 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "named"),
+    [
+        pytest.param(103, lambda old, root: Signers().note(103, root), f"no key of the log {ORIGIN} that", id="no entry names"),
+        pytest.param(103, lambda old, root: old.note(103, root, origin=OLD_ORIGIN), f"no key of the log {OLD_ORIGIN} that",
+                     id="key under another name"),
+        pytest.param(103, lambda old, root: old.note(103, b"\7" * 32), "its root is not that of the first 103", id="root"),
+        pytest.param(0, lambda old, root: old.note(0, b"\7" * 32), "its root is not that of none", id="root of none"),
+        pytest.param(103, lambda old, root: old.note(104, root).replace("\n104\n", "\n103\n"), "does not hold", id="signature"),
+        pytest.param(102, lambda old, root: old.note(103, root), ("is not of 102 entries", "is of another size"), id="size"),
+        pytest.param(999, lambda old, root: old.note(999, root), "it knows of 999 entries and here are 307", id="end"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_by_a_retired_key_does_not_hold_by_itself(
+    field: Field, size: int, change: Callable[[Signers, bytes], str], named: str | tuple[str, str]
+) -> None:
+    in_file, in_export = (named, named) if isinstance(named, str) else named
+    old = superseded(field)
+    honest = field.hostile()
+    bring(field, size, change(old, field.ledger.tree(103).root()))
+    report = field.verify(honest, db=True)
+    refused(report, in_file)
+    assert report.reason.startswith("ledger.db: the checkpoint stored at 2026-11-21 12:00:00.000000")
+    forged = field.ledger.forged_export(field.folder / "forged", field.ledger.stored[:4])
+    (forged / f"checkpoints/{size}-9.note").write_text(field.ledger.stored[4].note)
+    sums(forged)
+    report = field.verify(forged)
+    refused(report, in_export)
+    assert report.reason.startswith(f"checkpoints/{size}-9.note")
+
+
+def test_the_newest_checkpoint_and_one_that_was_kept_must_be_believed_by_the_policy_itself(field: Field) -> None:
+    old, tree = superseded(field), field.ledger.tree()
+    field.saved.write_text(old.note(103, field.ledger.tree(103).root()))
+    refused(field.verify(field.hostile(), saved=True), f"saved: no key of the log {ORIGIN} that the policy knows")
+    field.ledger.stored = [Stored(tree.size, old.note(tree.size, tree.root()))]
+    refused(field.verify(field.hostile()), f"checkpoint: no key of the log {ORIGIN} that the policy knows")
+
+
+def test_a_kept_checkpoint_of_the_origin_before_shows_what_was_lost(field: Field) -> None:
+    old, root = superseded(field, OLD_ORIGIN), field.ledger.tree(295).root()
+    field.policy.write_text(f"log {old.key(OLD_ORIGIN)}\n" + field.policy.read_text())
+    export = field.hostile()
+    for size, kept, named in (
+        (295, root, ""),
+        (295, b"\7" * 32, "saved: its root is not that of the first 295 entries"),
+        (999, root, "saved knows of 999 entries and here are 307"),
+    ):
+        field.saved.write_text(old.note(size, kept, origin=OLD_ORIGIN))
+        report = field.verify(export, saved=True)
+        refused(report, named) if named else unseen(report)
+
+
 # --------------------------------------------------------------------------------------------- redactions, private parts
 
 

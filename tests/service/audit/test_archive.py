@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from service import db
 from service.audit import archive, checkpoints, export, repository, trust
+from service.audit import notary as notaries
 from service.audit.leaves import RequestReceived
 from service.config import get_settings
 from service.tables import LedgerCheckpoint, LedgerEntry, LedgerPrivate
@@ -194,8 +197,12 @@ def test_an_export_that_fails_leaves_nothing(client: TestClient, monkeypatch: py
     assert tarfile.is_tarfile(archive.tar(get_settings(), tmp_path))
 
 
-def test_an_export_is_sound_under_the_policy_of_its_time_after_a_key_is_retired(client: TestClient, tmp_path: Path) -> None:
+def test_an_export_keeps_what_a_retired_key_signed_alone_and_is_sound(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notary = logs.notary()
+    monkeypatch.setattr(notary, "_stamp", lambda note: b"stamped")
+    monkeypatch.setattr(notaries, "STAMP_EVERY", timedelta(0))
     grow(1)
     notary.round()  # by the old key alone
     signer: Any = notary._signer
@@ -212,11 +219,42 @@ def test_an_export_is_sound_under_the_policy_of_its_time_after_a_key_is_retired(
     grow(1)
     notary.round(hurry=True)  # by the new one alone
     made = unpack(client, tmp_path)
-    names = sorted(path.name.partition("-")[0] for path in (made / "checkpoints").iterdir())
+    names = sorted(path.name.partition("-")[0] for path in (made / "checkpoints").glob("*.note"))
     with db.reading() as session:
         sizes = [row.size for row in checkpoints.every(session, trust.policy(get_settings()))]
-    assert sorted(map(int, names)) == sorted(sizes)[1:], "all but the one that the old key signed alone"
-    assert verify_ledger(made, made / "policy.txt").valid
+    assert sorted(map(int, names)) == sorted(sizes), "the one that the old key signed alone is there, and its time stamp"
+    assert [path.read_bytes() for path in (made / "checkpoints").glob("*.tsr")] == [b"stamped"] * len(sizes)
     both = tmp_path / "both.txt"
     both.write_text(f"log {old}\n" + (made / "policy.txt").read_text())
-    assert verify_ledger(made, both).valid
+    for policy, apart in ((made / "policy.txt", 1), (both, 0)):
+        report = verify_ledger(made, policy)
+        counted = report.facts["checkpoints"], report.facts["checkpoints_by_retired_keys"]
+        assert (report.valid, counted) == (True, (1 + len(sizes) - apart, apart)), report.reason  # the newest is there twice
+        if db.get_engine().dialect.name == "sqlite":
+            report = verify_ledger(made, policy, database=Path(str(db.get_engine().url.database)))
+            assert (report.valid, report.facts["checkpoints_by_retired_keys"]) == (True, 2 * apart), report.reason
+
+
+def test_an_export_under_another_origin_brings_the_checkpoints_of_the_one_before(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(1)
+    kept = logs.notary().round()
+    (old,) = trust.log_keys(get_settings())
+    shutil.move(get_settings().log_folder, tmp_path / "aside")
+    monkeypatch.setenv("EXPUNGE_LEDGER_ORIGIN", "new.example/ledger")
+    get_settings.cache_clear()
+    grow(1)
+    logs.notary().round(hurry=True)
+    archive.write(tmp_path / "ledger", get_settings())
+    policy, both, saved = tmp_path / "ledger" / "policy.txt", tmp_path / "both.txt", tmp_path / "saved"
+    both.write_text(f"log {old}\n" + policy.read_text())
+    assert kept is not None
+    saved.write_text(kept.note)
+    for believed, files, counted in ((policy, [], (2, 1)), (both, [saved], (4, 0))):
+        report = verify_ledger(tmp_path / "ledger", believed, files)
+        assert report.valid, report.reason
+        assert (report.facts["checkpoints"], report.facts["checkpoints_by_retired_keys"]) == counted
+        if db.get_engine().dialect.name == "sqlite":
+            report = verify_ledger(tmp_path / "ledger", believed, files, database=Path(str(db.get_engine().url.database)))
+            assert report.valid, report.reason

@@ -8,11 +8,19 @@ import json
 import zipfile
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 
+from service import db, tenancy
+from service.audit import redaction, trust
+from service.audit.leaves import LOCAL
+from service.compliance.dossier import build
+from service.config import get_settings
+from service.errors import NotYetSigned
 from service.verifier.merkle import leaf_hash
 from service.verifier.proofs import verify_dossier
 from tests.service.audit import logs
+from tests.service.audit.logs import grow
 from tests.service.audit.people import NAME, ask_about, entries, said
 from tests.support import ask, code_of, publish, register
 
@@ -61,8 +69,30 @@ def test_a_redacted_event_is_there_by_its_hash(client: TestClient, tmp_path: Pat
     request_id = ask_about(client, tmp_path)
     client.post("/audit/redactions", json={"seq": 2, "reason": "personal_data"})
     sign()
-    (event,) = unzip(client.get(f"/unlearn-requests/{request_id}/dossier").content)["events.ndjson"].splitlines()
+    zipped = client.get(f"/unlearn-requests/{request_id}/dossier").content
+    (event,) = unzip(zipped)["events.ndjson"].splitlines()
     assert json.loads(event) == {"seq": 2, "redacted_by": 3, "leaf_hash": entries()[2].leaf_hash.hex()}
+    (tmp_path / "dossier.zip").write_bytes(zipped)
+    (tmp_path / "policy").write_text(client.get("/audit/policy").text)
+    report = verify_dossier(tmp_path / "dossier.zip", tmp_path / "policy")
+    assert (report.status, report.facts["redacted"], report.facts["events"]) == (0, [2], 1), report.reason
+
+
+def test_what_another_project_redacted_is_proved_in_the_dossier_too(database: str, tmp_path: Path) -> None:
+    with tenancy.acting("prj_1"):
+        grow(2, request_id="ureq_1")
+    sign()
+    with db.transaction() as session:  # the operator, who belongs to no project
+        redaction.request(session, seq=1, ground="court_order", actor=LOCAL, four_eyes="solo")
+    with tenancy.acting("prj_1"), db.reading() as session, pytest.raises(NotYetSigned):
+        build(session, get_settings(), "ureq_1")
+    sign()
+    with tenancy.acting("prj_1"), db.reading() as session:
+        zipped, _ = build(session, get_settings(), "ureq_1")
+    (tmp_path / "dossier.zip").write_bytes(zipped)
+    (tmp_path / "policy").write_text(trust.policy_text(get_settings()))
+    report = verify_dossier(tmp_path / "dossier.zip", tmp_path / "policy")
+    assert (report.status, report.facts["redacted"], report.facts["events"]) == (0, [1], 2), report.reason
 
 
 def test_certificates_are_in_it_as_bundles(client: TestClient, tmp_path: Path) -> None:

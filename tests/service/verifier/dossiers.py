@@ -28,7 +28,9 @@ def dossier(ledger: Ledger, request: str, path: Path, chosen: Callable[[list[Row
         }  # fmt: skip
         events.append(json.dumps({"seq": row["seq"], **text}) + "\n")
         files[f"proofs/{row['seq']}.tlog-proof"] = ledger.proof(row["seq"], extra=row["leaf"] is not None).encode()
-        if row["action"] == "certificate.issued":
+        if row["redacted_by"] is not None:
+            files[f"proofs/{row['redacted_by']}.tlog-proof"] = ledger.proof(row["redacted_by"]).encode()
+        if row["action"] == "certificate.issued" and row["leaf"]:
             sealed = bundle(PAYLOAD, ec.generate_private_key(ec.SECP256R1()))
             files[f"certificates/ckpt_{request}.sigstore.json"] = json.dumps(sealed).encode()
     files["events.ndjson"] = "".join(events).encode()

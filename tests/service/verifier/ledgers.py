@@ -39,15 +39,19 @@ class Signers:
 
     def note(self, size: int, root: bytes, *, witnesses: int = 2, time: int = 1_795_000_000, origin: str = ORIGIN) -> str:
         text = Checkpoint(origin, size, root).text
-        lines = [_line(_key(origin, self.log), self.log.sign(text.encode()))]
+        lines = [_line(self.key(origin), self.log.sign(text.encode()))]
         for n, key in enumerate(self.witnesses[:witnesses]):
             signature = time.to_bytes(8, "big") + key.sign(cosigned(text, time))
             lines.append(_line(_key(f"w{n}.example", key, COSIGNATURE), signature))
         return text + "\n" + "".join(lines)
 
+    def key(self, origin: str = ORIGIN) -> Key:
+        """The log's verifier key."""
+        return _key(origin, self.log)
+
     def policy(self, quorum: str = "group both 2 W0 W1 W2\nquorum both") -> str:
         lines = [f"witness W{n} {_key(f'w{n}.example', key, COSIGNATURE)}" for n, key in enumerate(self.witnesses)]
-        return "\n".join([f"log {_key(ORIGIN, self.log)}", *lines, quorum, ""])
+        return "\n".join([f"log {self.key()}", *lines, quorum, ""])
 
 
 def _key(name: str, key: Ed25519PrivateKey, kind: int = ED25519) -> Key:
