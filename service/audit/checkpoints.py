@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session as OrmSession
 
-from service import db
+from service import db, tenancy
 from service.audit import repository
 from service.audit.leaves import KeyAdded, KeyRetired, rfc3339
 from service.audit.ledger import LOG_ID
@@ -54,10 +54,15 @@ def keys(session: OrmSession, policy: Policy) -> list[Key]:
 
 def told_of_keys(session: OrmSession) -> Iterator[tuple[str, str]]:
     """(action, vkey) of every entry about the log's keys, oldest first. One that is none of ours says nothing here; whoever
-    verifies the ledger is told of it."""
+    verifies the ledger is told of it.
+
+    They are the first project's, and everybody's checkpoints are signed with them.
+    """
     actions = LedgerEntry.action.in_((KeyAdded.action, KeyRetired.action))
     chosen = select(LedgerEntry.leaf).where(LedgerEntry.log_id == LOG_ID, actions, LedgerEntry.leaf.is_not(None))
-    for leaf in session.scalars(chosen.order_by(LedgerEntry.seq)):
+    with tenancy.acting(None):
+        leaves = session.scalars(chosen.order_by(LedgerEntry.seq))
+    for leaf in leaves:
         try:
             told = json.loads(leaf or b"")
             if told["public"]["use"] == "ledger":
@@ -138,8 +143,9 @@ def newest(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
 
 
 def newest_stamped(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
-    """The newest with a time stamp of an authority."""
-    return next(_sound(session, policy, _newest_first().where(LedgerCheckpoint.time_stamp.is_not(None))), None)
+    """The newest with a time stamp of an authority; none that is dated later than now, or no new one would be asked for."""
+    stamped = LedgerCheckpoint.time_stamp.is_not(None), LedgerCheckpoint.created_at <= db.now(session)
+    return next(_sound(session, policy, _newest_first().where(*stamped)), None)
 
 
 def beyond(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:

@@ -369,6 +369,18 @@ def test_a_copy_with_a_late_date_keeps_no_signature_waiting(database: str) -> No
     assert mine.round(hurry=True) is not None
 
 
+def test_a_clock_that_was_ahead_stops_no_time_stamps(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = logs.notary()
+    stamped: list[str] = []
+    monkeypatch.setattr(mine, "_stamp", lambda note: stamped.append(note) or b"a stamp")
+    true = db.now
+    for days, expected in ((300, 1), (0, 2), (0, 2), (2, 3)):  # ahead; put right: asked anew; the same day; days later
+        monkeypatch.setattr(notary.db, "now", lambda session, days=days: true(session) + timedelta(days=days))
+        grow(1)
+        assert mine.round(hurry=True) is not None
+        assert len(stamped) == expected
+
+
 def test_an_entry_of_a_key_that_nobody_can_read_stops_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = logs.notary()
     mine.round()
