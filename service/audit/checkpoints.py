@@ -6,16 +6,18 @@ row says is passed over by everybody who looks for the newest, is no part of an 
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain
+from operator import add
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, case, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service import db, tenancy
@@ -171,7 +173,23 @@ def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int |
     chosen = _newest_first().where(LedgerCheckpoint.size > above)
     if size is not None:
         chosen = chosen.where(LedgerCheckpoint.size == size)
+    if policy.quorum not in (None, "none"):
+        chosen = chosen.where(_may_reach(policy, str(policy.quorum)))
     return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note)), None)
+
+
+def _may_reach(policy: Policy, name: str) -> ColumnElement[bool]:
+    """True for every note that reaches a quorum: it has a line of each witness that it takes, whatever that line is worth.
+
+    While a witness is away the newest ones lack its line, a thousand and more a day. Left to the signatures, each of them would
+    be checked again whenever somebody asks.
+    """
+    if (key := policy.witnesses.get(name)) is not None:
+        begins = base64.b64encode(key.id).decode()[:5]  # the sixth is of the signature, too
+        return LedgerCheckpoint.note.contains(f"— {key.name} {begins}", autoescape=True)
+    k, members = policy.groups[name]
+    lines = [case((_may_reach(policy, member), 1), else_=0) for member in members]
+    return reduce(add, lines) >= k
 
 
 def accepts(policy: Policy, note: str, *, quorum: bool = True, size: int | None = None) -> bool:
