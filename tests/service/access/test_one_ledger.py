@@ -119,6 +119,46 @@ def test_what_another_project_took_away_since_the_last_checkpoint_keeps_the_expo
         assert guarded.get("/audit/export.tar").status_code == 200
 
 
+@pytest.mark.parametrize("name", PROJECTS)
+def test_what_is_held_shredded_and_redacted_in_one_project_leaves_every_proof_good(
+    guarded: TestClient, owned: dict[str, Owned], name: str, tmp_path: Path
+) -> None:
+    mine = owned[name]
+    received = next(e.seq for e in entries() if e.request_id == mine.cancelled)
+    ours, theirs = person(name, "operator")[2], person(next(n for n in PROJECTS if n != name), "operator", "approver")[2]
+    second = person(name, "approver")[2]
+    guarded.app.state.settings = guarded.app.state.settings.model_copy(update={"four_eyes": "two"})  # type: ignore[attr-defined]
+    steps: list[tuple[str, dict[str, Any], int]] = [
+        (f"/unlearn-requests/{mine.cancelled}/legal-hold", {"hold": True, "ground": "legal_claim"}, 200),
+        (f"/audit/entries/{received}/shred", {"ground": "operator"}, 409),
+        (f"/unlearn-requests/{mine.cancelled}/legal-hold", {"hold": False, "ground": "legal_claim"}, 200),
+        (f"/audit/entries/{received}/shred", {"ground": "operator"}, 200),
+        ("/audit/redactions", {"seq": received, "reason": "personal_data"}, 202),
+    ]
+    for path, body, expected in steps:
+        with calling(guarded, theirs):
+            assert guarded.post(path, json=body).status_code == 404, path
+        with calling(guarded, ours):
+            answer = guarded.post(path, json=body)
+            assert answer.status_code == expected, (path, answer.text)
+    approve = f"/audit/redactions/{answer.json()['id']}/approve"
+    for key, expected in ((theirs, 404), (second, 200)):
+        with calling(guarded, key):
+            assert guarded.post(approve).status_code == expected
+    logs.notary().round(hurry=True)
+    with calling(guarded, mine.auditor):
+        (tmp_path / "dossier.zip").write_bytes(guarded.get(f"/unlearn-requests/{mine.cancelled}/dossier").content)
+    report = verify_dossier(tmp_path / "dossier.zip", policy_file(guarded, tmp_path))
+    assert (report.valid, report.facts.get("redacted")) == (True, [received]), report.reason
+    with (
+        calling(guarded, owned["default"].auditor),
+        tarfile.open(fileobj=io.BytesIO(guarded.get("/audit/export.tar").content)) as packed,
+    ):
+        packed.extractall(tmp_path, filter="data")
+    report = verify_ledger(tmp_path / "ledger", tmp_path / "trusted")
+    assert (report.valid, report.facts.get("shredded")) == (True, [received]), report.reason
+
+
 def test_the_keys_of_old_checkpoints_are_known_in_every_project(
     guarded: TestClient, owned: dict[str, Owned], caplog: pytest.LogCaptureFixture
 ) -> None:
