@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.access import names
 from service.auth import PUBLIC
 from service.config import Settings
 from service.errors import Unavailable, problems
@@ -65,11 +66,13 @@ def readyz(request: Request) -> Readiness:
     from service import migrate
 
     try:
-        current = migrate.current()
+        if migrate.current() != _head():
+            raise Unavailable("the database's schema is not this code's; run `expunge migrate`")
+        names.require_own()
     except SQLAlchemyError as error:
         raise Unavailable("the database does not answer") from error
-    if current != _head():
-        raise Unavailable("the database's schema is not this code's; run `expunge migrate`")
+    except names.NameTaken as error:
+        raise Unavailable(str(error)) from error
     looks: dict[Part, Callable[[Settings], bool]] = {"broker": broker_answers, "signer": signer_answers}
     missing = [part for part, answers in looks.items() if not answers(request.app.state.settings)]
     return Readiness(status="degraded" if missing else "ok", missing=missing)

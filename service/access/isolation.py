@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.sql.visitors import iterate
 
 from service import tenancy
+from service.access import names
 from service.access.tables import Principal, Project
 from service.audit.ledger import LOG_ID
 from service.tables import Checkpoint, LedgerEntry, Model, ModelVersion, Row, UnlearnRequest
@@ -37,11 +38,12 @@ class Unisolated(RuntimeError):
     """A statement, or a table, that no rule keeps a project's rows apart in."""
 
 
-def owned(columns: Mapping[str, Any], table: str, project: str) -> ColumnElement[bool]:
+def owned(columns: Mapping[str, Any], table: str, project: str, called: tuple[str, ...]) -> ColumnElement[bool]:
     """True for the project's rows.
 
     Args:
         columns: of the class where the rule must follow an alias, of the table where it must not be added again.
+        called: the project's names in the ledger; one, as a rule.
 
     Raises:
         Unisolated: no rule is for this table.
@@ -51,15 +53,17 @@ def owned(columns: Mapping[str, Any], table: str, project: str) -> ColumnElement
     if "project_id" in columns:
         return columns["project_id"] == project  # type: ignore[no-any-return]
     if "tenant" in columns:
-        return columns["tenant"] == tenancy.tenant(project)  # type: ignore[no-any-return]
+        name = columns["tenant"]  # of one name the index has the entries in their order
+        return name == called[0] if len(called) == 1 else name.in_(called)  # type: ignore[no-any-return]
     if "seq" in columns and "log_id" in columns:
         entries: Any = LedgerEntry.__table__
-        mine = select(entries.c.seq).where(entries.c.log_id == LOG_ID, owned(entries.c, entries.name, project))
+        mine = select(entries.c.seq).where(entries.c.log_id == LOG_ID, owned(entries.c, entries.name, project, called))
         return columns["seq"].in_(mine)  # type: ignore[no-any-return]
     for name, owner in OWNERS.items():
         if name in columns:
             theirs: Any = owner.__table__
-            return columns[name].in_(select(theirs.c.id).where(owned(theirs.c, theirs.name, project)))  # type: ignore[no-any-return]
+            owns = owned(theirs.c, theirs.name, project, called)
+            return columns[name].in_(select(theirs.c.id).where(owns))  # type: ignore[no-any-return]
     raise Unisolated(f"the table {table} belongs to no project and is not named as shared")
 
 
@@ -69,10 +73,10 @@ def isolated() -> tuple[type[Row], ...]:
     return tuple(one for one in classes if one.__tablename__ not in SHARED)
 
 
-def rule(kind: type[Row], project: str) -> ColumnElement[bool]:
+def rule(kind: type[Row], project: str, called: tuple[str, ...]) -> ColumnElement[bool]:
     """The rule for a class of rows. Raises: Unisolated."""
     columns = {column.name: attribute for attribute in kind.__mapper__.column_attrs for column in attribute.columns}
-    return owned({name: getattr(kind, one.key) for name, one in columns.items()}, kind.__tablename__, project)
+    return owned({name: getattr(kind, one.key) for name, one in columns.items()}, kind.__tablename__, project, called)
 
 
 @lru_cache(maxsize=1)
@@ -81,9 +85,9 @@ def _classes() -> dict[str, type[Row]]:
 
 
 @lru_cache(maxsize=4096)
-def _option(table: str, project: str, _tenant: str) -> Any:
+def _option(table: str, project: str, called: tuple[str, ...]) -> Any:
     kind = _classes()[table]
-    return with_loader_criteria(kind, rule(kind, project), include_aliases=True)
+    return with_loader_criteria(kind, rule(kind, project, called), include_aliases=True)
 
 
 @event.listens_for(OrmSession, "do_orm_execute")
@@ -98,5 +102,5 @@ def _keep_apart(state: ORMExecuteState) -> None:
         return
     if not state.is_orm_statement:
         raise Unisolated("a statement that names no class of rows cannot be kept within a project")
-    tenant = tenancy.tenant(project)
-    state.statement = statement.options(*(_option(table, project, tenant) for table in sorted(named)))
+    called = names.of(state.session, project)
+    state.statement = statement.options(*(_option(table, project, called) for table in sorted(named)))

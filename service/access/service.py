@@ -35,7 +35,7 @@ from service.audit import ledger
 from service.audit.leaves import LOCAL, Actor, rfc3339
 from service.db import now, reading
 from service.edge import writing
-from service.tables import new_id
+from service.tables import LedgerEntry, new_id
 from service.values import is_id
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ FIRST_KEY_DAYS = 30
 
 
 def create_project(project_id: str, *, actor: Actor, approvals: int = 0) -> Project:
-    """A new tenant. Raises: ProjectExists; also for the name that the ledger has for the first project."""
+    """A new tenant. Raises: ProjectExists; also for a name that the ledger has, or had, for the first project."""
     with tenancy.acting(None), writing() as session:
-        if project_id == tenancy.tenant(tenancy.HOME) or session.get(Project, project_id) is not None:
+        used = session.scalars(select(LedgerEntry.seq).where(LedgerEntry.tenant == project_id).limit(1)).first() is not None
+        if used or project_id == tenancy.tenant(tenancy.HOME) or session.get(Project, project_id) is not None:
             raise ProjectExists
         row = Project(id=project_id, created_at=now(session), created_by=str(actor), approvals=approvals)
         session.add(row)

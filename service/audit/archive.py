@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.audit import checkpoints, export, repository, trust
 from service.audit import legal as legal  # its event types are in the schemas, too
 from service.audit.export import Inconsistent, Private, Stored
@@ -62,8 +63,11 @@ def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def write(folder: Path, settings: Settings) -> dict[str, Any]:
-    """Lay the ledger out, as of one moment, in a folder that is not there yet. Returns its manifest. Raises: as `tar`."""
-    with snapshot() as session:
+    """Lay the ledger out, as of one moment, in a folder that is not there yet. Returns its manifest. Raises: as `tar`.
+
+    All of it, whoever asks: a tree is signed over every project's entries, and nobody could check a part of it.
+    """
+    with tenancy.acting(None), snapshot() as session:
         policy = trust.policy(settings)
         if (lost := checkpoints.beyond(session, policy)) is not None:
             raise Inconsistent(f"{lost.size} entries were signed, and here are {repository.size(session)}")

@@ -6,19 +6,21 @@ row says is passed over by everybody who looks for the newest, is no part of an 
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import chain
+from operator import add
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, case, select
 from sqlalchemy.orm import Session as OrmSession
 
-from service import db
+from service import db, tenancy
 from service.audit import repository
 from service.audit.leaves import KeyAdded, KeyRetired, rfc3339
 from service.audit.ledger import LOG_ID
@@ -54,10 +56,15 @@ def keys(session: OrmSession, policy: Policy) -> list[Key]:
 
 def told_of_keys(session: OrmSession) -> Iterator[tuple[str, str]]:
     """(action, vkey) of every entry about the log's keys, oldest first. One that is none of ours says nothing here; whoever
-    verifies the ledger is told of it."""
+    verifies the ledger is told of it.
+
+    They are the first project's, and everybody's checkpoints are signed with them.
+    """
     actions = LedgerEntry.action.in_((KeyAdded.action, KeyRetired.action))
     chosen = select(LedgerEntry.leaf).where(LedgerEntry.log_id == LOG_ID, actions, LedgerEntry.leaf.is_not(None))
-    for leaf in session.scalars(chosen.order_by(LedgerEntry.seq)):
+    with tenancy.acting(None):
+        leaves = session.scalars(chosen.order_by(LedgerEntry.seq))
+    for leaf in leaves:
         try:
             told = json.loads(leaf or b"")
             if told["public"]["use"] == "ledger":
@@ -138,8 +145,9 @@ def newest(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
 
 
 def newest_stamped(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
-    """The newest with a time stamp of an authority."""
-    return next(_sound(session, policy, _newest_first().where(LedgerCheckpoint.time_stamp.is_not(None))), None)
+    """The newest with a time stamp of an authority; none that is dated later than now, or no new one would be asked for."""
+    stamped = LedgerCheckpoint.time_stamp.is_not(None), LedgerCheckpoint.created_at <= db.now(session)
+    return next(_sound(session, policy, _newest_first().where(*stamped)), None)
 
 
 def beyond(session: OrmSession, policy: Policy) -> LedgerCheckpoint | None:
@@ -165,7 +173,23 @@ def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int |
     chosen = _newest_first().where(LedgerCheckpoint.size > above)
     if size is not None:
         chosen = chosen.where(LedgerCheckpoint.size == size)
+    if policy.quorum not in (None, "none"):
+        chosen = chosen.where(_may_reach(policy, str(policy.quorum)))
     return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note)), None)
+
+
+def _may_reach(policy: Policy, name: str) -> ColumnElement[bool]:
+    """True for every note that reaches a quorum: it has a line of each witness that it takes, whatever that line is worth.
+
+    While a witness is away the newest ones lack its line, a thousand and more a day. Left to the signatures, each of them would
+    be checked again whenever somebody asks.
+    """
+    if (key := policy.witnesses.get(name)) is not None:
+        begins = base64.b64encode(key.id).decode()[:5]  # the sixth is of the signature, too
+        return LedgerCheckpoint.note.contains(f"— {key.name} {begins}", autoescape=True)
+    k, members = policy.groups[name]
+    lines = [case((_may_reach(policy, member), 1), else_=0) for member in members]
+    return reduce(add, lines) >= k
 
 
 def accepts(policy: Policy, note: str, *, quorum: bool = True, size: int | None = None) -> bool:

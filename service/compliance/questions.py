@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from service import tenancy
 from service.audit import checkpoints
-from service.audit.leaves import ParentDisposed
 from service.audit.ledger import LOG_ID
 from service.certificates.dsse import payload_of
 from service.db import reading
@@ -27,6 +27,7 @@ from service.tables import (
     ModelVersion,
     RequestCompliance,
     UnlearnRequest,
+    VersionDisposition,
 )
 
 BATCH = 500
@@ -187,14 +188,12 @@ def _self_attested(_asked: Asking) -> Iterator[Row]:
         }
 
 
-def _parents_served(asked: Asking) -> Iterator[Row]:
-    told = entries(asked, LedgerEntry.action == ParentDisposed.action)
-    gone = {(e.model_id, public["versionId"]) for e, public in told if public["state"] in ("withdrawn", "destroyed")}
+def _parents_served(_asked: Asking) -> Iterator[Row]:
     parent = aliased(ModelVersion)
+    gone = VersionDisposition.version_id == parent.id, VersionDisposition.state.in_(("withdrawn", "destroyed"))
     chosen = select(ModelVersion.id, ModelVersion, parent).join(parent, parent.id == ModelVersion.parent_id)
-    for _, version, before in batches(chosen, ModelVersion.id):
-        if (before.model_id, before.id) in gone:
-            continue
+    # by the rows and not by the entries: the text of one of these may have been redacted
+    for _, version, before in batches(chosen.where(~exists().where(*gone)), ModelVersion.id):
         yield {
             "model_id": version.model_id,
             "parent_version_id": before.id,
@@ -264,7 +263,7 @@ def _taken_away(asked: Asking) -> Iterator[Row]:
 
 def _gaps(asked: Asking) -> Iterator[Row]:
     """Between two signed trees, before the first, and since the last: what happened there was unprotected for so long."""
-    with reading() as session:
+    with tenancy.acting(None), reading() as session:  # the ledger is one, and its first entry may be another project's
         began = session.scalars(select(LedgerEntry.at).where(LedgerEntry.log_id == LOG_ID, LedgerEntry.seq == 0)).first()
     if began is None:
         return
@@ -310,7 +309,7 @@ QUESTIONS: dict[str, Question] = {
         _self_attested,
     ),
     "parents-still-served": Question(
-        "Which versions were succeeded by a certified one, and no entry says that they were withdrawn or destroyed?",
+        "Which versions were succeeded by a certified one, and are not on record as withdrawn or destroyed?",
         ("model_id", "parent_version_id", "parent_number", "parent_digest", "checkpoint_id", "published_at"),
         _parents_served,
     ),

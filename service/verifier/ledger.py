@@ -41,8 +41,7 @@ def verify_ledger(
         witness_size: how many entries a witness says that it has seen.
     """
     known, present = Known(trusted(policy_file)), walk(directory)
-    sums = read(present.pop("SHA256SUMS", None), "SHA256SUMS")
-    require_sums(sums, {name: sha256(path) for name, path in present.items()})
+    require_sums(present.pop("SHA256SUMS", None), {name: sha256(path) for name, path in present.items()})
 
     def take(name: str) -> bytes:
         return read(present.pop(name, None), name)

@@ -3,6 +3,7 @@
 import base64
 import functools
 import hashlib
+import io
 import json
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 GOOD, TAMPERED, UNDECIDED, USAGE = 0, 1, 2, 3
 PAYLOAD_TYPE, BUNDLE = "application/vnd.in-toto+json", "application/vnd.dev.sigstore.bundle.v0.3+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-MAX_DOCUMENT_BYTES = 32 << 20
+MAX_DOCUMENT_BYTES, MAX_LINE_BYTES = 32 << 20, 8 << 10
 Args = ParamSpec("Args")
 
 
@@ -113,11 +114,15 @@ def require_same(named: Mapping[str, str], present: Mapping[str, str], by: str) 
             raise Tampered(f"{name} {wrong}")
 
 
-def require_sums(sums: bytes, present: Mapping[str, str]) -> None:
-    """Files against SHA256SUMS, in the form of coreutils."""
-    with about("SHA256SUMS"):
-        lines = [line.split("  ", 1) for line in sums.decode().removesuffix("\n").split("\n")]
-        named = {name: digest for digest, name in lines}
+def require_sums(sums: bytes | Path | None, present: Mapping[str, str]) -> None:
+    """Files against SHA256SUMS, in the form of coreutils. With every checkpoint it grows: only the files limit it."""
+    if sums is None:
+        raise Undecided("there is no SHA256SUMS")
+    named: dict[str, str] = {}
+    with about("SHA256SUMS"), io.BytesIO(sums) if isinstance(sums, bytes) else sums.open("rb") as lines:
+        while len(named) <= len(present) and (line := lines.readline(MAX_LINE_BYTES)):
+            digest, name = line.decode().removesuffix("\n").split("  ", 1)
+            named[name] = digest
     require_same(named, present, "SHA256SUMS")
 
 

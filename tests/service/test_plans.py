@@ -11,6 +11,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from service import db, tenancy
 from service.access import isolation  # noqa: F401 — the rule that adds the project to every statement
+from service.access.names import require_own
 from service.audit import repository as entries
 from service.audit.schemas import EntryQuery
 from service.datasets import repository as datasets
@@ -51,6 +52,7 @@ def plan_of(statement: Any, keys: tuple[InstrumentedAttribute[Any], ...], query:
     index to go by.
     """
     found: list[str] = []
+    require_own()  # what a process asks once, before the first statement in a project
     with db.transaction() as session:
         connection = session.connection()
         dialect = connection.dialect.name

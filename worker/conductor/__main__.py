@@ -14,6 +14,7 @@ from celery.signals import setup_logging
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import logs, migrate
+from service.access import names
 from service.audit.logsigner import SocketLog
 from service.audit.notary import Notary
 from service.certificates.signing import SocketSigner
@@ -61,7 +62,8 @@ def main(command: launch.Command = launch.torchrun) -> int:
     tracing.setup("worker")
     try:
         require_schema()
-    except NotMigrated as error:
+        names.require_own()
+    except (NotMigrated, names.NameTaken) as error:
         log.critical("worker.refused", extra={"why": str(error)})
         return 2
     room = make_room(settings, command)

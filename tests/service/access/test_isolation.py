@@ -26,7 +26,7 @@ def test_every_table_is_kept_apart_or_named_as_shared() -> None:
     names = {one.__tablename__ for one in isolation.isolated()}
     assert names | isolation.SHARED == set(Row.metadata.tables)
     for one in isolation.isolated():
-        assert isolation.rule(one, "a") is not None
+        assert isolation.rule(one, "a", ("a",)) is not None
 
 
 @pytest.fixture

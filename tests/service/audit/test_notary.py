@@ -369,6 +369,49 @@ def test_a_copy_with_a_late_date_keeps_no_signature_waiting(database: str) -> No
     assert mine.round(hurry=True) is not None
 
 
+def test_a_witness_that_is_away_for_long_costs_no_signature_checks(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What too few have seen is passed over by what its note says; a line that only looks like a witness's is checked."""
+    network = Network()
+    quorum = "group G 2 a b c_d\ngroup H all G e\nquorum H"
+    mine = witnessed(
+        tmp_path, network, "a.example", "b.example", "c_d.example", "e.example", quorum=quorum, monkeypatch=monkeypatch
+    )
+    seen = []
+    for down in ("b.example", "c_d.example", None, "a.example", "e.example", "a.example b.example"):
+        network.down = set((down or "").split())
+        grow(1)
+        row = mine.round(hurry=True)
+        assert row is not None
+        seen.append(row)
+    forged = seen[4].note + f"— e.example {logs.b64(policy().witnesses['e'].id + bytes(72))}\n"
+    with db.transaction() as session:
+        session.add(LedgerCheckpoint(log_id=1, size=seen[4].size, created_at=db.now(session), note=forged))
+    looked_at: list[str] = []
+    accepts = checkpoints.accepts
+    monkeypatch.setattr(checkpoints, "accepts", lambda policy, note: looked_at.append(note) or accepts(policy, note))
+    with db.reading() as session:
+        found = checkpoints.accepted(session, policy())
+        assert found is not None
+        assert (found.size, looked_at) == (seen[3].size, [forged, seen[3].note])
+        for row, expected in zip(seen, (True, True, True, True, False, False), strict=True):
+            assert accepts(policy(), row.note) == expected
+            assert (checkpoints.accepted(session, policy(), size=row.size) is not None) == expected
+
+
+def test_a_clock_that_was_ahead_stops_no_time_stamps(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = logs.notary()
+    stamped: list[str] = []
+    monkeypatch.setattr(mine, "_stamp", lambda note: stamped.append(note) or b"a stamp")
+    true = db.now
+    for days, expected in ((300, 1), (0, 2), (0, 2), (2, 3)):  # ahead; put right: asked anew; the same day; days later
+        monkeypatch.setattr(notary.db, "now", lambda session, days=days: true(session) + timedelta(days=days))
+        grow(1)
+        assert mine.round(hurry=True) is not None
+        assert len(stamped) == expected
+
+
 def test_an_entry_of_a_key_that_nobody_can_read_stops_nobody(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = logs.notary()
     mine.round()

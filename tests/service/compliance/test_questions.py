@@ -143,6 +143,10 @@ def test_parents_still_served(client: TestClient, model: Json, tmp_path: Path) -
     assert len(answer(client, "parents-still-served")) == 2  # kept apart is not gone
     assert client.post(f"/models/{model['id']}/versions/1/disposition", json={"state": "withdrawn"}).status_code == 201
     assert [r["parent_number"] for r in answer(client, "parents-still-served")] == [2]
+    for entry in entries("model.parent.disposed"):
+        client.post("/audit/redactions", json={"seq": entry.seq, "reason": "personal_data"})
+    assert [e.leaf for e in entries("model.parent.disposed")] == [None, None]
+    assert [r["parent_number"] for r in answer(client, "parents-still-served")] == [2]
 
 
 def _with_recipients(client: TestClient, model: Json, tmp_path: Path) -> str:

@@ -23,7 +23,7 @@ from service.verifier import ledger as verifier
 from service.verifier.certificate import verify_directory
 from service.verifier.ledger import tile, verify_ledger
 from service.verifier.proofs import verify_dossier
-from service.verifier.reading import GOOD, TAMPERED, Tampered, unjson
+from service.verifier.reading import GOOD, MAX_DOCUMENT_BYTES, TAMPERED, Tampered, Undecided, require_sums, unjson
 from tests.benchmarks.ledger import history
 from tests.service.certificates.doubles import FILES
 from tests.service.verifier.dossiers import dossier
@@ -65,6 +65,38 @@ def test_a_ledger_that_several_processes_look_at_is_read_as_strictly(tmp_path: P
     sums(export)
     report = verify_ledger(export, tmp_path / "policy")
     assert (report.status, report.reason.partition(":")[0]) == (TAMPERED, f"entry {odd}")
+
+
+def test_a_list_of_sums_is_as_long_as_there_are_files(tmp_path: Path) -> None:
+    """Every checkpoint adds a line: at one a minute, 32 MiB are full within the first year."""
+    present = {f"checkpoints/{seq}-0.note": f"{seq:064x}" for seq in range(1_000_000, 1_370_000)}
+    file = tmp_path / "SHA256SUMS"
+    file.write_text("".join(f"{digest}  {name}\n" for name, digest in present.items()))
+    assert file.stat().st_size > MAX_DOCUMENT_BYTES
+    require_sums(file, present)
+    name, digest = present.popitem()
+    for wrong, reason in (
+        ({}, "is missing"),
+        ({name: digest[::-1]}, "was changed"),
+        ({name: digest, "x": digest}, "is not named"),
+    ):
+        with pytest.raises(Tampered, match=reason):
+            require_sums(file, present | wrong)
+    with pytest.raises(Undecided):
+        require_sums(None, present)
+
+
+def test_a_list_of_sums_without_end_is_not_read_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "SHA256SUMS"
+    with file.open("wb") as huge:
+        huge.truncate(1 << 40)  # a hole: a line of a tebibyte
+    with pytest.raises(Tampered, match="SHA256SUMS is not readable"):
+        require_sums(file, {})
+    line = f"{'0' * 64}  x%d\n"
+    with file.open("w") as many:
+        many.writelines(line % n for n in range(5000))
+    with pytest.raises(Tampered, match="x0 is missing"):
+        require_sums(file, {})
 
 
 def test_the_verifier_can_be_read_in_one_sitting() -> None:

@@ -17,6 +17,7 @@ from service.audit.logsigner import open_folder
 from service.certificates import signing
 from service.config import get_settings
 from service.storage import get_store
+from tests.service.access.people import project
 from tests.worker.conductor import house as h
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -153,6 +154,21 @@ def test_a_worker_refuses_a_database_that_is_not_migrated(tmp_path: Path) -> Non
     )
     assert done.returncode == 2
     assert b"expunge migrate" in done.stderr
+
+
+@embedded
+def test_a_worker_refuses_to_write_in_another_project_s_name(database: str) -> None:
+    project("b")
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.conductor"],
+        cwd=ROOT,
+        env={**os.environ, "EXPUNGE_TENANT": "b"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"EXPUNGE_TENANT is b, and another project has this id" in done.stderr
 
 
 def test_the_conductor_imports_neither_torch_nor_the_engine() -> None:
