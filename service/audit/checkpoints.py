@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from itertools import chain
@@ -166,6 +167,25 @@ def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int |
     if size is not None:
         chosen = chosen.where(LedgerCheckpoint.size == size)
     return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note)), None)
+
+
+def of_origin(session: OrmSession, policy: Policy, origin: str, *, above: int) -> LedgerCheckpoint | None:
+    """The newest of a name that the ledger had before it went on under another, seen by enough witnesses if one was.
+
+    Its certificates of that time name that origin, and are proved by no other tree.
+
+    Args:
+        above: with more entries than that: the sequence number of an entry that it must cover.
+    """
+    believed = replace(policy, logs=[key for key in keys(session, policy) if key.name == origin])
+    chosen = _newest_first().where(
+        LedgerCheckpoint.size > above, LedgerCheckpoint.note.startswith(f"{origin}\n", autoescape=True)
+    )
+    for quorum in (True, False):
+        for row in _sound(session, policy, chosen):
+            if accepts(believed, row.note, quorum=quorum) and _is_root(session, Checkpoint.parse(Note.parse(row.note).text)):
+                return row
+    return None
 
 
 def accepts(policy: Policy, note: str, *, quorum: bool = True, size: int | None = None) -> bool:
