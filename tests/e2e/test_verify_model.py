@@ -80,5 +80,12 @@ def test_the_original_in_its_place_fails(published: Published) -> None:
 
 
 def test_without_the_data_or_the_original_it_is_inconclusive(published: Published) -> None:
-    status, answer = verify_model(str(published.checkpoint), "--original", published.example["model"])
+    status, answer = verify_model(str(published.checkpoint), *published.key, "--original", published.example["model"])
     assert (status, answer["verdict"]) == (3, "INCONCLUSIVE")
+    assert "--data" in answer["reason"]
+
+
+def test_an_unchecked_certificate_does_not_say_what_the_model_is_held_to(published: Published) -> None:
+    status, answer = verify_model(str(published.checkpoint), *published.brought())
+    assert (status, answer["verdict"]) == (3, "INCONCLUSIVE")
+    assert "--key" in answer["reason"]
