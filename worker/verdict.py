@@ -106,12 +106,18 @@ def decide(findings: Iterable[Finding], spec: Spec) -> Verdict:
 
     In place of a gating finding one that says that it is underpowered will do, but not of a check that measures forgetting:
     a policy that no true retrain could pass shows nothing to be forgotten. The tier is then not reached; see `tier_reached`.
+
+    ERROR, too, if a gating finding is not of the candidate, or a control not of the original: no signer would sign either. Nor
+    does an underpowered finding of another model excuse the candidate.
     """
     findings = tuple(findings)
+    if any(_misplaced(f) for f in findings):
+        return "ERROR"
     due = owed(spec)
     expected = {(name, k, c) for name, subjects in due.items() for k in subjects for c in _corruptions(name, spec)}
     gating = [f for f in findings if f.gating]
-    excused = {_about(f) for f in findings if f.underpowered and f.check not in MEASURES_FORGETTING}
+    mine = [f for f in findings if f.subject == "candidate"]
+    excused = {_about(f) for f in mine if f.underpowered and f.check not in MEASURES_FORGETTING}
     if unmeasured_units(spec) or expected - set(map(_about, gating)) - excused or unproved_references(findings, spec):
         return "ERROR"
     controls = [f for f in findings if f.control]
@@ -197,6 +203,11 @@ def unproved_references(findings: Iterable[Finding], spec: Spec) -> list[int]:
     looks = [f for f in findings if f.subject == "reference" and f.check in LOOKS_AT_REFERENCE.values() and f.comparator]
     shown = {k: [f.passed is True for f in looks if f.class_index == k] for k in spec.all_forgotten}
     return [k for k, passed in shown.items() if not passed or not all(passed)]
+
+
+def _misplaced(finding: Finding) -> bool:
+    """Would its word count for another model than it is of? The original passes nothing on the candidate's behalf."""
+    return (finding.gating and finding.subject != "candidate") or (finding.control and finding.subject != "original")
 
 
 def _about(finding: Finding) -> tuple[str, int | None, MaskSpec | None]:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, reduce
 from itertools import chain
@@ -173,9 +174,12 @@ def accepted(session: OrmSession, policy: Policy, *, above: int = 0, size: int |
     chosen = _newest_first().where(LedgerCheckpoint.size > above)
     if size is not None:
         chosen = chosen.where(LedgerCheckpoint.size == size)
-    if policy.quorum not in (None, "none"):
-        chosen = chosen.where(_may_reach(policy, str(policy.quorum)))
-    return next((row for row in _sound(session, policy, chosen) if accepts(policy, row.note)), None)
+    return next((row for row in _sound(session, policy, _likely(policy, chosen)) if accepts(policy, row.note)), None)
+
+
+def _likely(policy: Policy, chosen: Select[Any]) -> Select[Any]:
+    """Those of them that may reach the quorum."""
+    return chosen if policy.quorum in (None, "none") else chosen.where(_may_reach(policy, str(policy.quorum)))
 
 
 def _may_reach(policy: Policy, name: str) -> ColumnElement[bool]:
@@ -190,6 +194,25 @@ def _may_reach(policy: Policy, name: str) -> ColumnElement[bool]:
     k, members = policy.groups[name]
     lines = [case((_may_reach(policy, member), 1), else_=0) for member in members]
     return reduce(add, lines) >= k
+
+
+def of_origin(session: OrmSession, policy: Policy, origin: str, *, above: int) -> LedgerCheckpoint | None:
+    """The newest of a name that the ledger had before it went on under another, seen by enough witnesses if one was.
+
+    Its certificates of that time name that origin, and are proved by no other tree.
+
+    Args:
+        above: with more entries than that: the sequence number of an entry that it must cover.
+    """
+    believed = replace(policy, logs=[key for key in keys(session, policy) if key.name == origin])
+    chosen = _newest_first().where(
+        LedgerCheckpoint.size > above, LedgerCheckpoint.note.startswith(f"{origin}\n", autoescape=True)
+    )
+    for quorum in (True, False):
+        for row in _sound(session, policy, _likely(believed, chosen) if quorum else chosen):
+            if accepts(believed, row.note, quorum=quorum) and _is_root(session, Checkpoint.parse(Note.parse(row.note).text)):
+                return row
+    return None
 
 
 def accepts(policy: Policy, note: str, *, quorum: bool = True, size: int | None = None) -> bool:

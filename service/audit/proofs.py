@@ -28,8 +28,12 @@ def first_of(session: OrmSession, request_id: str) -> int | None:
     return session.scalars(select(LedgerEntry.seq).where(*key)).first()
 
 
-def tlog_proof(session: OrmSession, seq: int) -> str | None:
+def tlog_proof(session: OrmSession, seq: int, *, origin: str | None = None) -> str | None:
     """A C2SP tlog-proof of an entry in the newest checkpoint that the policy accepts; its `extra` is the entry's bytes.
+
+    Args:
+        origin: the ledger's name that whoever asks goes by. Where that was its name before, the newest checkpoint of then, if
+            one covers the entry.
 
     Returns:
         None: no such checkpoint covers it yet, or there is no such entry. An entry that was redacted has no `extra`.
@@ -41,7 +45,10 @@ def tlog_proof(session: OrmSession, seq: int) -> str | None:
         policy = trust.policy(get_settings())
     except trust.NoLogKey:
         return None
-    row = checkpoints.accepted(session, policy, above=seq)
+    row = None
+    if origin is not None and origin not in {key.name for key in policy.logs}:
+        row = checkpoints.of_origin(session, policy, origin, above=seq)
+    row = row or checkpoints.accepted(session, policy, above=seq)
     return None if row is None else in_checkpoint(session, seq, row)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import rfc8785
 from fastapi import Request, Response
@@ -14,6 +16,7 @@ from sqlalchemy.orm import Session as OrmSession
 from service.audit import proofs, trust
 from service.audit.leaves import CertificateIssued, PlanCommitted
 from service.certificates import publication
+from service.certificates.dsse import payload_of
 from service.checkpoints import repository
 from service.config import get_settings
 from service.downloads import unchanged
@@ -96,10 +99,18 @@ def _later(session: OrmSession, row: Checkpoint, path: str) -> str:
     seq = _entry(session, row, CertificateIssued.action if path == publication.ISSUED else PlanCommitted.action)
     if seq is None:  # older releases recorded no plan
         raise FileNotFound
-    proof = proofs.tlog_proof(session, seq)
+    proof = proofs.tlog_proof(session, seq, origin=_origin(row))
     if proof is None:
         raise NotYetSigned("the entry is in the ledger; a checkpoint that covers it follows, within a minute as a rule")
     return proof
+
+
+def _origin(row: Checkpoint) -> str | None:
+    """The ledger's name in the certificate, which is not its present one where it had to go on under another; older releases
+    named none."""
+    said: dict[str, Any] = json.loads(payload_of(row.certificate)).get("predicate", {})
+    named: str | None = said.get("certificate", {}).get("ledger", {}).get("origin")
+    return named
 
 
 def _entry(session: OrmSession, row: Checkpoint, action: str) -> int | None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, or_, select, update
@@ -35,6 +35,8 @@ VALID = timedelta(hours=24)
 SIGNER_SECONDS = 5.0
 CLAIM = timedelta(seconds=2 * SIGNER_SECONDS)
 POLL_SECONDS = 0.05
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+"""Numbers are at least the seconds since then: a column of 32 bits holds them until 2094."""
 
 
 class SignerAway(Unavailable):
@@ -101,7 +103,9 @@ def _claim(number: int) -> datetime | None:
 def _renew(settings: Settings, number: int, claimed: datetime) -> None:
     with snapshot() as session:
         at, key = now(session), _key(settings)
-        said = _statement(session, settings, number + 1, at)
+        # a database that came back from a backup has forgotten the numbers since
+        following = max(number + 1, int((at - FIRST).total_seconds()))
+        said = _statement(session, settings, following, at)
     free: dict[str, Any] = {"claimed_until": None}
     try:
         bundle = SocketSigner(settings.socket_path, timeout=SIGNER_SECONDS).sign_revocations(said)
@@ -110,7 +114,7 @@ def _renew(settings: Settings, number: int, claimed: datetime) -> None:
         raise SignerAway from error
     text = json.dumps(bundle, separators=(",", ":"))
     count = len(said["predicate"]["revoked"])
-    fresh = {"number": number + 1, "revoked": count, "key_sha256": key, "next_update": at + VALID, "bundle": text}
+    fresh = {"number": following, "revoked": count, "key_sha256": key, "next_update": at + VALID, "bundle": text}
     _put(number, claimed, {**fresh, **free})
 
 

@@ -4,7 +4,9 @@ Nobody's word is taken: not for the verdict, which follows from the findings, an
 numbers. Numbers are integers or decimal strings, as in the statement.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
@@ -40,6 +42,9 @@ EXACT, PROVES = frozenset({"retrain"}), frozenset[str]()
 """Methods that train anew without what is forgotten; methods that come with a proof, of which there are none yet."""
 SPENT = frozenset({"FAIL", "INCONCLUSIVE", "diverged"})
 """How an attempt before the one that passed may have ended."""
+NAMES = frozenset({"name", "kind", "verifier", "sampler"})
+"""Fields of a policy that are words, and so no numbers even where they look like some."""
+FRACTION = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 class Unreadable(ValueError):
@@ -53,15 +58,39 @@ def shortcomings(predicate: Mapping[str, Any]) -> list[str]:
         Unreadable: something of it is missing, or is of another kind.
     """
     try:
-        rules = (_of_findings, _of_attempts, _of_retain_data, _of_claim, _of_approval)
+        rules = (_of_policy, _of_findings, _of_attempts, _of_retain_data, _of_claim, _of_approval)
         return [words for rule in rules for words, broken in rule(predicate).items() if broken]
-    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError, RecursionError) as error:
         raise Unreadable("the claim or its findings are not readable") from error
+
+
+def policy_digest(stated: Mapping[str, Any]) -> str:
+    """SHA-256 of a policy as a statement has it, with its decimal strings read as the fractions that they were.
+
+    Of the JSON with sorted keys and fractions as floats: the form in which the ledger's `plan.committed` has hashed it.
+    """
+    text = json.dumps(_as_committed(stated), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_committed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: one if key in NAMES else _as_committed(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_committed(one) for one in value]
+    return float(value) if isinstance(value, str) and FRACTION.fullmatch(value) else value
+
+
+def _of_policy(predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """What is owed is read from the policy, and what was committed to before the run is its digest: of this very document."""
+    plan = predicate["plan"]
+    return {"its policy is not the one that its policySha256 names": policy_digest(plan["policy"]) != plan["policySha256"]}
 
 
 def _of_findings(predicate: Mapping[str, Any]) -> dict[str, Any]:
     """All that the policy owes a finding on has one, and what is said to be forgotten was measured beside a control. That there
-    were too few items to show anything is said instead of a finding, but not by a check that measures forgetting."""
+    were too few items to show anything is said instead of a finding, but not by a check that measures forgetting. What passes
+    must be the candidate, and what fails the original: the other one's number says nothing of either."""
     policy, findings, forgotten = predicate["plan"]["policy"], predicate["verification"]["findings"], _forgotten(predicate)
     gating, controls = [f for f in findings if f["gating"]], [f for f in findings if f["control"]]
     checks = {check["verifier"] for check in policy["checks"]}
@@ -71,11 +100,14 @@ def _of_findings(predicate: Mapping[str, Any]) -> dict[str, Any]:
         for k in forgotten.get(_unit(name) or "", [None])
         for corruption in (policy.get("sampling", {}).get("corruptions") if name in COMPLETES else None) or [None]
     }
-    excused = [f for f in findings if f.get("underpowered") is True and f["check"] not in MEASURES_FORGETTING]
+    mine = [f for f in findings if f["subject"] == "candidate"]
+    excused = [f for f in mine if f.get("underpowered") is True and f["check"] not in MEASURES_FORGETTING]
     measured = {MEASURES_FORGETTING[name] for name in checks & MEASURES_FORGETTING.keys()}
     return {
         "its verdict is not PASS": predicate["verification"]["verdict"] != "PASS",
         "a gating finding did not pass": not gating or any(f["passed"] is not True for f in gating),
+        "a gating finding is not of the candidate": any(f["subject"] != "candidate" for f in gating),
+        "a control is not of the original": any(f["subject"] != "original" for f in controls),
         "a control did not fail": any(f["passed"] is not False for f in controls),
         "a finding's own numbers say otherwise than it does": any(
             f["passed"] is not _meets(f) for f in (*gating, *controls) if f["passed"] is not None

@@ -168,6 +168,68 @@ def test_other_evidence_than_the_certificate_names_is_named(published: Published
     refused(verify(published, logged=False), "")
 
 
+# ------------------------------------------------------------------------------------------- what was owed and what was found
+
+
+def weaken(said: Any) -> None:
+    """The digest stands in the ledger; what is owed, in the document beside it."""
+    said["plan"]["policy"]["checks"] = [one for one in said["plan"]["policy"]["checks"] if one["verifier"] == "forget_rate"]
+    said["verification"]["findings"] = [one for one in said["verification"]["findings"] if one["check"] == "forget_rate"]
+
+
+def loosen(said: Any) -> None:
+    said["plan"]["policy"]["checks"][1]["params"]["max_rate"] = "0.5"
+
+
+def another_name(said: Any) -> None:
+    said["plan"]["policy"]["name"] = "strict-v1"
+
+
+def another_digest(said: Any) -> None:
+    said["plan"]["policySha256"] = "00" * 32
+
+
+def taken_of(role: str, subject: str) -> Callable[[Any], None]:
+    """The finding on forgetting that gates, or that is the control, is of another model."""
+
+    def change(said: Any) -> None:
+        for one in said["verification"]["findings"]:
+            if one["check"] == "forget_rate" and one[role]:
+                one["subject"] = subject
+
+    return change
+
+
+UNCOMMITTED = "its policy is not the one that its policySha256 names"
+
+
+@pytest.mark.parametrize(
+    ("attack", "named"),
+    [
+        (weaken, UNCOMMITTED),
+        (loosen, UNCOMMITTED),
+        (another_name, UNCOMMITTED),
+        (another_digest, UNCOMMITTED),
+        (taken_of("gating", "original"), "a gating finding is not of the candidate"),
+        (taken_of("control", "candidate"), "a control is not of the original"),
+        (taken_of("control", "reference"), "a control is not of the original"),
+    ],
+)
+def test_another_policy_or_another_models_findings_are_refused_by_signer_and_verifier(
+    published: Published, attack: Callable[[Any], None], named: str
+) -> None:
+    """Whoever holds the worker says what was measured, but not what was owed: that was committed to before the run."""
+    attack(published.statement["predicate"])
+    published.sign(published.statement)
+    refused(verify(published), named)
+    refused(verify(published, logged=False), named)
+    signer = KeySigner(dsse.key_of(published.key), MemoryStore())
+    asked = a_statement()
+    attack(asked["predicate"])
+    with pytest.raises(SigningRefused, match=named):
+        signer.sign(a_publication(asked))
+
+
 # -------------------------------------------------------------------------------------------------------- in the ledger
 
 

@@ -23,6 +23,10 @@ class Published:
     example: dict[str, Any]
     folder: Path
 
+    @property
+    def key(self) -> list[str]:
+        return ["--key", str(self.checkpoint.parent / "signing.pub")]
+
     def brought(self) -> list[str]:
         held_out = self.folder / "held_out.json"
         held_out.write_text(json.dumps(self.example["held_out_ids"]))
@@ -49,9 +53,8 @@ def verify_model(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 def test_the_certified_checkpoint_passes_and_every_finding_is_the_same_to_the_last_digit(published: Published) -> None:
     """On one machine: elsewhere the last digits of sums may differ, and the verdict may not."""
-    key = ["--key", str(published.checkpoint.parent / "signing.pub")]
     status, answer = verify_model(
-        str(published.checkpoint), *published.brought(), *key, "--out", str(published.folder / "seen")
+        str(published.checkpoint), *published.brought(), *published.key, "--out", str(published.folder / "seen")
     )
     assert (status, answer["verdict"]) == (0, "PASS"), answer["reason"]
     assert answer["signature"] == "verified"
@@ -62,7 +65,8 @@ def test_the_certified_checkpoint_passes_and_every_finding_is_the_same_to_the_la
 
 
 def test_it_passes_with_another_seed_and_by_the_policys_name(published: Published) -> None:
-    status, answer = verify_model(str(published.checkpoint), *published.brought(), "--policy", "basic-v1", "--seed", "12345")
+    others = ["--policy", "basic-v1", "--seed", "12345"]
+    status, answer = verify_model(str(published.checkpoint), *published.brought(), *published.key, *others)
     assert (status, answer["seed"]) == (0, 12345), answer["reason"]
     assert (answer["certificate"]["same_policy"], answer["certificate"]["same_seed"]) == (True, False)
 
@@ -76,5 +80,12 @@ def test_the_original_in_its_place_fails(published: Published) -> None:
 
 
 def test_without_the_data_or_the_original_it_is_inconclusive(published: Published) -> None:
-    status, answer = verify_model(str(published.checkpoint), "--original", published.example["model"])
+    status, answer = verify_model(str(published.checkpoint), *published.key, "--original", published.example["model"])
     assert (status, answer["verdict"]) == (3, "INCONCLUSIVE")
+    assert "--data" in answer["reason"]
+
+
+def test_an_unchecked_certificate_does_not_say_what_the_model_is_held_to(published: Published) -> None:
+    status, answer = verify_model(str(published.checkpoint), *published.brought())
+    assert (status, answer["verdict"]) == (3, "INCONCLUSIVE")
+    assert "--key" in answer["reason"]

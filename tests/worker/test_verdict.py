@@ -52,6 +52,16 @@ def test_everything_passed_is_a_pass() -> None:
     assert decide(passed(), spec()) == "PASS"
 
 
+@pytest.mark.parametrize("subject", ["original", "parent", "reference"])
+def test_another_models_finding_passes_nothing_for_the_candidate(subject: str) -> None:
+    """That the original passes says nothing of the candidate; and a control that another model failed sees nothing."""
+    assert decide([f if f.control else f.model_copy(update={"subject": subject}) for f in passed()], spec()) == "ERROR"
+    weak = finding("integrity", subject=subject, gating=False, passed=None, underpowered=True)
+    assert decide([*without(passed(), "integrity"), weak], spec()) == "ERROR"
+    if subject != "original":
+        assert decide([f.model_copy(update={"subject": subject}) if f.control else f for f in passed()], spec()) == "ERROR"
+
+
 def test_a_check_without_a_gating_finding_is_an_error() -> None:
     assert decide(without(passed(), "integrity"), spec()) == "ERROR"
 

@@ -1,7 +1,7 @@
 """What the certificate beside a checkpoint says, as far as it may be used to verify the checkpoint again.
 
 Whoever brings the signer's key has the signature verified first, as `expunge verify` does. Without it the certificate is a
-stranger's word: it may say what is to be looked for, under which seed and policy, but not that something need not be looked at.
+stranger's word: it may say what is to be looked for, but not how hard, nor that something need not be looked at.
 """
 
 from __future__ import annotations

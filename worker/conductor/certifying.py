@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -54,6 +55,15 @@ class Times:
         return {"startedAt": self.started, "finishedAt": self.finished}
 
 
+def began(session: OrmSession, request_id: str) -> datetime:
+    """When the engine begins: by the database's clock, but not before the plan that is committed by now.
+
+    The ledger's time never goes back, and a clock does, when it is set or another server takes over: the plan would seem to
+    have come after the run, and whoever verifies the certificate would be right to refuse it.
+    """
+    return max(db.now(session), _plan(session, request_id).at)
+
+
 def certify(
     heart: Heart,
     settings: Settings,
@@ -75,7 +85,7 @@ def certify(
     prompts = {"promptsSha256": certificate.prompts_digest(plan.prompts)} if family.prompts else {}
     statement = certificate.build(
         checkpoint_id=checkpoint_id,
-        issued_at=rfc3339(heart.write(db.now)),
+        issued_at=max(times.finished, rfc3339(heart.write(db.now))),
         issuer=settings.tenant,
         request={"id": heart.lease.request_id, "fence": heart.lease.fence},
         model={"id": plan.model_id, "version": plan.number, "digest": digest, **prompts},
@@ -95,7 +105,7 @@ def certify(
         proxy={"id": plan.proxy.id, "digest": plan.proxy.digest} if plan.proxy else None,
         ledger={
             "origin": origin,
-            "planSeq": heart.write(lambda session: _plan_seq(session, heart.lease.request_id)),
+            "planSeq": heart.write(lambda session: _plan(session, heart.lease.request_id).seq),
         },
         commitment=commit(committed.leaves).as_json(),
         times=times.as_json(),
@@ -178,9 +188,9 @@ def _certificate(session: OrmSession, row: Checkpoint) -> dict[str, Any]:
     return said | ({"revokedAt": rfc3339(taken_back.at), "reason": taken_back.reason} if taken_back else {})
 
 
-def _plan_seq(session: OrmSession, request_id: str) -> int:
-    """Where the plan of this attempt stands in the ledger: the last one of its request."""
-    chosen = select(LedgerEntry.seq).where(LedgerEntry.request_id == request_id, LedgerEntry.action == PlanCommitted.action)
+def _plan(session: OrmSession, request_id: str) -> LedgerEntry:
+    """The ledger's entry of the plan of this attempt: the last one of its request."""
+    chosen = select(LedgerEntry).where(LedgerEntry.request_id == request_id, LedgerEntry.action == PlanCommitted.action)
     return session.scalars(chosen.order_by(LedgerEntry.seq.desc()).limit(1)).one()
 
 

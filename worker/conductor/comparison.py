@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -13,6 +14,7 @@ from worker.contract import Report, document_digest, document_json
 
 STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "VOID": 4, "ERROR": 4}
 NUMBERS = ("value", "lower95", "upper95", "threshold", "n", "count")
+ABOUT = ("check", "metric", "subject", "class_index")
 WORDS = ("passed", "gating", "control", "comparator")
 """Of a finding, what must be found again: a verdict rests on bounds and thresholds, not on values alone."""
 
@@ -58,28 +60,30 @@ def against_certificate(dossier: Dossier, report: Report | None) -> Json | None:
     said = dossier.certificate.predicate
     same_policy = said["plan"]["policySha256"] == document_digest(dossier.spec.policy)
     same_seed = int(said["verification"]["seed"]) == dossier.spec.verification_seed
-    compared: Json = {"findings": None, "findings_equal": None}
+    compared: Json = {"findings": None, "findings_here": None, "findings_equal": None}
     if report is not None and same_policy and same_seed:
-        theirs = {_about(f): f for f in said["verification"]["findings"]}
-        ours = {_about(document_json(f)): document_json(f) for f in report.findings}
-        equal = [key for key in theirs if key in ours and _same(theirs[key], ours[key])]
-        compared = {"findings": len(theirs), "findings_equal": len(equal)}
+        # several may be about the same, one for each setting of a sweep: each is to be found again as often as it was
+        theirs = Counter(map(_identity, said["verification"]["findings"]))
+        ours = Counter(_identity(document_json(f)) for f in report.findings)
+        compared = {"findings": theirs.total(), "findings_here": ours.total(), "findings_equal": (theirs & ours).total()}
     return {"id": said["certificate"]["id"], "same_policy": same_policy, "same_seed": same_seed, **compared}
 
 
-def _about(finding: Mapping[str, Any]) -> tuple[str, ...]:
+def _identity(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    """What it is about, its words and its numbers, but for the sentence. Certificates hold fractions as decimal strings."""
     corruption = finding.get("corruption")
     hidden = "" if not isinstance(corruption, dict) else "/".join(str(corruption.get(key)) for key in ("kind", "ratio", "seed"))
-    return (*(str(finding.get(key)) for key in ("check", "metric", "subject", "class_index")), hidden)
+    return (*(repr(finding.get(key)) for key in (*ABOUT, *WORDS)), hidden, *(_number(finding.get(key)) for key in NUMBERS))
 
 
-def _same(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """The same words and the same numbers, but for the sentence. Certificates hold fractions as decimal strings."""
+def _number(value: Any) -> str:
+    """The same text for 1, 1.0 and "1.00"; what is no number is like nothing that was measured."""
+    if value is None:
+        return "none"
     try:
-        numbers = [[None if f.get(key) is None else Decimal(str(f[key])) for key in NUMBERS] for f in (theirs, ours)]
+        return str(Decimal(str(value)).normalize())
     except InvalidOperation:
-        return False
-    return numbers[0] == numbers[1] and all(theirs.get(key) == ours.get(key) for key in WORDS)
+        return repr(value)
 
 
 def sentences(answer: Answer) -> str:
@@ -94,11 +98,12 @@ def sentences(answer: Answer) -> str:
         lines.append(f"  policy {said['policy']['name']} ({said['policy']['sha256']}), seed {said['seed']}")
     if said["certificate"] and said["certificate"]["findings"] is not None:
         equal, of = said["certificate"]["findings_equal"], said["certificate"]["findings"]
-        lines.append(f"  {equal} of {of} findings of the certificate were found again, to the last digit")
+        here = said["certificate"]["findings_here"]
+        lines.append(f"  {equal} of {of} findings of the certificate were found again, to the last digit, among {here} here")
     if said["signature"] == "verified":
         lines.append("  the certificate's signature was verified")
     elif said["signature"]:
         lines.append(
-            "  the certificate's signature was not checked (--key FILE does that): what it asks for is a stranger's word"
+            "  the certificate's signature was not checked (--key FILE does that): what was forgotten is a stranger's word"
         )
     return "\n".join(lines)

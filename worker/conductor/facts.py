@@ -28,10 +28,13 @@ def gather(wanted: Wanted, certificate: Certificate | None) -> Json:
 
     Raises:
         Misused: a name, a file or a policy that is none, or none that fits.
-        Undecidable: ids, prompts or classes are missing, or are not those that the certificate names.
+        Undecidable: ids, prompts or classes are missing, or are not those that the certificate names; or its signature was not
+            checked, and the caller does not say what the model is held to.
         Unsound: the certificate contradicts itself.
     """
     said = certified.claims(certificate) if certificate is not None else {}
+    if certificate is not None and not certificate.verified:
+        said = _of_a_stranger(wanted, said)
     family, names = wanted.family or said.get("family"), tuple(wanted.class_names) or said.get("class_names", ())
     if family not in get_catalogue().families:
         raise Misused(f"expected --family, one of: {', '.join(sorted(get_catalogue().families))}")
@@ -60,6 +63,20 @@ def gather(wanted: Wanted, certificate: Certificate | None) -> Json:
     }
     retain = RetainData(proxy_classes=proxies) if proxies else None
     return facts | {"retain": retain, "policy": _policy(wanted, said, facts)}
+
+
+def _of_a_stranger(wanted: Wanted, said: Json) -> Json:
+    """What an unverified certificate is believed: what to look for, never how hard.
+
+    Its policy may let everything pass, its method leave nothing frozen, and its seed be the luckiest of a thousand.
+    """
+    lacking = [name for name, given in (("--policy", wanted.policy), ("--method", wanted.method)) if given is None]
+    if lacking:
+        raise Undecidable(
+            "the certificate says what the model is held to, and its signature was not checked: "
+            f"expected the signer's key (--key), or {' and '.join(lacking)}"
+        )
+    return {name: one for name, one in said.items() if name not in ("policy", "method", "params", "verification_seed")}
 
 
 def _recipe(wanted: Wanted, said: Mapping[str, Any], family: str, unit: catalogue.Unit) -> tuple[str, Json]:

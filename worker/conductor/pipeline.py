@@ -135,10 +135,10 @@ def _attempt(room: Room, heart: Heart) -> str:
 def _work(room: Room, heart: Heart, job: JobDirectory) -> None:
     with tracing.span("staging"):
         plan = _stage(room, heart, job)
-    started = rfc3339(heart.write(db.now))
+    started = heart.write(lambda session: certifying.began(session, heart.lease.request_id))
     with tracing.span("unlearning"):
         manifest = _unlearn(room, heart, job, plan)
-    times = Times(started, rfc3339(heart.write(db.now)))
+    times = Times(rfc3339(started), rfc3339(max(started, heart.write(db.now))))
     with tracing.span("verifying"):
         report = _verify(room, heart, job, plan, manifest)
     with tracing.span("certifying"):

@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("directory", type=Path, metavar="DIR", help="the published files, and their certificate")
     options.add_argument("--key", type=Path, metavar="FILE", help="the signer's public key: its signature is verified first")
-    options.add_argument("--policy", metavar="NAME|FILE", help="default: the certificate's own")
+    options.add_argument("--policy", metavar="NAME|FILE", help="default: the certificate's own, with --key")
     options.add_argument("--data", type=Path, metavar="DIR", help="the dataset: a folder, or an .npz file")
     options.add_argument("--held-out", type=Path, metavar="FILE", help="JSON list of ids that only verification may look at")
     options.add_argument("--original", type=Path, metavar="DIR", help="the model before any forgetting")
@@ -94,13 +94,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--family", help="of the model; default: as the certificate says")
     options.add_argument("--class", dest="class_names", action="append", default=[], metavar="NAME", help="in index order")
     options.add_argument("--prompts", type=Path, metavar="FILE", help="JSON object: a prompt by class name")
-    options.add_argument("--method", metavar="NAME", help="that it was made with; default: as the certificate says")
+    options.add_argument("--method", metavar="NAME", help="it was made with; default: the certificate's, with --key")
     options.add_argument("--params", type=Path, metavar="FILE", help="JSON object: parameters of --method; default: its own")
     options.add_argument(
         "--proxy-class", dest="proxy_classes", nargs="*", action="extend", metavar="CLASS",
         help="set aside, not to be retained; without a name: none is. Default: the certificate's, with --key",
     )  # fmt: skip
-    options.add_argument("--seed", type=_count, help="of verification; default: the certificate's, or a new one")
+    options.add_argument("--seed", type=_count, help="default: the certificate's, with --key, or a new one")
     options.add_argument("--ranks", type=_count, default=1, help="processes to verify with")
     options.add_argument("--out", type=Path, metavar="DIR", help="where to leave report, pictures and log")
     options.add_argument("--json", action="store_true", help="print one JSON object")

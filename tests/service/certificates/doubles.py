@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,16 @@ class MemoryStore:
 
     def open(self, digest: str) -> io.BytesIO:
         return io.BytesIO(self.blobs[digest])
+
+
+CHECKS = [{"verifier": name, "params": {}} for name in ("integrity", "forget_rate", "sample_membership")]
+POLICY: dict[str, Any] = {"name": "test", "checks": CHECKS}
+"""It serves classes and samples."""
+
+
+def policy_sha256(policy: Mapping[str, Any]) -> str:
+    """A policy's digest as the worker commits to it; see `worker.contract.document_digest`."""
+    return hashlib.sha256(json.dumps(policy, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def finding(**changes: Any) -> dict[str, Any]:
@@ -72,16 +83,13 @@ def a_statement(
     kind: str | None = None,
     **wish: Any,
 ) -> dict[str, Any]:
-    """A sound statement; `wish` replaces fields of its spec, which forgets class 3, and `ran` of its manifest.
-
-    Its policy serves classes and samples.
-    """
+    """A sound statement; `wish` replaces fields of its spec, which forgets class 3, and `ran` of its manifest."""
     wish = {"forget_classes": [3], "forget_samples": [], "forgotten_classes": [], "forgotten_samples": [], **wish}
     if findings is None:
         findings = sound_findings(
             [*wish["forget_classes"], *wish["forgotten_classes"]], any([wish["forget_samples"], wish["forgotten_samples"]])
         )
-    checks = [{"verifier": name, "params": {}} for name in ("integrity", "forget_rate", "sample_membership")]
+    policy = wish.pop("policy", POLICY)
     return statement.build(
         checkpoint_id="ckpt_1",
         issued_at="2026-11-21T10:00:00Z",
@@ -97,7 +105,7 @@ def a_statement(
             "method": "sfron",
             "seed": 0,
             "ranks": 1,
-            "policy": {"name": "test", "checks": checks},
+            "policy": policy,
             "verification_seed": 7,
             **wish,
         },
@@ -114,7 +122,7 @@ def a_statement(
         },
         report={
             "verdict": "PASS",
-            "policy_digest": "22" * 32,
+            "policy_digest": policy_sha256(policy),
             "judges": [],
             "findings": findings,
             "environment": {"torch": "2.13.0"},
@@ -128,6 +136,12 @@ def a_statement(
         kind=kind,
         ledger=LEDGER,
     )
+
+
+def held_to(said: dict[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The same statement under this policy, digest and all, as if it had been committed to."""
+    said["predicate"]["plan"].update(policy=statement.decimals(policy), policySha256=policy_sha256(policy))
+    return said
 
 
 PROXY = {"id": "dset_2", "digest": "77" * 32}

@@ -12,9 +12,20 @@ import rfc8785
 from service.catalogue import get_catalogue
 from service.certificates.limits import SELF_APPROVED
 from service.certificates.statement import GUARANTEES, decimals, objections, prompts_digest
+from service.policies import service as policies
 from service.verifier import claim
-from tests.service.certificates.doubles import PROXY, a_statement, control, finding, retain_data, sound_findings
-from worker import verdict
+from tests.service.certificates.doubles import (
+    CHECKS,
+    POLICY,
+    PROXY,
+    a_statement,
+    control,
+    finding,
+    held_to,
+    retain_data,
+    sound_findings,
+)
+from worker import contract, verdict
 
 
 def test_floats_become_decimal_strings_and_integers_stay() -> None:
@@ -74,6 +85,10 @@ INTEGRITY = sound_findings([], samples=False)[0]
         ([INTEGRITY, finding(), control(passed=True, lower95=0.96)], "a control did not fail"),
         ([INTEGRITY, finding(), control(passed=None)], "a control did not fail"),
         ([INTEGRITY], "no gating finding"),
+        ([INTEGRITY, finding(subject="original"), control()], "a gating finding is not of the candidate"),
+        ([INTEGRITY, finding(subject="reference"), control()], "a gating finding is not of the candidate"),
+        ([INTEGRITY, finding(), control(subject="candidate")], "a control is not of the original"),
+        ([INTEGRITY, finding(control=True, passed=False), control()], "a control is not of the original"),
         ([finding(), control()], "no gating finding"),
         ([INTEGRITY, finding()], "has no control"),
         ([INTEGRITY, finding(), control(control=False)], "has no control"),
@@ -107,6 +122,8 @@ def test_what_is_kept_may_be_underpowered_but_not_what_is_forgotten() -> None:
     assert objections(a_statement(findings=[{**INTEGRITY, **weak}, finding(), control()])) == []
     assert objections(a_statement(findings=[{**INTEGRITY, **weak, "underpowered": "yes"}, finding(), control()])) != []
     assert objections(a_statement(findings=[INTEGRITY, finding(**weak), control()])) != []
+    other = {**INTEGRITY, **weak, "subject": "original"}  # the original's weakness excuses nothing of the candidate's
+    assert objections(a_statement(findings=[other, finding(), control()])) == ["a check of its policy has no gating finding"]
 
 
 def test_an_open_gate_is_an_objection() -> None:
@@ -115,7 +132,7 @@ def test_an_open_gate_is_an_objection() -> None:
 
 def test_a_policy_that_measures_nothing_of_what_is_forgotten_is_an_objection() -> None:
     statement = a_statement(findings=[INTEGRITY])
-    statement["predicate"]["plan"]["policy"]["checks"] = [{"verifier": "integrity", "params": {}}]
+    held_to(statement, {**POLICY, "checks": [{"verifier": "integrity", "params": {}}]})
     assert objections(statement) == ["something that it says is forgotten was not measured"]
 
 
@@ -145,10 +162,43 @@ def tiered(kind: str | None, tier: str | None, *found: dict[str, object]) -> lis
     checks = {f["check"] for f in found} | {"integrity", "forget_rate"}
     statement = a_statement(findings=[INTEGRITY, finding(), control(), *found])
     policy = {"name": "x", "checks": [{"verifier": name, "params": {}} for name in sorted(map(str, checks))]}
-    statement["predicate"]["plan"]["policy"] = {**policy, **({"kind": kind} if kind else {})}
+    held_to(statement, {**policy, **({"kind": kind} if kind else {})})
     if tier is not None:
         statement["predicate"]["claim"]["tier"] = tier
     return objections(statement)
+
+
+UNCOMMITTED = "its policy is not the one that its policySha256 names"
+
+
+def test_a_policy_that_was_weakened_after_it_was_committed_to_is_an_objection() -> None:
+    """What the policy no longer asks for is missed by nobody; the digest alone stands in the ledger."""
+    statement = a_statement(findings=[finding(), control()])
+    assert objections(statement) == ["a check of its policy has no gating finding"]
+    statement["predicate"]["plan"]["policy"]["checks"] = [{"verifier": "forget_rate", "params": {}}]
+    assert objections(statement) == [UNCOMMITTED]
+    loosened = held_to(a_statement(), {**POLICY, "checks": [{**check, "params": {"max_rate": 0.02}} for check in CHECKS]})
+    assert objections(loosened) == []
+    loosened["predicate"]["plan"]["policy"]["checks"][1]["params"]["max_rate"] = "0.05"
+    assert objections(loosened) == [UNCOMMITTED]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in policies.FOLDER.glob("*.json")))
+def test_the_digest_of_a_packaged_policy_is_read_off_its_certificate(name: str) -> None:
+    """Fractions are strings there, and were numbers when the worker committed to them."""
+    document = policies.read(policies.FOLDER / f"{name}.json")
+    for kind in policies.kinds_of(document):
+        policy = contract.Policy.model_validate(policies.resolved(document, kind))
+        stated = decimals(contract.document_json(policy))
+        assert claim.policy_digest(stated) == contract.document_digest(policy)
+
+
+def test_words_and_extreme_fractions_of_a_policy_keep_its_digest() -> None:
+    check = contract.Check(
+        verifier="x", params={"a": 1e-7, "b": 1e22, "c": -0.5, "d": 1.0, "e": 1, "f": "1e5", "g": [0.1, None]}
+    )
+    policy = contract.Policy(name="1.0", checks=(check,))  # a name that looks like a number
+    assert claim.policy_digest(decimals(contract.document_json(policy))) == contract.document_digest(policy)
 
 
 HIGHER = ["it claims a higher tier than its findings earn"]
@@ -200,7 +250,7 @@ def test_a_guarantee_that_the_method_does_not_give_is_an_objection() -> None:
 def attempted(**changes: object) -> list[str]:
     """Objections to the second of three attempts."""
     statement = a_statement(attempt=2, earlier=[EARLIER], requested="auto")
-    statement["predicate"]["plan"]["policy"]["attempts"] = 3
+    held_to(statement, {**POLICY, "attempts": 3})
     statement["predicate"]["attempts"] = {**statement["predicate"]["attempts"], "of": 3, **changes}
     return objections(statement)
 
@@ -229,7 +279,7 @@ def test_a_claim_of_an_older_release_that_names_no_attempt_had_one() -> None:
     statement = a_statement()
     del statement["predicate"]["attempts"]
     assert objections(statement) == []
-    statement["predicate"]["plan"]["policy"]["attempts"] = 2
+    held_to(statement, {**POLICY, "attempts": 2})
     assert objections(statement) == ["it does not say which of several attempts it is"]
 
 
@@ -245,8 +295,7 @@ def test_a_check_of_completed_images_owes_its_findings_under_every_corruption() 
         statement = a_statement(findings=findings)
         checks = [{"verifier": "integrity", "params": {}}, {"verifier": "forget_completion", "params": {}}]
         policy = {"name": "i2i", "checks": checks, "sampling": {"corruptions": [hole, strip]}}
-        statement["predicate"]["plan"]["policy"] = decimals(policy)
-        return objections(statement)
+        return objections(held_to(statement, policy))
 
     assert found(hole, strip) == []
     assert found(hole) == ["a check of its policy has no gating finding", "a check that measures forgetting has no control"]

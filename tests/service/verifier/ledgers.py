@@ -24,6 +24,7 @@ from service.audit.export import Private, Stored
 from service.audit.leaves import LOCAL, Fact
 from service.verifier.merkle import EMPTY, Frontier, leaf_hash
 from service.verifier.note import COSIGNATURE, ED25519, Checkpoint, Key, cosigned
+from tests.service.certificates.doubles import POLICY, policy_sha256
 
 ORIGIN = "log.example/2026"
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -278,15 +279,16 @@ def _insert(connection: sqlite3.Connection, table: str, row: Row) -> None:
 # ------------------------------------------------------------------------------------------------------------ an example
 
 SHA = "ab" * 32
+POLICY_SHA256 = policy_sha256(POLICY)
 PAYLOAD_SHA256 = hashlib.sha256(b'{"a":"certificate"}').hexdigest()
 
 
 def a_request(name: str, checkpoint: str | None = None, payload: str = PAYLOAD_SHA256) -> list[tuple[Fact, dict[str, Any]]]:
     """What one request leaves in a ledger, from beginning to end."""
     of = {"request_id": name, "model_id": "mdl_1"}
-    received = leaves.RequestReceived(classes=(3,), method="sfron", params_sha256=SHA, seed=1, policy_sha256="22" * 32)
-    plan = leaves.PlanCommitted(fence=1, spec_sha256="11" * 32, policy_sha256="22" * 32, base_digest=SHA, original_digest=SHA,
-                                dataset_digest=SHA)  # fmt: skip
+    received = leaves.RequestReceived(classes=(3,), method="sfron", params_sha256=SHA, seed=1, policy_sha256=POLICY_SHA256)
+    plan = leaves.PlanCommitted(fence=1, spec_sha256="11" * 32, policy_sha256=POLICY_SHA256, base_digest=SHA,
+                                original_digest=SHA, dataset_digest=SHA)  # fmt: skip
     issued = leaves.CertificateIssued(checkpoint_id=checkpoint or f"ckpt_{name}", payload_sha256=payload, key_id=SHA)
     return [
         (received, of | {"private": {"reason": "é" + name}}),

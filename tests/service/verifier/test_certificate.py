@@ -22,7 +22,7 @@ from service.verifier import certificate, reading
 from service.verifier.__main__ import sentence
 from service.verifier.certificate import verify_directory
 from service.verifier.reading import GOOD, TAMPERED, UNDECIDED
-from tests.service.certificates.doubles import FILES, PROXY, a_statement, retain_data
+from tests.service.certificates.doubles import FILES, POLICY, PROXY, a_statement, held_to, retain_data
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -103,7 +103,7 @@ def test_a_certificate_says_its_tier_its_guarantee_and_which_attempt_passed(publ
         "rung": 1, "fence": 1, "method": "salun", "params": {}, "seed": 1, "spec_sha256": "44" * 32, "verdict": "FAIL",
         "verification_seed": 6,
     }])  # fmt: skip
-    statement_["predicate"]["plan"]["policy"].update(attempts=2, kind="generator")
+    held_to(statement_, {**POLICY, "attempts": 2, "kind": "generator"})
     statement_["predicate"]["attempts"]["of"] = 2
     statement_["predicate"]["claim"]["tier"] = "L0"
     published.resign(statement_)

@@ -32,7 +32,7 @@ from tests.service.verifier.published import Published, pem, publish_logged
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "service" / "verifier"
-MAX_LINES = 1600
+MAX_LINES = 1640
 NEEDED = ("cryptography", "_cffi_backend", "cffi", "pycparser", "rfc8785")
 
 

@@ -24,15 +24,17 @@ from service.certificates.dsse import key_of, seal
 from service.files import dataset_digest
 from service.policies import service as policies
 from tests.worker.engine import verification_job as vj
+from worker.conductor import certified, facts
 from worker.conductor import verify_model as command
 from worker.conductor.certified import certified_policy
-from worker.conductor.comparison import Answer, sentences
+from worker.conductor.comparison import Answer, against_certificate, sentences
 from worker.conductor.dossier import assemble, folder
 from worker.conductor.verify_model import verify_model
 from worker.conductor.wanted import Misused, Undecidable, Unsound, Wanted, parser
-from worker.contract import Check, JobDirectory, JudgePolicy, Policy, Verdict, document_digest, document_json
+from worker.contract import Check, Finding, JobDirectory, JudgePolicy, Policy, Verdict, document_digest, document_json
 
 ROOT = Path(__file__).resolve().parents[3]
+KEY, OTHER_KEY = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 SEED = 7
 POLICY = Policy(name="painted-v1", kind="generator", judge=JudgePolicy(epochs=6), checks=vj.CHECKS)
 
@@ -108,7 +110,10 @@ def certify(
     model: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Wanted:
-    """Lay a certificate beside the checkpoint, and leave out what it says. Without a key nobody signed it."""
+    """Lay a certificate beside the checkpoint, and leave out what it says.
+
+    Without a key nobody signed it: what the model is held to is still the caller's word then.
+    """
     dossier = answer.dossier if answer and answer.dossier else assemble(wanted)
     spec = document_json(dossier.spec)
     report = document_json(answer.report) if answer and answer.report else {"judges": [], "findings": [], "environment": {}}
@@ -149,7 +154,8 @@ def certify(
         "signatures": [{"sig": "", "keyid": ""}],
     }
     place.write_text(json.dumps(unsigned if key is None else seal(stated, key_of(key))["dsseEnvelope"]))
-    return dataclasses.replace(wanted, policy=None, forget=(), class_names=(), family=None, seed=None, proxy_classes=None)
+    given = dataclasses.replace(wanted, forget=(), class_names=(), family=None, proxy_classes=None)
+    return dataclasses.replace(given, method="repaint") if key is None else dataclasses.replace(given, policy=None, seed=None)
 
 
 def rewrite(wanted: Wanted, change: Callable[[dict[str, Any]], None]) -> None:
@@ -178,7 +184,8 @@ def test_a_checkpoint_that_forgot_passes_and_its_certificate_is_found_again_to_t
     assert (first.verdict, first.status) == ("PASS", 0), first.reason
     assert first.report is not None
     assert {"report.json", "engine.log", "evidence"} <= {p.name for p in (tmp_path / "out").iterdir()}
-    again = verify_model(certify(wanted, first), judges=judges, command=painting)
+    given = dataclasses.replace(certify(wanted, first, KEY), key=public_half(KEY, tmp_path))
+    again = verify_model(given, judges=judges, command=painting)
     said = again.as_json()
     assert (again.verdict, said["seed"]) == ("PASS", SEED)
     assert said["certificate"] == {
@@ -186,9 +193,34 @@ def test_a_checkpoint_that_forgot_passes_and_its_certificate_is_found_again_to_t
         "same_policy": True,
         "same_seed": True,
         "findings": len(first.report.findings),
+        "findings_here": len(first.report.findings),
         "findings_equal": len(first.report.findings),
     }
     assert not list(wanted.directory.glob("report*"))
+
+
+def test_findings_about_the_same_are_each_found_again_and_one_that_the_certificate_hides_is_counted(
+    wanted: Wanted, judges: Path
+) -> None:
+    """A sweep leaves one for each setting: to keep the best of them alone is not to have been found again."""
+    first = verify_model(wanted, judges=judges, command=painting)
+    assert first.report is not None
+    dossier = first.dossier
+    assert dossier is not None
+    made = [first.report.findings[0].model_copy(update={"value": n / 10, "passed": None}) for n in range(3)]
+    report = first.report.model_copy(update={"findings": tuple(made)})
+
+    def compared(kept: list[Finding]) -> tuple[int, int, int]:
+        given = certify(wanted, dataclasses.replace(first, report=report.model_copy(update={"findings": tuple(kept)})))
+        stated = certified.read(given.directory, None)
+        beside = against_certificate(dataclasses.replace(dossier, certificate=stated), report)
+        assert beside is not None
+        return beside["findings"], beside["findings_here"], beside["findings_equal"]
+
+    assert compared(made) == (3, 3, 3)
+    assert compared(made[:1]) == (1, 3, 1)
+    assert compared([made[0]] * 3) == (3, 3, 1)
+    assert compared([*made, made[0].model_copy(update={"value": 0.7})]) == (4, 3, 3)
 
 
 def test_the_unchanged_original_fails(wanted: Wanted, judges: Path) -> None:
@@ -232,7 +264,7 @@ def test_an_engine_that_dies_or_lies_is_an_error(wanted: Wanted) -> None:
 
 @pytest.mark.parametrize("lacking", [("data",), ("original",), ("data", "original")])
 def test_without_the_data_or_the_original_it_is_inconclusive_never_a_pass(wanted: Wanted, lacking: tuple[str, ...]) -> None:
-    for given in (wanted, certify(wanted)):
+    for given in (certify(wanted), dataclasses.replace(wanted, method="repaint")):
         answer = verify_model(dataclasses.replace(given, **dict.fromkeys(lacking)), command=never)  # type: ignore[arg-type]
         assert (answer.verdict, answer.status) == ("INCONCLUSIVE", 3)
         assert all(f"--{what}" in answer.reason for what in lacking)
@@ -270,6 +302,11 @@ def test_a_later_versions_parent_is_needed_and_held_against_the_certificate(want
             assemble(dataclasses.replace(given, parent=parent))
 
 
+def samples_of(given: Wanted) -> set[str]:
+    """Before anything is asked that only a policy for samples could say."""
+    return facts._samples(given, certified.read(given.directory, given.key))
+
+
 def test_samples_are_named_by_openings_of_the_commitment(wanted: Wanted, tmp_path: Path) -> None:
     """A certificate says how many there are, and commits to them; what a stranger's list names is not believed."""
     ids, key = ["1", "2", "3"], b"k" * 32
@@ -283,28 +320,27 @@ def test_samples_are_named_by_openings_of_the_commitment(wanted: Wanted, tmp_pat
         (tmp_path / name).write_text(json.dumps(told))
         return dataclasses.replace(given, samples=(tmp_path / name,))
 
-    assert assemble(brought("all.json", openings)).spec.forget_samples == ("1", "2", "3")
+    assert samples_of(brought("all.json", openings)) == {"1", "2", "3"}
     for few in (ids, openings[:2], [openings[0]] * 3):
         with pytest.raises(Undecidable, match="--samples"):
-            assemble(brought("few.json", few))
+            samples_of(brought("few.json", few))
     forged = {**openings[0], "item": "4"}
     for wrong in ([forged, *openings[1:]], [commitment.opening([key], others, "4")], [{}], [{**openings[0], "path": [5]}]):
         with pytest.raises(Misused, match="--samples"):
-            assemble(brought("wrong.json", wrong))
+            samples_of(brought("wrong.json", wrong))
 
 
 def test_samples_of_older_certificates_are_named_by_their_ids_which_the_digest_proves(wanted: Wanted, tmp_path: Path) -> None:
-    """A policy for samples is not needed: the ids are asked for before."""
     ids = ["1", "2", "3"]
     given = certify(wanted, forget_classes=[], forget_samples=ids)
     rewrite(given, lambda said: said["forgetSet"].update(samples=sample_digest("ureq_1", ids).model_dump()))
     with pytest.raises(Undecidable, match="--samples"):
-        assemble(given)
+        samples_of(given)
     (tmp_path / "ids.json").write_text(json.dumps(ids))
-    assert assemble(dataclasses.replace(given, samples=(tmp_path / "ids.json",))).spec.forget_samples == ("1", "2", "3")
+    assert samples_of(dataclasses.replace(given, samples=(tmp_path / "ids.json",))) == {"1", "2", "3"}
     (tmp_path / "others.json").write_text(json.dumps(["4"]))
     with pytest.raises(Misused, match="--samples"):
-        assemble(dataclasses.replace(given, samples=(tmp_path / "ids.json", tmp_path / "others.json")))
+        samples_of(dataclasses.replace(given, samples=(tmp_path / "ids.json", tmp_path / "others.json")))
 
 
 def test_a_checkpoint_that_is_not_what_its_certificate_names_is_unsound(wanted: Wanted) -> None:
@@ -345,15 +381,14 @@ def test_the_certificates_policy_is_read_back_exactly_or_not_at_all(wanted: Want
 
 # ------------------------------------------------------------------------------------------- whose word a certificate is
 
-KEY, OTHER_KEY = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-
 
 def test_with_the_signers_key_the_signature_is_verified_and_the_answer_says_so(
     wanted: Wanted, judges: Path, tmp_path: Path
 ) -> None:
     first = verify_model(wanted, judges=judges, command=painting)
     given = certify(wanted, first, KEY)
-    unchecked = verify_model(given, judges=judges, command=painting)
+    bare = dataclasses.replace(given, policy=wanted.policy, seed=SEED, method="repaint")
+    unchecked = verify_model(bare, judges=judges, command=painting)
     checked = verify_model(dataclasses.replace(given, key=public_half(KEY, tmp_path)), judges=judges, command=painting)
     assert [(a.verdict, a.as_json()["signature"]) for a in (unchecked, checked)] == [
         ("PASS", "not checked"),
@@ -386,18 +421,38 @@ def test_a_key_without_a_certificate_or_a_key_that_is_none_decides_nothing(wante
     assert [(a.verdict, a.status) for a in (bare, no_key)] == [("INCONCLUSIVE", 3)] * 2
 
 
+def test_what_a_model_is_held_to_is_nobodys_word_but_the_signers_or_the_callers(
+    wanted: Wanted, judges: Path, tmp_path: Path
+) -> None:
+    """A stranger's policy lets everything pass, his method leaves nothing frozen, and his seed is the luckiest of many."""
+    first = verify_model(wanted, judges=judges, command=painting)
+    given = certify(wanted, first, KEY)
+    for brought in ({}, {"policy": wanted.policy}, {"method": "repaint"}):
+        answer = verify_model(dataclasses.replace(given, **brought), command=never)  # type: ignore[arg-type]
+        assert (answer.verdict, answer.status) == ("INCONCLUSIVE", 3)
+        assert [f"--{name}" in answer.reason for name in ("policy", "method")] == [
+            n not in brought for n in ("policy", "method")
+        ]
+    own = assemble(dataclasses.replace(given, policy="fast-v1", method="repaint")).spec
+    assert (own.policy.name, own.method, own.params) == ("fast-v1", "repaint", {"coats": 2, "thick": 0.5})
+    assert own.verification_seed != SEED
+    signed = assemble(dataclasses.replace(given, key=public_half(KEY, tmp_path))).spec
+    assert (signed.policy.name, signed.method, signed.verification_seed) == ("painted-v1", "verify-model", SEED)
+
+
 def test_classes_are_set_aside_on_nobodys_word_but_the_signers_or_the_callers(
     wanted: Wanted, judges: Path, tmp_path: Path
 ) -> None:
     """What is set aside is not verified as retained: a stranger would set aside whatever his model lost."""
     first = verify_model(dataclasses.replace(wanted, proxy_classes=("diagonal",)), judges=judges, command=painting)
     given = certify(wanted, first, KEY)
+    bare = dataclasses.replace(given, policy=wanted.policy, seed=SEED, method="repaint")
     with pytest.raises(Undecidable, match="--proxy-class"):
-        assemble(given)
+        assemble(bare)
     signed = assemble(dataclasses.replace(given, key=public_half(KEY, tmp_path))).spec
-    named = assemble(dataclasses.replace(given, proxy_classes=("diagonal",))).spec
+    named = assemble(dataclasses.replace(bare, proxy_classes=("diagonal",))).spec
     assert [spec.retain_classes for spec in (signed, named)] == [(0, 3), (0, 3)]
-    assert assemble(dataclasses.replace(given, proxy_classes=())).spec.retain_classes == (0, 2, 3)
+    assert assemble(dataclasses.replace(bare, proxy_classes=())).spec.retain_classes == (0, 2, 3)
 
 
 def test_a_certificates_policy_must_be_the_one_that_its_digest_names_whichever_is_used(wanted: Wanted) -> None:
@@ -437,8 +492,8 @@ def test_without_a_certificate_the_method_is_named_and_its_parameters_are_spelle
     (tmp_path / "params.json").write_text('{"coats": 0}')
     with pytest.raises(Misused, match="--params: coats: expected minimum 1"):
         assemble(dataclasses.replace(wanted, method="repaint", params=tmp_path / "params.json"))
-    assert assemble(certify(wanted)).spec.method == "verify-model"
-    assert assemble(dataclasses.replace(certify(wanted), method="repaint")).spec.method == "repaint"
+    assert assemble(wanted).spec.method == "verify-model"
+    assert assemble(certify(wanted)).spec.method == "repaint"
 
 
 PROMPTS = {name: f"a painting of {name}" for name in vj.NAMES}
@@ -527,9 +582,10 @@ def test_the_answer_is_one_json_object_and_the_status_that_of_the_verdict(
     wanted: Wanted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     certify(wanted)
-    assert command.main([str(wanted.directory), "--json"]) == 3
+    held_to = ["--policy", str(wanted.policy), "--method", "repaint"]
+    assert command.main([str(wanted.directory), *held_to, "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["verdict"] == "INCONCLUSIVE"
-    assert command.main([str(wanted.directory)]) == 3
+    assert command.main([str(wanted.directory), *held_to]) == 3
     assert capsys.readouterr().out.startswith("INCONCLUSIVE: nothing can be verified without")
 
 
