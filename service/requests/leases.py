@@ -112,12 +112,12 @@ def claim_next(
 
     Args:
         classes: GPU classes that the worker serves.
-        most_active: requests that may run at once; 0: any number.
+        most_active: requests of a project that may run at once, and one with so many keeps nobody else's waiting; 0: any number.
 
     Raises:
-        NoRoom: see there.
+        NoRoom: another worker took the project's last place meanwhile; the next call leaves that project out.
     """
-    for one in due(session, limit=CANDIDATES, classes=classes):
+    for one in due(session, limit=CANDIDATES, classes=classes, most_active=most_active):
         lease = claim(session, one.request_id, owner=owner, lease_seconds=lease_seconds, most_active=most_active)
         if lease is not None:
             return lease

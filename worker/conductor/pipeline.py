@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -81,19 +82,14 @@ def run(request_id: str, room: Room) -> str | None:
 
 def run_next(room: Room) -> str | None:
     """Take the request that comes first among those that this worker may run, and see it through. Returns: as `run`."""
-    return _see_through(room, partial(leases.claim_next, classes=room.settings.gpu_classes))
+    return _see_through(room, partial(leases.claim_next, classes=room.settings.gpu_classes), tries=leases.CANDIDATES)
 
 
-def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
+def _see_through(room: Room, claim: Callable[..., Lease | None], *, tries: int = 1) -> str | None:
     if room.draining.is_set():
         return None
     settings, began = room.settings, time.time()
-    terms = {"owner": room.owner, "lease_seconds": settings.lease_seconds, "most_active": settings.max_active_requests}
-    try:
-        with db.transaction() as session:
-            lease = claim(session, **terms)
-    except NoRoom:
-        return None
+    lease = _claimed(room, claim, tries)
     if lease is None:
         return None
     tracing.record("claim", lease.traceparent, began, time.time(), request=lease.request_id, fence=lease.fence)
@@ -112,6 +108,17 @@ def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
             span.set_attribute("status", status)
         log.info("attempt.ended", extra={"status": status})
     return status
+
+
+def _claimed(room: Room, claim: Callable[..., Lease | None], tries: int) -> Lease | None:
+    """Where a project's last place went to another worker meanwhile, there may still be another project's request."""
+    settings = room.settings
+    for _ in range(tries):
+        with suppress(NoRoom), db.transaction() as session:
+            return claim(
+                session, owner=room.owner, lease_seconds=settings.lease_seconds, most_active=settings.max_active_requests
+            )
+    return None
 
 
 def _attempt(room: Room, heart: Heart) -> str:
