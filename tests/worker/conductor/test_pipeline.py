@@ -20,12 +20,12 @@ from service.audit import trust
 from service.certificates.dsse import key_of, payload_of
 from service.certificates.signing import KeySigner, SignerUnavailable, SigningRefused
 from service.certificates.statement import prompts_digest
-from service.requests import endings
+from service.requests import endings, leases
 from service.requests.endings import Problem
 from service.requests.seeds import verification_secret
 from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
-from worker.conductor import outcomes, pipeline
+from worker.conductor import outcomes, pipeline, workspace
 from worker.conductor.pipeline import Room
 from worker.contract import Spec
 
@@ -373,6 +373,32 @@ def test_a_later_attempt_adopts_the_step_checkpoints_and_has_the_same_spec(house
     assert pipeline.run(request_id, room) == "succeeded"
     assert (kept / "spec-1.json").read_text() == (kept / "spec-2.json").read_text()
     assert nothing_left(room, request_id)
+
+
+@one_database
+def test_a_worker_that_stood_still_while_another_took_over_leaves_its_directory_alone(
+    house: h.House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes up between its claim, fence 1, and its directory: fence 3 is at work on the same disk."""
+    room = h.make_room()
+    request_id = h.ask(house)
+    family = room.settings.jobs_dir / request_id
+
+    def others_take_over(_request_id: str, _fence: int) -> None:
+        with db.transaction() as session:
+            endings.reap(session, request_id, 1, max_attempts=5, reason="a test says so", only_expired=False)
+        h.make_due(request_id)
+        with db.transaction() as session:
+            later = leases.claim(session, request_id, owner="another", lease_seconds=60)
+        assert later is not None
+        job = workspace.open_job(room.settings, later)
+        job.steps.mkdir()
+        (job.steps / "step-1").write_text("state")
+
+    monkeypatch.setattr(pipeline, "kill_older", others_take_over)
+    assert pipeline.run(request_id, room) == "lost"
+    assert sorted(p.relative_to(family).as_posix() for p in family.rglob("*")) == ["3", "3/steps", "3/steps/step-1"]
+    assert (h.request(request_id).fence, h.request(request_id).lease_owner) == (3, "another")
 
 
 # --------------------------------------------------------------------------------------------------------------- signer
