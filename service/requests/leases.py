@@ -112,7 +112,7 @@ def claim_next(
 
     Args:
         classes: GPU classes that the worker serves.
-        most_active: requests of a project that may run at once, and one with so many keeps nobody else's waiting; 0: any number.
+        most_active: requests of a project that may run at once, those of one with so many are left out; 0: any number.
 
     Raises:
         NoRoom: another worker took the project's last place meanwhile; the next call leaves that project out.

@@ -19,7 +19,7 @@ from service.requests.leases import Lease, NoRoom
 from service.tables import Attempt, UnlearnRequest, Worker
 from service.workers import repository as workers
 from tests.service.access.people import project
-from tests.support import ask, code_of, move, register
+from tests.support import LOCAL_URL, ask, code_of, move, register
 from tests.worker.conductor import house as h
 from worker.conductor import pipeline
 
@@ -103,7 +103,7 @@ def test_no_more_run_than_may(tmp_path: Path) -> None:
 
 
 def full_project_first(folder: Path) -> tuple[str, str]:
-    """One project's request runs and its next one comes first of all; then comes another project's. Returns the two that wait."""
+    """One project's request runs and its next one comes first of all; then comes another project's. Returns these two."""
     waiting = []
     for name, count in (("a", 2), ("b", 1)):
         with tenancy.acting(project(name)):
@@ -237,7 +237,7 @@ def test_no_more_wait_than_may(client: TestClient, tmp_path: Path, monkeypatch: 
     model = register(client, tmp_path)
     monkeypatch.setenv("EXPUNGE_MAX_QUEUED_REQUESTS", "2")
     db.reset()
-    with TestClient(create_app(), raise_server_exceptions=False) as strict:
+    with TestClient(create_app(), base_url=LOCAL_URL, raise_server_exceptions=False) as strict:
         first, second = (ask(strict, model, k).json() for k in (1, 2))
         strict.post(f"/unlearn-requests/{first['id']}/pause")  # it waits, too
         refused = ask(strict, model, 3)
