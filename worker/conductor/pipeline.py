@@ -40,7 +40,7 @@ from worker.conductor.certifying import Times
 from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Paused, Rejected, problem
 from worker.conductor.planning import Plan
-from worker.conductor.processes import Unkillable, kill_older
+from worker.conductor.processes import Unkillable, any_left, kill_older
 from worker.conductor.purging import Replaced, purge
 from worker.conductor.supervise import run_stage
 from worker.contract import JobDirectory, Manifest, Report, document_digest, document_json, tree_digest
@@ -68,6 +68,12 @@ class Room:
     store_patience_seconds: float = storing.PATIENCE_SECONDS
     notary: Notary | None = None
     """None: nobody has the ledger signed."""
+    unkillable: dict[tuple[str, int], Unkillable] = field(default_factory=dict)
+    """By request and fence: attempts that this worker let go of while processes of theirs survived SIGKILL."""
+
+    def still_here(self) -> set[tuple[str, int]]:
+        """Of which of them processes are left, and may hold the GPU: beside them nothing is claimed."""
+        return {attempt for attempt, error in tuple(self.unkillable.items()) if any_left(error.survivors)}
 
 
 def run(request_id: str, room: Room) -> str | None:
@@ -86,7 +92,7 @@ def run_next(room: Room) -> str | None:
 
 
 def _see_through(room: Room, claim: Callable[..., Lease | None], *, tries: int = 1) -> str | None:
-    if room.draining.is_set():
+    if room.draining.is_set() or room.still_here():
         return None
     settings, began = room.settings, time.time()
     lease = _claimed(room, claim, tries)
@@ -286,6 +292,7 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
                 return heart.write(lambda session: endings.retry(session, lease, why, max_attempts=most))
             case Unkillable():
                 # Processes may still hold the GPU: let the lease run out rather than say that they are gone.
+                room.unkillable[lease.request_id, lease.fence] = error
                 log.critical("processes.unkillable", extra={"request": lease.request_id, "why": str(error)})
                 return "lost"
             case BaseMoved():
