@@ -8,12 +8,17 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from service import db
 from service.audit import trust
@@ -25,13 +30,16 @@ from service.requests.endings import Problem
 from service.requests.seeds import verification_secret
 from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
-from worker.conductor import outcomes, pipeline, workspace
+from worker.conductor import heart, outcomes, pipeline, workspace
 from worker.conductor.pipeline import Room
 from worker.contract import Spec
 
 pytestmark = pytest.mark.usefixtures("database")
 one_database = pytest.mark.one_database
 """For rules about files and processes: they hold no SQL that the other tests do not run on both."""
+
+
+SAID = ["run.started", "plan.committed", "run.finished"]
 
 
 def published() -> int:
@@ -591,6 +599,37 @@ def test_progress_reaches_the_row_and_its_followers(house: h.House) -> None:
     request_id = h.ask(house, seconds=1.0)
     assert pipeline.run(request_id, room) == "succeeded"
     assert h.events(request_id).count("progress") >= 5  # three phases entered after staging, two renewals at least
+
+
+@pytest.mark.parametrize(
+    ("verdict", "once"),
+    [
+        ("pass", [*SAID, "evaluation.finished", "certificate.issued", "model.published"]),
+        ("fail", [*SAID, "evaluation.rejected", "run.failed"]),
+    ],
+)
+def test_what_was_committed_is_not_said_again_when_only_the_answer_got_lost(
+    house: h.House, monkeypatch: pytest.MonkeyPatch, verdict: str, once: list[str]
+) -> None:
+    """Of every first try to commit, so that each transaction of the attempt is run twice."""
+    tries: list[int] = []
+
+    @contextmanager
+    def answered_every_other_time() -> Iterator[Session]:
+        with db.transaction() as session:
+            yield session
+        if threading.current_thread() is threading.main_thread():
+            tries.append(1)
+            if len(tries) % 2:
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    room, request_id = h.make_room(), h.ask(house, verify=verdict)
+    monkeypatch.setattr(heart, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(heart, "db", SimpleNamespace(transaction=answered_every_other_time, now=db.now, reading=db.reading))
+    pipeline.run(request_id, room)
+    assert h.request(request_id).status == {"pass": "succeeded", "fail": "failed"}[verdict]
+    said = [action for action in h.actions(request_id) if action != "caches.purged"]
+    assert said == [*once, "unlearning.request.closed"]
 
 
 def test_a_cancellation_that_arrives_while_publishing_wins(house: h.House) -> None:
