@@ -265,7 +265,7 @@ def _purge(room: Room, heart: Heart, plan: Plan) -> None:
     """Fisher information of the replaced weights was computed from what is forgotten now, and nothing needs it any more."""
     lease = heart.lease
     replaced = Replaced(plan.base.digest, plan.model_id, lease.request_id, lease.fence)
-    purge(room.settings, replaced, lease.actor, say_none=True)
+    purge(room.settings, replaced, lease.actor, heart.write, say_none=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- the end
