@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         default=False,
         description="allow 0.0.0.0 inside a container whose port is published on the host's loopback only",
     )
+    local_hosts: tuple[Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")], ...] = Field(
+        default=(),
+        description="JSON list of names, in lower case and without a port, that the API may be called by besides loopback's "
+        "where `auth` is `local`: behind a proxy, or from another container",
+    )
     metrics_host: str = Field(
         default="127.0.0.1", description="address of /metrics, which needs no key and holds no personal data"
     )

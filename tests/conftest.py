@@ -22,7 +22,7 @@ from service import catalogue, db, migrate
 from service.app import create_app
 from service.policies import service as policies
 from tests.service.storage_server import KEY, SECRET, new_bucket, s3_server
-from tests.support import CATALOGUE, POLICY, write_json
+from tests.support import CATALOGUE, LOCAL_URL, POLICY, write_json
 
 POSTGRESQL_URL = "EXPUNGE_TEST_DATABASE_URL"
 REDIS_URL = "EXPUNGE_TEST_REDIS_URL"
@@ -192,5 +192,5 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def client(rules: None, database: str) -> Iterator[TestClient]:
     """The service, in process, on a fresh database of each kind. Its errors are answers, as over the wire."""
     db.reset()  # settings are read again: the policy is set by now
-    with TestClient(create_app(), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(), base_url=LOCAL_URL, raise_server_exceptions=False) as opened:
         yield opened

@@ -21,6 +21,8 @@ from service.storage import get_store
 from service.tables import Attempt, Checkpoint, CheckpointFile, Model, ModelVersion, RequestEvent, UnlearnRequest, new_id
 
 Json = dict[str, Any]
+LOCAL_URL = "http://127.0.0.1"
+"""For `TestClient`, whose own name is none that the service answers to without credentials."""
 
 DIGITS = ["zero", "one", "two", "three", "four"]
 

@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 
 from service.access.errors import Forbidden, Unauthenticated
 from service.access.limiting import RateLimited
+from service.access.nearby import ForeignHost, ForeignOrigin
 from service.auth import Allowed, declared
 from service.errors import ServiceError, problems
 from service.telemetry.http import PROBES
@@ -32,11 +33,12 @@ LIMIT_HEADERS: dict[str, Any] = {
 
 
 def add_access(document: dict[str, Any], routes: Iterable[APIRoute]) -> None:
-    """In place: schemes, and of each operation its security, its scope, the two refusals and the limit of calls."""
+    """In place: schemes, and of each operation its security, its scope, the refusals and the limit of calls."""
     document["components"]["securitySchemes"] = SCHEMES
     scopes = {route.name: one.scope for route in routes for one in declared(route) if isinstance(one, Allowed)}
     for path, operations in document["paths"].items():
         for operation in operations.values():
+            _refuses(operation, ForeignHost, ForeignOrigin)
             if path not in PROBES:
                 _refuses(operation, RateLimited)
                 operation["responses"][str(RateLimited.status)]["headers"] = LIMIT_HEADERS

@@ -27,6 +27,7 @@ from service.access.caller import LOCAL_CALLER, Caller
 from service.access.denials import Denials
 from service.access.errors import Refused, Unauthenticated
 from service.access.limiting import READING, Kind, Limits, RateLimited, Standing, place_of
+from service.access.nearby import require_nearby
 from service.auth import Public, declared
 from service.config import Settings
 from service.errors import ServiceError, Unavailable, problem
@@ -48,6 +49,7 @@ class Gate:
         self._app, self._owner = app, owner
         self._local = settings.auth == "local"
         self._contained = settings.bind_in_container
+        self._names = frozenset(settings.local_hosts)
         self._limits: Limits = owner.state.limits
         self._routes = [(route.methods or set(), route.path_regex, _is_public(route)) for route in routes]
 
@@ -72,10 +74,11 @@ class Gate:
             await self._app(scope, receive, told)
 
     async def _caller(self, scope: Scope) -> Caller | None:
-        """None: what is asked for is public. Raises: Unauthenticated, RateLimited, Unavailable."""
+        """None: what is asked for is public. Raises: Unauthenticated, RateLimited, Unavailable, ForeignHost, ForeignOrigin."""
         if self._local:
             if not self._contained and _elsewhere((scope.get("server") or ("",))[0]):
                 raise Unauthenticated("this service listens on loopback alone until `auth` is `required`")
+            require_nearby(scope["method"], Headers(scope=scope), self._names)
             return LOCAL_CALLER
         if self._public(scope["method"], scope["path"]):
             return None

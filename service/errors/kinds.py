@@ -5,7 +5,7 @@
     ├── NotFound 404              not_found · model_not_found · dataset_not_found · request_not_found · checkpoint_not_found
     │                             · report_not_found · file_not_found · entry_not_found · receipt_not_found
     │                             · kek_not_found
-    ├── SelfApproval 403          self_approval_forbidden
+    ├── SelfApproval 403          self_approval_forbidden     (and foreign_host, foreign_origin, of `service.access.nearby`)
     ├── Conflict 409              duplicate_request · lineage_busy · invalid_state_transition · legal_hold
     │                             · already_recorded · already_superseded · concurrent_change · request_changed
     ├── Revoked 410               checkpoint_revoked

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session as OrmSession
 
+from service import tenancy
 from service.audit import ledger
 from service.audit.leaves import LOCAL, Actor, RequestAmended, RequestPaused, RequestResumed
 from service.compliance import service as compliance
@@ -177,7 +178,7 @@ def retry(
         whatever `service.create` raises.
     """
     ended = repository.get(session, request_id, lock=True)
-    if key is None or repository.idempotency_key(session, settings.tenant, key) is None:
+    if key is None or repository.idempotency_key(session, tenancy.own_tenant(), key) is None:
         require_retriable(session, ended)
     wanted = wanted_again(settings, ended, different)
     # spelled out already: what a preset or a default meant then is what is meant now

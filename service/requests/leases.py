@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
 
@@ -33,7 +33,7 @@ from service.requests import quotas, repository
 from service.requests.events import tell
 from service.requests.lifecycle import HOLDS_LINEAGE, Phase, Wish
 from service.requests.rungs import REJECTED, SPENT, ladder_of, rung_after
-from service.tables import Attempt, Model, ModelVersion, UnlearnRequest
+from service.tables import Attempt, LedgerEntry, Model, ModelVersion, UnlearnRequest
 from service.values import sha256_of
 
 BEFORE = "rejected_before"
@@ -112,12 +112,12 @@ def claim_next(
 
     Args:
         classes: GPU classes that the worker serves.
-        most_active: requests that may run at once; 0: any number.
+        most_active: requests of a project that may run at once, those of one with so many are left out; 0: any number.
 
     Raises:
-        NoRoom: see there.
+        NoRoom: another worker took the project's last place meanwhile; the next call leaves that project out.
     """
-    for one in due(session, limit=CANDIDATES, classes=classes):
+    for one in due(session, limit=CANDIDATES, classes=classes, most_active=most_active):
         lease = claim(session, one.request_id, owner=owner, lease_seconds=lease_seconds, most_active=most_active)
         if lease is not None:
             return lease
@@ -263,12 +263,24 @@ def _wish(status: str, cancel_requested_at: datetime | None) -> Wish | None:
 
 
 def record(session: OrmSession, lease: Lease, fact: Fact, *, detail: dict[str, Any] | None = None) -> None:
-    """Write a fact about the running attempt, and remember `detail` with it. Raises: LeaseLost."""
+    """Write a fact about the running attempt, and remember `detail` with it. Raises: LeaseLost.
+
+    An attempt says each kind once: repeating it after an answer that got lost on the way changes nothing.
+    """
     row = locked(session, lease)
+    if _has_said(session, lease, fact.action):
+        return
     if detail:
         attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
         attempt.detail = {**(attempt.detail or {}), **detail}
     ledger.append(session, fact, actor=lease.actor, request_id=row.id, model_id=row.model_id)
+
+
+def _has_said(session: OrmSession, lease: Lease, action: str) -> bool:
+    """Whether the running attempt has written an entry of this kind: all since the request's latest claim are its own."""
+    mine = LedgerEntry.request_id == lease.request_id
+    claimed = select(func.max(LedgerEntry.seq)).where(mine, LedgerEntry.action == RunStarted.action).scalar_subquery()
+    return bool(session.scalar(select(exists().where(mine, LedgerEntry.action == action, LedgerEntry.seq > claimed))))
 
 
 def keep_report(
@@ -283,13 +295,16 @@ def keep_report(
     """Keep what verification saw with the attempt, pass or fail, and say so in the ledger. Raises: LeaseLost.
 
     A rejected result spends its rung here and now: a worker that dies right after it gets no second look at it. How many
-    requests for the same had been rejected by now is kept, too, so that certificate and report say the same of it.
+    requests for the same had been rejected by now is kept, too, so that certificate and report say the same of it. Repeating
+    it after an answer that got lost on the way changes nothing.
 
     Args:
         verification_seed: of this rung; it is no secret any more.
     """
     row = locked(session, lease)
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
+    if attempt.report is not None:
+        return
     attempt.report = report
     attempt.evidence = evidence
     row.version += 1

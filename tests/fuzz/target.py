@@ -15,7 +15,7 @@ from service.app import create_app
 from tests.benchmarks.ledger.places import database
 from tests.service.access.people import ALL_ROLES, bearer, person
 from tests.serving import served
-from tests.support import DIGITS, Json, ask, emit, image_folder, model_folder, publish
+from tests.support import DIGITS, LOCAL_URL, Json, ask, emit, image_folder, model_folder, publish
 
 LOCAL = "local"
 CALLERS: tuple[str, ...] = (LOCAL, *ALL_ROLES)
@@ -30,7 +30,7 @@ HELD_OUT = 100
 def prepared(kind: str, folder: Path) -> Iterator[None]:
     """This process's database, new, with a dataset, a model, requests that wait and one that succeeded, and its checkpoint."""
     with database(kind, folder):
-        with TestClient(create_app()) as client:
+        with TestClient(create_app(), base_url=LOCAL_URL) as client:
             model = _model(client, folder / "files")
             asked = ask(client, model, 1, reason="a letter")
             assert asked.status_code == 202, asked.text

@@ -251,7 +251,9 @@ def test_the_row_is_committed_before_the_answer_is_sent(client: TestClient, tmp_
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
             "path": "/unlearn-requests", "raw_path": b"/unlearn-requests", "query_string": b"", "root_path": "",
-            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+            "headers": [
+                (b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())
+            ],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
         }  # fmt: skip
         await client.app(scope, receive, send)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.config import Settings
 from service.hardening import ALWAYS, HSTS, NO_PAGE
-from tests.support import ask, one_database, publish, register
+from tests.support import LOCAL_URL, ask, one_database, publish, register
 
 pytestmark = one_database
 
@@ -43,11 +43,11 @@ def test_a_crash_is_hardened_as_well(client: TestClient, monkeypatch: pytest.Mon
 
 
 def test_transport_security_is_asked_for_over_https_alone(rules: None, database: str) -> None:
-    with TestClient(create_app(), base_url="https://testserver") as secure:
+    with TestClient(create_app(), base_url="https://localhost") as secure:
         assert secure.get("/healthz").headers["Strict-Transport-Security"] == HSTS
         told = secure.get("/healthz", headers={"X-Forwarded-Proto": "http"})
         assert "Strict-Transport-Security" in told.headers  # the header itself is nobody's word: uvicorn sets the scheme
-    with TestClient(create_app()) as plain:
+    with TestClient(create_app(), base_url=LOCAL_URL) as plain:
         assert "Strict-Transport-Security" not in plain.get("/healthz", headers={"X-Forwarded-Proto": "https"}).headers
 
 
@@ -69,7 +69,7 @@ def test_downloads_are_kept_as_their_route_says(client: TestClient, tmp_path: Pa
 
 @pytest.mark.parametrize("page", ["/docs", "/docs/oauth2-redirect"])
 def test_the_documentation_runs_its_own_scripts_and_no_other(page: str) -> None:
-    answer = TestClient(create_app(Settings())).get(page)
+    answer = TestClient(create_app(Settings()), base_url=LOCAL_URL).get(page)
     directives = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
     inline = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
     assert len(inline) == 1

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from service import db, migrate
 from service.app import create_app
 from service.config import get_settings
-from tests.support import code_of
+from tests.support import LOCAL_URL, code_of
 
 OK = {"status": "ok", "missing": []}
 
@@ -78,7 +78,7 @@ def test_without_its_broker_a_service_is_degraded_and_serves(
 ) -> None:
     def ready(broker: str) -> object:
         settings = get_settings().model_copy(update={"broker_url": SecretStr(broker)})
-        with TestClient(create_app(settings)) as asked:
+        with TestClient(create_app(settings), base_url=LOCAL_URL) as asked:
             response = asked.get("/readyz")
         assert response.status_code == 200
         return response.json()

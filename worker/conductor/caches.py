@@ -94,17 +94,12 @@ def weights_of_fishers(settings: Settings) -> set[str]:
     return {weights for weights in known if weights is not None}
 
 
-def purge_fishers(settings: Settings, weights: str) -> int:
-    """Let go of what was computed for these weights (a version's tree digest); how many folders that were.
+def fishers_of(settings: Settings, weights: str) -> list[Path]:
+    """The folders of what was computed for these weights (a version's tree digest).
 
-    A folder whose record does not say what it is of goes, too: nobody can know what it was computed from.
+    One whose record does not say what it is of is among them: nobody can know what it was computed from.
     """
-    purged = 0
-    for entry in _entries(settings.fishers_dir):
-        if _weights_of(entry) in (None, weights):
-            shutil.rmtree(entry, ignore_errors=True)
-            purged += not entry.exists()
-    return purged
+    return [entry for entry in _entries(settings.fishers_dir) if _weights_of(entry) in (None, weights)]
 
 
 def _weights_of(entry: Path) -> str | None:

@@ -142,7 +142,7 @@ class Sweeper:
 
     def _ring(self, due: list[Due]) -> None:
         """At most one bell a free slot, or a long queue would fill the broker with bells."""
-        if self.room.busy.is_set() or self.room.draining.is_set():
+        if self.room.busy.is_set() or self.room.draining.is_set() or self.room.still_here():
             return
         now = time.monotonic()
         for wait in self.bells.choose(due, now):
@@ -156,7 +156,10 @@ class Sweeper:
     # -------------------------------------------------------------------------------------------------------- the reaper
 
     def _take_back(self, held: list[Held]) -> None:
+        still_here = self.room.still_here()
         for one in held:
+            if (one.request_id, one.fence) in still_here:
+                continue  # ours, and its processes are still here: nobody may be told that it has ended
             if is_dead_here(one.owner):
                 self._reap(one, "its worker's process is gone", only_expired=False)
             elif one.owner == self.room.owner and not self.room.busy.is_set():

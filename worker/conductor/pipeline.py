@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,7 +40,7 @@ from worker.conductor.certifying import Times
 from worker.conductor.heart import Heart
 from worker.conductor.outcomes import Cancelled, Died, Drained, Failed, Paused, Rejected, problem
 from worker.conductor.planning import Plan
-from worker.conductor.processes import Unkillable, kill_older
+from worker.conductor.processes import Unkillable, any_left, kill_older
 from worker.conductor.purging import Replaced, purge
 from worker.conductor.supervise import run_stage
 from worker.contract import JobDirectory, Manifest, Report, document_digest, document_json, tree_digest
@@ -67,6 +68,12 @@ class Room:
     store_patience_seconds: float = storing.PATIENCE_SECONDS
     notary: Notary | None = None
     """None: nobody has the ledger signed."""
+    unkillable: dict[tuple[str, int], Unkillable] = field(default_factory=dict)
+    """By request and fence: attempts that this worker let go of while processes of theirs survived SIGKILL."""
+
+    def still_here(self) -> set[tuple[str, int]]:
+        """Of which of them processes are left, and may hold the GPU: beside them nothing is claimed."""
+        return {attempt for attempt, error in tuple(self.unkillable.items()) if any_left(error.survivors)}
 
 
 def run(request_id: str, room: Room) -> str | None:
@@ -81,19 +88,14 @@ def run(request_id: str, room: Room) -> str | None:
 
 def run_next(room: Room) -> str | None:
     """Take the request that comes first among those that this worker may run, and see it through. Returns: as `run`."""
-    return _see_through(room, partial(leases.claim_next, classes=room.settings.gpu_classes))
+    return _see_through(room, partial(leases.claim_next, classes=room.settings.gpu_classes), tries=leases.CANDIDATES)
 
 
-def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
-    if room.draining.is_set():
+def _see_through(room: Room, claim: Callable[..., Lease | None], *, tries: int = 1) -> str | None:
+    if room.draining.is_set() or room.still_here():
         return None
     settings, began = room.settings, time.time()
-    terms = {"owner": room.owner, "lease_seconds": settings.lease_seconds, "most_active": settings.max_active_requests}
-    try:
-        with db.transaction() as session:
-            lease = claim(session, **terms)
-    except NoRoom:
-        return None
+    lease = _claimed(room, claim, tries)
     if lease is None:
         return None
     tracing.record("claim", lease.traceparent, began, time.time(), request=lease.request_id, fence=lease.fence)
@@ -112,6 +114,17 @@ def _see_through(room: Room, claim: Callable[..., Lease | None]) -> str | None:
             span.set_attribute("status", status)
         log.info("attempt.ended", extra={"status": status})
     return status
+
+
+def _claimed(room: Room, claim: Callable[..., Lease | None], tries: int) -> Lease | None:
+    """Where a project's last place went to another worker meanwhile, there may still be another project's request."""
+    settings = room.settings
+    for _ in range(tries):
+        with suppress(NoRoom), db.transaction() as session:
+            return claim(
+                session, owner=room.owner, lease_seconds=settings.lease_seconds, most_active=settings.max_active_requests
+            )
+    return None
 
 
 def _attempt(room: Room, heart: Heart) -> str:
@@ -252,7 +265,7 @@ def _purge(room: Room, heart: Heart, plan: Plan) -> None:
     """Fisher information of the replaced weights was computed from what is forgotten now, and nothing needs it any more."""
     lease = heart.lease
     replaced = Replaced(plan.base.digest, plan.model_id, lease.request_id, lease.fence)
-    purge(room.settings, replaced, lease.actor, say_none=True)
+    purge(room.settings, replaced, lease.actor, heart.write, say_none=True)
 
 
 # -------------------------------------------------------------------------------------------------------------- the end
@@ -279,6 +292,7 @@ def _end(error: Exception, room: Room, heart: Heart) -> str:
                 return heart.write(lambda session: endings.retry(session, lease, why, max_attempts=most))
             case Unkillable():
                 # Processes may still hold the GPU: let the lease run out rather than say that they are gone.
+                room.unkillable[lease.request_id, lease.fence] = error
                 log.critical("processes.unkillable", extra={"request": lease.request_id, "why": str(error)})
                 return "lost"
             case BaseMoved():

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 
 import psutil  # type: ignore[import-untyped]
 
@@ -25,6 +25,10 @@ DEATH_SECONDS = 10.0
 
 class Unkillable(Exception):
     """Processes survived SIGKILL; the host needs a look, and the request must not be called cancelled."""
+
+    def __init__(self, survivors: Collection[psutil.Process]) -> None:
+        super().__init__(f"{len(survivors)} processes survived SIGKILL for {DEATH_SECONDS:.0f} s")
+        self.survivors = frozenset(survivors)
 
 
 class Tree:
@@ -79,7 +83,12 @@ def kill_all(processes: set[psutil.Process]) -> None:
         time.sleep(POLL_SECONDS)
         alive = {p for p in alive if _is_alive(p)}
         if alive and time.monotonic() > deadline:
-            raise Unkillable(f"{len(alive)} processes survived SIGKILL for {DEATH_SECONDS:.0f} s")
+            raise Unkillable(alive)
+
+
+def any_left(processes: Iterable[psutil.Process]) -> bool:
+    """Whether one of these still lives."""
+    return any(_is_alive(p) for p in processes)
 
 
 def _is_alive(process: psutil.Process) -> bool:

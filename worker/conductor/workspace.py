@@ -17,7 +17,7 @@ from service import failpoints, sources
 from service.config import Settings
 from service.errors import BadLocation
 from service.files import open_file
-from service.requests.leases import Lease
+from service.requests.leases import Lease, LeaseLost
 from service.requests.lifecycle import KEEPS_PLACE, TERMINAL
 from service.sources import SourceRefused, Sources
 from service.storage import Missing, Store
@@ -35,14 +35,21 @@ Check = Callable[[], None]
 def open_job(settings: Settings, lease: Lease) -> JobDirectory:
     """A fresh directory for this attempt, with the newest step checkpoints that earlier ones left on this host.
 
-    Call it when no process of an earlier attempt is left. The engine decides whether the checkpoints fit.
+    Call it when no process of an earlier attempt is left. The engine decides whether the checkpoints fit. A worker that stood
+    still since its claim may be the earlier one by now: a later attempt's directory is never touched.
+
+    Raises:
+        LeaseLost: a later attempt has a directory here.
     """
     family = settings.jobs_dir / lease.request_id
+    family.mkdir(parents=True, exist_ok=True, mode=0o700)
+    others = sorted(family.iterdir(), key=_fence_of, reverse=True)
+    if others and _fence_of(others[0]) > lease.fence:
+        raise LeaseLost(f"request {lease.request_id} is worked on under fence {_fence_of(others[0])}, after {lease.fence}")
     root = family / str(lease.fence)
-    root.mkdir(parents=True, mode=0o700)
+    root.mkdir(mode=0o700)
     job = JobDirectory(root)
-    older = sorted((p for p in family.iterdir() if p != root), key=_fence_of, reverse=True)
-    for previous in older:
+    for previous in others:
         steps = JobDirectory(previous).steps
         if not job.steps.exists() and steps.is_dir() and any(steps.iterdir()):
             steps.rename(job.steps)

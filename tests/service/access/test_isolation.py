@@ -16,6 +16,7 @@ from service.audit import ledger
 from service.audit.leaves import Actor, RunStopped
 from service.db import get_engine, reading, transaction
 from service.tables import Dataset, Model, Row, UnlearnRequest
+from service.tenancy import HOME
 from tests.service.access.people import calling, person, project
 from tests.service.audit.people import entries
 from tests.support import ask, emit, move, register
@@ -90,6 +91,20 @@ def test_the_same_idempotency_key_of_two_projects_is_two(request_of_a: str, guar
         made = ask(guarded, register(guarded, tmp_path), 1, key="same")
     assert made.status_code == 202
     assert made.json()["id"] != request_of_a
+
+
+@pytest.mark.parametrize("name", ["a", HOME])
+def test_a_retry_that_is_repeated_with_its_key_is_made_once_in_every_project(
+    guarded: TestClient, tmp_path: Path, name: str
+) -> None:
+    _, _, key = person(project(name), "operator", "requester")
+    with calling(guarded, key):
+        request_id = ask(guarded, register(guarded, tmp_path), 1).json()["id"]
+        guarded.post(f"/unlearn-requests/{request_id}/cancel")
+        first, second = (
+            guarded.post(f"/unlearn-requests/{request_id}/retry", headers={"Idempotency-Key": "k"}) for _ in range(2)
+        )
+    assert (first.status_code, second.json()["id"]) == (202, first.json()["id"])
 
 
 def test_a_stream_is_written_in_its_reader_s_project(request_of_a: str, guarded: TestClient) -> None:

@@ -24,6 +24,7 @@ from service.config import Settings
 from service.telemetry.http import REGISTRY
 from tests.service.access.people import bearer, person
 from tests.serving import free_port
+from tests.support import LOCAL_URL
 
 Opened = Callable[..., Any]
 FIELD = re.compile(r'"(\w+)";r=(\d+);t=(\d+)')
@@ -38,7 +39,8 @@ def limited(rules: None, database: str, monkeypatch: pytest.MonkeyPatch) -> Open
         for name, value in {"auth": "required", **settings}.items():
             monkeypatch.setenv(f"EXPUNGE_{name.upper()}", value)
         db.reset()
-        with TestClient(create_app(), raise_server_exceptions=False, client=("192.0.2.1", 1)) as client:
+        elsewhere = ("192.0.2.1", 1)
+        with TestClient(create_app(), base_url=LOCAL_URL, raise_server_exceptions=False, client=elsewhere) as client:
             yield client
 
     return opened

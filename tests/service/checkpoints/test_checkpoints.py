@@ -19,7 +19,7 @@ from service.config import get_settings
 from service.storage import StoreUnavailable
 from service.storage.s3 import S3Objects
 from tests.service.storage_server import SECRET
-from tests.support import ask, code_of, one_database, publish, register
+from tests.support import LOCAL_URL, ask, code_of, one_database, publish, register
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -147,7 +147,8 @@ def _raw_get(client: TestClient, raw_path: str) -> int:
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1", "method": "GET",
         "scheme": "http", "path": unquote(raw_path), "raw_path": raw_path.encode(), "query_string": b"",
-        "root_path": "", "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+        "root_path": "", "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
     }  # fmt: skip
     anyio.run(client.app, scope, receive, send)  # type: ignore[arg-type]
     return statuses[0]
@@ -190,7 +191,7 @@ def in_bucket(
     monkeypatch.setenv("EXPUNGE_STORE_URL", f"s3://{s3_bucket}/store")
     monkeypatch.setenv("EXPUNGE_STORE_ENDPOINT_URL", s3_url)
     db.reset()
-    with TestClient(create_app(), follow_redirects=False) as other:
+    with TestClient(create_app(), base_url=LOCAL_URL, follow_redirects=False) as other:
         model = register(other, tmp_path)
         made = publish(model, ask(other, model, 1).json()["id"], FILES, tmp_path)
         yield other, f"/checkpoints/{made}/files/unet/weights.safetensors"

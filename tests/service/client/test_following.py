@@ -102,7 +102,7 @@ def test_a_refusal_is_not_tried_again() -> None:
 
 def test_the_service_s_own_stream_is_read(client: TestClient, tmp_path: Path) -> None:
     made = ask(client, register(client, tmp_path), 1).json()["id"]
-    api = Client("http://testserver")
+    api = Client("http://127.0.0.1")
     api._http.close()
     api._http = client  # type: ignore[assignment]
     api.requests.cancel(made)

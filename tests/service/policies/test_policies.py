@@ -16,7 +16,7 @@ from service.errors import PolicyUnfit, UnknownPolicy
 from service.policies import service as policies
 from service.policies.service import PolicyInvalid
 from service.requests.service import sha256_of
-from tests.support import ask, code_of, one_database, register, write_json
+from tests.support import LOCAL_URL, ask, code_of, one_database, register, write_json
 from worker import contract, verdict
 from worker.engine.panel import SLACK
 
@@ -192,7 +192,7 @@ def packaged(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestCli
     """The service without an operator's policy, with the packaged catalogue."""
     monkeypatch.delenv("EXPUNGE_POLICY_FILE", raising=False)
     db.reset()
-    with TestClient(create_app(), raise_server_exceptions=False) as opened:
+    with TestClient(create_app(), base_url=LOCAL_URL, raise_server_exceptions=False) as opened:
         yield opened
 
 

@@ -207,7 +207,7 @@ def test_shredding_what_an_amendment_said_takes_the_copy_too(client: TestClient,
 
 
 def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient, tmp_path: Path) -> None:
-    api = Client("http://testserver")
+    api = Client("http://127.0.0.1")
     api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
     request_id = ask(client, register(client, tmp_path), 1).json()["id"]
     assert api.requests.pause(request_id)["status"] == "paused"

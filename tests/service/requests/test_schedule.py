@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
+from sqlalchemy.orm import Session as OrmSession
 
-from service import db, outbox
+from service import db, outbox, tenancy
 from service.app import create_app
 from service.config import get_settings
 from service.requests import leases, quotas, schedule
 from service.requests.leases import Lease, NoRoom
 from service.tables import Attempt, UnlearnRequest, Worker
 from service.workers import repository as workers
-from tests.support import ask, code_of, move, register
+from tests.service.access.people import project
+from tests.support import LOCAL_URL, ask, code_of, move, register
 from tests.worker.conductor import house as h
+from worker.conductor import pipeline
 
 HOUR = timedelta(hours=1)
 
@@ -87,8 +90,9 @@ def test_no_more_run_than_may(tmp_path: Path) -> None:
     """Also when two workers counted at once: the second to write counts again, under the ledger's lock."""
     first, second = (h.ask(h.furnish(tmp_path / name)) for name in "ab")
     assert claim(most_active=1).request_id == first  # type: ignore[union-attr]
-    with pytest.raises(NoRoom):
-        claim(most_active=1)
+    assert claim(most_active=1) is None
+    with pytest.raises(NoRoom), db.transaction() as session:
+        leases.claim(session, second, owner="w", lease_seconds=60, most_active=1)
     assert (h.request(second).status, h.attempts(second), h.actions(second)) == ("queued", [], [])
     with db.reading() as session:
         assert quotas.usage(session, "default") == quotas.Usage(active=1, queued=1)
@@ -96,6 +100,43 @@ def test_no_more_run_than_may(tmp_path: Path) -> None:
         assert quotas.active(session) == {"default": 1}
         assert outbox.due(session, limit=1, most_active=1) == []
         assert [one.request_id for one in outbox.due(session, limit=1, most_active=2)] == [second]
+
+
+def full_project_first(folder: Path) -> tuple[str, str]:
+    """One project's request runs and its next one comes first of all; then comes another project's. Returns these two."""
+    waiting = []
+    for name, count in (("a", 2), ("b", 1)):
+        with tenancy.acting(project(name)):
+            waiting += [h.ask(h.furnish(folder / f"{name}{k}")) for k in range(count)]
+    running, first, other = waiting
+    with db.transaction() as session:
+        assert leases.claim(session, running, owner="another", lease_seconds=60)
+    return first, other
+
+
+@pytest.mark.usefixtures("database")
+def test_a_project_whose_places_are_taken_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    first, other = full_project_first(tmp_path)
+    assert order() == [first, other]
+    assert claim(most_active=1).request_id == other  # type: ignore[union-attr]
+    assert claim(most_active=1) is None
+
+
+@pytest.mark.usefixtures("database")
+def test_a_worker_that_came_too_late_for_a_project_s_last_place_takes_another_project_s_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = full_project_first(tmp_path)
+    looks: list[int] = []
+
+    def before_the_other_claimed(session: OrmSession, *, most_active: int, **wanted: Any) -> list[outbox.Due]:
+        looks.append(most_active)
+        return outbox.due(session, most_active=0 if len(looks) == 1 else most_active, **wanted)
+
+    monkeypatch.setattr(leases, "due", before_the_other_claimed)
+    assert pipeline.run_next(h.make_room(max_active_requests=1)) == "succeeded"
+    assert looks == [1, 1]
+    assert (h.request(other).status, h.request(first).status, h.attempts(first)) == ("succeeded", "queued", [])
 
 
 def test_latest_start_is_the_deadline_less_the_run_and_the_margin(client: TestClient, tmp_path: Path) -> None:
@@ -196,7 +237,7 @@ def test_no_more_wait_than_may(client: TestClient, tmp_path: Path, monkeypatch: 
     model = register(client, tmp_path)
     monkeypatch.setenv("EXPUNGE_MAX_QUEUED_REQUESTS", "2")
     db.reset()
-    with TestClient(create_app(), raise_server_exceptions=False) as strict:
+    with TestClient(create_app(), base_url=LOCAL_URL, raise_server_exceptions=False) as strict:
         first, second = (ask(strict, model, k).json() for k in (1, 2))
         strict.post(f"/unlearn-requests/{first['id']}/pause")  # it waits, too
         refused = ask(strict, model, 3)

@@ -22,7 +22,7 @@ from tests.service.webhooks.conftest import Wire
 def test_the_command_line_s_verbs(client: TestClient, sender: Sender, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def here(_url: str) -> Iterator[Client]:
-        made = Client("http://testserver")
+        made = Client("http://127.0.0.1")
         made._http.close()
         made._http = client
         yield made

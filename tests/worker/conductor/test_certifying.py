@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
@@ -12,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service import db
 from service.audit import ledger, redaction, shredding
-from service.audit.leaves import LOCAL, RequestClosed
+from service.audit.leaves import LOCAL, Actor, RequestClosed
 from service.certificates import commitment, limits
 from service.certificates.dsse import payload_of
 from service.checkpoints import membership, revocation
@@ -21,7 +23,7 @@ from service.datasets import items
 from service.tables import Checkpoint, CheckpointEvidence, ForgetCommitment, ModelVersion
 from tests.worker.conductor import house as h
 from worker.conductor import app as bell
-from worker.conductor import pipeline
+from worker.conductor import pipeline, purging
 from worker.conductor.control import Sweeper
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -213,6 +215,66 @@ def test_information_computed_from_forgotten_data_is_purged_once_it_is_published
     assert pipeline.run(request_id, room) == "succeeded"
     assert [path.name for path in kept.iterdir()] == ["other"]
     assert h.facts(request_id, "caches.purged")["entries"] == 2
+
+
+@pytest.mark.parametrize("dies", ["while it deletes", "before the entry"])
+def test_what_was_purged_is_recorded_though_its_worker_died_before_it_could(
+    house: h.House, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    room = h.make_room()
+    kept = room.settings.fishers_dir
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "_purge", lambda *_: None)
+        request_id = h.ask(house, 1, fisher_bytes=10)
+        assert pipeline.run(request_id, room) == "succeeded"
+    (whole,) = kept.iterdir()
+    shutil.copytree(whole, kept / "another")
+    actor = Actor(kind="worker", id="a")
+
+    class Killed(BaseException):
+        """As SIGKILL: nothing after it is run."""
+
+    def delete_one(folder: Path, **_: object) -> None:
+        remove(folder)
+        raise Killed
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Killed
+
+    remove = shutil.rmtree
+    with monkeypatch.context() as killed:
+        if dies == "before the entry":
+            killed.setattr(purging.ledger, "append", refuse)
+        else:
+            killed.setattr(purging.shutil, "rmtree", delete_one)
+        with pytest.raises(Killed):
+            purging.sweep(room.settings, actor)
+    assert "caches.purged" not in h.actions(request_id)
+    assert len([path for path in kept.iterdir() if path.is_dir()]) == (0 if dies == "before the entry" else 1)
+    purging.sweep(room.settings, actor)
+    assert h.facts(request_id, "caches.purged")["entries"] == 2
+    purging.sweep(room.settings, actor)
+    assert (h.actions(request_id).count("caches.purged"), list(kept.iterdir())) == (1, [])
+
+
+@pytest.mark.one_database
+def test_what_another_worker_of_the_host_purges_just_now_is_left_to_it(house: h.House, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = h.make_room()
+    request_id = h.ask(house, 1, fisher_bytes=10)
+    actor, append = Actor(kind="worker", id="a"), purging.ledger.append
+
+    def meanwhile(*given: Any, **named: Any) -> int:
+        monkeypatch.setattr(purging.ledger, "append", append)
+        purging.sweep(room.settings, Actor(kind="worker", id="b"))
+        return append(*given, **named)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(pipeline, "_purge", lambda *_: None)
+        assert pipeline.run(request_id, room) == "succeeded"
+    monkeypatch.setattr(purging.ledger, "append", meanwhile)
+    purging.sweep(room.settings, actor)
+    assert h.facts(request_id, "caches.purged")["entries"] == 1
+    assert list(room.settings.fishers_dir.iterdir()) == []
 
 
 def test_what_the_publishing_worker_could_not_purge_its_host_s_sweeper_does(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy import select, update
@@ -25,7 +27,7 @@ from service.tables import LedgerPrivate, UnlearnRequest
 from service.workers import repository as workers
 from tests.worker.conductor import house as h
 from worker.conductor import app as bell
-from worker.conductor import identity
+from worker.conductor import identity, pipeline, processes
 from worker.conductor.control import RING_AGAIN_SECONDS, SLOWEST_RING_SECONDS, Bells, Sweeper
 
 ELSEWHERE = "another-host|1|1|another-boot"
@@ -145,6 +147,32 @@ def test_live_leases_are_left_alone(sweeper: Sweeper, rung: list[str], tmp_path:
     sweeper.room.busy.clear()  # ours, but nobody is at it: the attempt ended while the database was away
     sweeper.sweep()
     assert [h.request(r).status for r in (elsewhere, ours)] == ["running", "queued"]
+
+
+def test_an_attempt_whose_processes_survive_is_not_said_over_and_nothing_is_claimed_beside_them(
+    sweeper: Sweeper, rung: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process stuck in the kernel: here one that SIGKILL is never sent to."""
+    request_id, waiting = (h.ask(h.furnish(tmp_path / name)) for name in "ab")
+    marks = {processes.JOB: request_id, processes.FENCE: "0"}
+    with subprocess.Popen(["sleep", "600"], env=os.environ | marks) as stuck:
+        try:
+            with monkeypatch.context() as kernel:
+                kernel.setattr(psutil.Process, "kill", lambda _process: None)
+                kernel.setattr(processes, "DEATH_SECONDS", 0.1)
+                assert pipeline.run(request_id, sweeper.room) == "lost"
+            h.withdraw(request_id)
+            h.expire_lease(request_id)
+            sweeper.healthy_since = time.monotonic() - 3600
+            sweeper.sweep()
+            assert h.request(request_id).status == "cancelling"
+            assert (rung, pipeline.run_next(sweeper.room)) == ([], None)
+        finally:
+            stuck.kill()
+    sweeper.sweep()
+    assert h.request(request_id).status == "cancelled"
+    assert rung == [waiting]
+    assert pipeline.run_next(sweeper.room) == "succeeded"
 
 
 def test_directories_of_dead_attempts_are_cleared(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:

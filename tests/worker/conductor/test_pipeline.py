@@ -8,30 +8,38 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from service import db
 from service.audit import trust
 from service.certificates.dsse import key_of, payload_of
 from service.certificates.signing import KeySigner, SignerUnavailable, SigningRefused
 from service.certificates.statement import prompts_digest
-from service.requests import endings
+from service.requests import endings, leases
 from service.requests.endings import Problem
 from service.requests.seeds import verification_secret
 from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
-from worker.conductor import outcomes, pipeline
+from worker.conductor import heart, outcomes, pipeline, workspace
 from worker.conductor.pipeline import Room
 from worker.contract import Spec
 
 pytestmark = pytest.mark.usefixtures("database")
 one_database = pytest.mark.one_database
 """For rules about files and processes: they hold no SQL that the other tests do not run on both."""
+
+
+SAID = ["run.started", "plan.committed", "run.finished"]
 
 
 def published() -> int:
@@ -375,6 +383,32 @@ def test_a_later_attempt_adopts_the_step_checkpoints_and_has_the_same_spec(house
     assert nothing_left(room, request_id)
 
 
+@one_database
+def test_a_worker_that_stood_still_while_another_took_over_leaves_its_directory_alone(
+    house: h.House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes up between its claim, fence 1, and its directory: fence 3 is at work on the same disk."""
+    room = h.make_room()
+    request_id = h.ask(house)
+    family = room.settings.jobs_dir / request_id
+
+    def others_take_over(_request_id: str, _fence: int) -> None:
+        with db.transaction() as session:
+            endings.reap(session, request_id, 1, max_attempts=5, reason="a test says so", only_expired=False)
+        h.make_due(request_id)
+        with db.transaction() as session:
+            later = leases.claim(session, request_id, owner="another", lease_seconds=60)
+        assert later is not None
+        job = workspace.open_job(room.settings, later)
+        job.steps.mkdir()
+        (job.steps / "step-1").write_text("state")
+
+    monkeypatch.setattr(pipeline, "kill_older", others_take_over)
+    assert pipeline.run(request_id, room) == "lost"
+    assert sorted(p.relative_to(family).as_posix() for p in family.rglob("*")) == ["3", "3/steps", "3/steps/step-1"]
+    assert (h.request(request_id).fence, h.request(request_id).lease_owner) == (3, "another")
+
+
 # --------------------------------------------------------------------------------------------------------------- signer
 
 
@@ -565,6 +599,37 @@ def test_progress_reaches_the_row_and_its_followers(house: h.House) -> None:
     request_id = h.ask(house, seconds=1.0)
     assert pipeline.run(request_id, room) == "succeeded"
     assert h.events(request_id).count("progress") >= 5  # three phases entered after staging, two renewals at least
+
+
+@pytest.mark.parametrize(
+    ("verdict", "once"),
+    [
+        ("pass", [*SAID, "evaluation.finished", "certificate.issued", "model.published"]),
+        ("fail", [*SAID, "evaluation.rejected", "run.failed"]),
+    ],
+)
+def test_what_was_committed_is_not_said_again_when_only_the_answer_got_lost(
+    house: h.House, monkeypatch: pytest.MonkeyPatch, verdict: str, once: list[str]
+) -> None:
+    """Of every first try to commit, so that each transaction of the attempt is run twice."""
+    tries: list[int] = []
+
+    @contextmanager
+    def answered_every_other_time() -> Iterator[Session]:
+        with db.transaction() as session:
+            yield session
+        if threading.current_thread() is threading.main_thread():
+            tries.append(1)
+            if len(tries) % 2:
+                raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    room, request_id = h.make_room(), h.ask(house, verify=verdict)
+    monkeypatch.setattr(heart, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(heart, "db", SimpleNamespace(transaction=answered_every_other_time, now=db.now, reading=db.reading))
+    pipeline.run(request_id, room)
+    assert h.request(request_id).status == {"pass": "succeeded", "fail": "failed"}[verdict]
+    said = [action for action in h.actions(request_id) if action != "caches.purged"]
+    assert said == [*once, "unlearning.request.closed"]
 
 
 def test_a_cancellation_that_arrives_while_publishing_wins(house: h.House) -> None:
