@@ -1,7 +1,9 @@
 """Whose clock runs for how long: `jurisdictions.json`, and the arithmetic of dates. Pure but for reading that file.
 
 A month is a calendar month: from the 31st of January it ends on the last day of February. Days are counted from the day after
-the receipt. Both keep the time of day of the receipt, in UTC; the law's period ends with that day, so ours never ends later.
+the receipt. Both keep the time of day of the receipt; the law's period ends with that day, so ours never ends later. The date
+of the receipt is that by its offset, or that in UTC, whichever ends earlier: half past eleven at night on the last of February
+is the 1st of March elsewhere, and months counted from there end days later.
 Weekends and holidays do not move it (Reg. (EEC, Euratom) 1182/71 Art. 3(4) would move it to the next working day).
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 import calendar
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +20,8 @@ from typing import Any, Literal, get_args
 RULES_FILE = Path(__file__).with_name("jurisdictions.json")
 Jurisdiction = Literal["gdpr", "uk-gdpr", "ccpa", "none"]
 JURISDICTIONS: tuple[Jurisdiction, ...] = get_args(Jurisdiction)
+ANYWHERE = tuple(timezone(timedelta(hours=hours)) for hours in (-12, 0, 14))
+"""Between them they have every date that a moment has anywhere on earth."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Period:
     days: int = 0
 
     def after(self, moment: datetime) -> datetime:
-        """When it ends that begins at an aware moment, in UTC."""
-        return add_months(moment, self.months) + timedelta(days=self.days)
+        """When it ends that begins at an aware moment, in UTC: counted there or by the moment's offset, the earlier of both."""
+        ends = (add_months(begin, self.months) for begin in (moment, moment.astimezone(UTC)))
+        return min(ends).astimezone(UTC) + timedelta(days=self.days)
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,9 @@ def rules_of(jurisdiction: str) -> Rules:
 
 
 def add_months(moment: datetime, months: int) -> datetime:
-    """The same day and time so many months later, in UTC; the last day of the month where it has no such day."""
-    start = moment.astimezone(UTC)
-    year, month = divmod(start.year * 12 + start.month - 1 + months, 12)
-    return start.replace(year=year, month=month + 1, day=min(start.day, calendar.monthrange(year, month + 1)[1]))
+    """The same day and time so many months later, by the moment's offset; the month's last day where it has no such day."""
+    year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
+    return moment.replace(year=year, month=month + 1, day=min(moment.day, calendar.monthrange(year, month + 1)[1]))
 
 
 def due(jurisdiction: str, received_at: datetime) -> datetime | None:
@@ -86,14 +90,23 @@ def due(jurisdiction: str, received_at: datetime) -> datetime | None:
     return None if answer is None else answer.after(received_at)
 
 
-def extend(jurisdiction: str, received_at: datetime, informed_at: datetime) -> Extension:
+def extend(jurisdiction: str, received_at: datetime, first: datetime | None, informed_at: datetime) -> Extension:
     """The deadline once the person was told that it takes longer, at an aware moment.
+
+    The offset of the receipt is not kept, so the end is the earliest that any offset gives which gave the first deadline: at
+    most a day before that of the right one.
+
+    Args:
+        first: the deadline as it was computed when the request was made.
 
     Raises:
         ValueError: no clock runs there.
     """
-    rules, first = rules_of(jurisdiction), due(jurisdiction, received_at)
-    if first is None or rules.extended is None:
+    extended = rules_of(jurisdiction).extended
+    if first is None or extended is None:
         raise ValueError("no law's clock runs, so there is nothing to extend")
-    late = informed_at > first
-    return Extension(due_at=first if late else rules.extended.after(received_at), late=late)
+    if informed_at > first:
+        return Extension(due_at=first, late=True)
+    places = [received_at.astimezone(offset) for offset in ANYWHERE]
+    agreeing = [place for place in places if due(jurisdiction, place) == first]
+    return Extension(due_at=min(extended.after(place) for place in agreeing or places), late=False)

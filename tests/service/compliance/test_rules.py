@@ -47,7 +47,7 @@ def test_california_counts_45_days(received: str, expected: str) -> None:
 def test_no_law_no_clock() -> None:
     assert due("none", day("2026-01-31")) is None
     with pytest.raises(ValueError, match="nothing to extend"):
-        extend("none", day("2026-01-31"), day("2026-02-01"))
+        extend("none", day("2026-01-31"), None, day("2026-02-01"))
     with pytest.raises(KeyError):
         rules_of("atlantis")
 
@@ -64,16 +64,46 @@ def test_no_law_no_clock() -> None:
 def test_an_extension_counts_from_the_receipt(law: str, received: str, expected: str) -> None:
     first = due(law, day(received))
     assert first is not None
-    in_time = extend(law, day(received), first)
+    in_time = extend(law, day(received), first, first)
     assert (in_time.due_at, in_time.late) == (day(expected), False)
-    late = extend(law, day(received), first + timedelta(microseconds=1))
+    late = extend(law, day(received), first, first + timedelta(microseconds=1))
     assert (late.due_at, late.late) == (first, True)  # it moves nothing
 
 
-def test_a_moment_is_one_whatever_its_offset() -> None:
-    """Half past midnight on the 1st in Auckland (+13) is still the 31st in UTC, and the month is counted there."""
-    there = datetime(2026, 2, 1, 0, 30, tzinfo=timezone(timedelta(hours=13)))
-    assert due("gdpr", there) == datetime(2026, 2, 28, 11, 30, tzinfo=UTC)
+@pytest.mark.parametrize(
+    ("received", "answer", "extended"),
+    [
+        # the 31st in UTC, where the month ends on the 28th; here it would end on the 1st of March, which is the same moment
+        ("2026-02-01T00:30+13:00", "2026-02-28T11:30Z", "2026-04-30T11:30Z"),
+        # the 1st of March in UTC: the law's month ends on the 28th of March there, not on the 1st of April
+        ("2027-02-28T23:30-01:00", "2027-03-28T23:30-01:00", "2027-05-28T23:30-01:00"),
+        ("2027-04-30T23:30-03:00", "2027-05-30T23:30-03:00", "2027-07-30T23:30-03:00"),
+        # the 30th in UTC, and the 31st here: both months end on the 28th, and that of here ends sooner
+        ("2026-01-31T00:30+13:00", "2026-02-28T00:30+13:00", "2026-04-30T00:30+13:00"),
+        # the first deadline does not tell the offset: +1 gives the 30th of December from either day, and three months do not
+        ("2026-11-30T00:30+13:00", "2026-12-30T00:30+13:00", "2027-02-28T00:30+13:00"),
+    ],
+)
+def test_where_the_day_is_another_one_the_deadline_is_the_earlier(received: str, answer: str, extended: str) -> None:
+    there = datetime.fromisoformat(received)
+    first = due("gdpr", there)
+    assert first == datetime.fromisoformat(answer)
+    assert extend("gdpr", there.astimezone(UTC), first, first).due_at == datetime.fromisoformat(extended)
+
+
+offsets = st.integers(-12 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
+
+
+@given(st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1)), offsets)
+def test_no_deadline_is_after_the_law_s_and_none_much_before(moment: datetime, offset: timezone) -> None:
+    """The law's is the end of the day, by the receipt's offset, that is so many months after the date of the receipt there."""
+    there = moment.replace(tzinfo=offset)
+    first = due("gdpr", there)
+    assert first is not None
+    ends = (first, add_months(there, 1)), (extend("gdpr", there.astimezone(UTC), first, first).due_at, add_months(there, 3))
+    for ours, law in ends:
+        assert ours.astimezone(offset).date() <= law.date()
+        assert law - ours <= timedelta(days=3)  # the 1st in one place, the last of February in the other
 
 
 @given(st.datetimes(datetime(1990, 1, 1), datetime(2200, 1, 1), timezones=st.just(UTC)), st.integers(0, 40))
