@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import proofs
 from service.compliance import service as compliance
+from service.compliance.schemas import ComplianceRead
 from service.config import Settings
 from service.db import now
 from service.models import repository as models
@@ -45,6 +46,7 @@ class Around:
 
     status_reason: StatusReason | None
     superseded_by: str | None
+    law: ComplianceRead | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class Beside:
     model: Model
     before: Gone
     """What the version that it starts from has forgotten."""
-    law: RequestCompliance | None
     seq: int | None
     """Of the entry that it begins with; None: it is not written yet."""
     base: ModelVersion | None = None
@@ -74,14 +75,16 @@ def beside(session: OrmSession, row: UnlearnRequest) -> Beside:
     model = session.get_one(Model, row.model_id)
     base = repository.base_version(session, row)
     before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
-    return Beside(model, before, compliance.of(session, row.id), proofs.first_of(session, row.id), base)
+    return Beside(model, before, proofs.first_of(session, row.id), base)
 
 
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
     waits = row.status in ("pending_approval", "queued")
-    return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
+    reason = schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None
+    law = compliance.of(session, row.id)
+    return Around(reason, by, compliance.read(law, now(session)) if law else None)
 
 
 def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
@@ -91,15 +94,22 @@ def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
 
 
 def around_new(
-    session: OrmSession, settings: Settings, row: UnlearnRequest, waiting: Sequence[Waiting], at: datetime
+    session: OrmSession,
+    settings: Settings,
+    row: UnlearnRequest,
+    waiting: Sequence[Waiting],
+    law: RequestCompliance | None,
+    at: datetime,
 ) -> Around:
     """The same of a request that this transaction has made: `waiting` was in front of it, and `at` is now."""
     floor = schedule.look(session, settings, at)
-    return Around(schedule.reason(row, floor, lambda: schedule.first_of(waiting)), None)
+    reason = schedule.reason(row, floor, lambda: schedule.first_of(waiting))
+    return Around(reason, None, compliance.read(law, at) if law else None)
 
 
 def etag(request: UnlearnRequest, seen: Around) -> str:
-    """Changes with every change of state, every reading of the progress, and what is around it."""
+    """Changes with every change of state, every reading of the progress, and what is around it: where it stands in law, too,
+    which changes by what is recorded of it and by the clock."""
     parts = [str(request.version)]
     if request.progress_at is not None:
         parts.append(str(int(request.progress_at.timestamp() * 1e6)))
@@ -107,6 +117,8 @@ def etag(request: UnlearnRequest, seen: Around) -> str:
         parts += [seen.status_reason.code, seen.status_reason.request_id or ""]
     if seen.superseded_by is not None:
         parts.append(seen.superseded_by)
+    if seen.law is not None:
+        parts.append(sha256_of(seen.law.model_dump(mode="json"))[:16])
     return f'"{"-".join(parts)}"'
 
 
@@ -189,7 +201,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
         known: of a request that this transaction makes; None: it is read.
     """
     known = known or beside(session, row)
-    model, base, before, law = known.model, known.base, known.before, known.law
+    model, base, before = known.model, known.base, known.before
     wanted = list(row.forget_samples)
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
@@ -210,7 +222,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
         verdict=report["verdict"] if report else None,
         findings=report["findings"] if report else [],
-        compliance=compliance.read(law, now(session)) if law else None,
+        compliance=seen.law,
         report_url=f"/unlearn-requests/{row.id}/report" if report else None,
         checkpoint_url=f"/checkpoints/{row.checkpoint_id}" if row.checkpoint_id else None,
         ledger_seq=known.seq,

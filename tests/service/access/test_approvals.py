@@ -112,6 +112,19 @@ def test_two_others_approve_before_a_worker_takes_it(house: House) -> None:
     assert code_of(house.approve(made, house.cyd)) == "invalid_state_transition"
 
 
+def test_the_answer_to_whoever_asks_has_the_digest_that_is_approved(house: House) -> None:
+    with calling(house.client, house.ada):
+        first = ask(house.client, house.model, 1).json()
+        asked = {"model_id": house.model["id"], "forget": {"classes": [2]}}
+        body = {"items": [asked], "atomic": True}
+        (batched,) = house.client.post("/unlearn-requests/batch", json=body).json()["data"]
+        house.post(first, "cancel", house.ada)
+        again = house.post(first, "retry", house.ada, {}).json()
+    for made in (batched["request"], again):
+        assert made["approvals"] == house.read(made["id"])["approvals"]
+        assert house.approve(made, house.bob).status_code == 200
+
+
 def test_nobody_approves_what_they_asked_for(house: House) -> None:
     made = house.ask()
     assert code_of(house.approve(made, house.ada)) == "self_approval_forbidden"
