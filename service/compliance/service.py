@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,6 +105,13 @@ def record(session: OrmSession, request_id: str, said: Extension | Refusal | Not
 def of(session: OrmSession, request_id: str) -> RequestCompliance | None:
     """A request's, as it stands now."""
     return session.scalars(select(RequestCompliance).where(RequestCompliance.request_id == request_id)).one_or_none()
+
+
+def by_id(session: OrmSession, ids: Iterable[str]) -> dict[str, ComplianceRead]:
+    """Those of these requests that have one, as clients see them now."""
+    rows = session.scalars(select(RequestCompliance).where(RequestCompliance.request_id.in_(list(ids)))).all()
+    at = now(session) if rows else None
+    return {row.request_id: read(row, at) for row in rows if at is not None}
 
 
 def _extended(row: RequestCompliance, said: Extension, at: datetime) -> Fact:

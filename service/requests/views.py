@@ -141,7 +141,7 @@ def retain_read(choice: Choice | None, class_names: list[str]) -> RetainRead | N
     )
 
 
-def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
+def _fields(row: UnlearnRequest, class_names: list[str], law: ComplianceRead | None) -> dict[str, Any]:
     """All but `forget`, which a page of requests shows in short."""
     return {
         "id": row.id,
@@ -156,6 +156,8 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
         "resources": Resources(ranks=row.ranks, gpu_class=row.gpu_class),
         "priority": row.priority,
         "latest_start_at": row.latest_start_at,
+        "due_at": law.due_at if law else None,
+        "overdue": law is not None and law.overdue,
         "expected_run_seconds": row.expected_run_seconds,
         "supersedes": row.supersedes,
         "on_conflict": row.on_conflict,
@@ -182,12 +184,13 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
 
 
 def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, UnlearnRequestSummary]:
-    """A page of requests by id; their models are read together."""
+    """A page of requests by id; their models are read together, and so is their law."""
     found = models.by_id(session, (row.model_id for row in rows))
     samples = repository.sample_counts(session, (row.id for row in rows))
+    laws = compliance.by_id(session, (row.id for row in rows))
     return {
         row.id: UnlearnRequestSummary(
-            **_fields(row, found[row.model_id].class_names),
+            **_fields(row, found[row.model_id].class_names, laws.get(row.id)),
             forget=ForgetSet.of_both(row.forget_classes, found[row.model_id].class_names, samples[row.id]),
         )
         for row in rows
@@ -206,7 +209,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
-        **_fields(row, model.class_names),
+        **_fields(row, model.class_names, seen.law),
         forget=ForgetRead(
             **ClassSet.of(row.forget_classes, model.class_names).model_dump(),
             samples=SampleSet(count=len(wanted), ids=wanted),
