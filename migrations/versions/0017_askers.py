@@ -1,6 +1,7 @@
 """Who asked: everybody whose wish is taken up anew, and whoever made the keys that it was asked with, people's or programs'.
 
-Revision 0015 knew the last of a chain of requests alone, and the maker of a key of programs alone.
+Revision 0015 knew the last of a chain of requests alone, and the maker of a key of programs alone. And an index of what waits
+for each webhook endpoint, so that the first one of each is found without those behind it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SAID = {
 
 
 def upgrade() -> None:
+    _index_what_waits()
     if op.get_bind().dialect.name == "sqlite":
         op.execute("DROP TRIGGER request_approval_own")
         op.execute(
@@ -55,6 +57,13 @@ END
             f"SET search_path = pg_catalog, public, pg_temp AS $$ {decided.replace(':', chr(92) + ':')} $$"
         )
     )
+
+
+def _index_what_waits() -> None:
+    pending = sa.text("status = 'pending'")
+    columns = ["endpoint_id", "next_attempt_at", "id"]
+    name, table = "ix_webhook_delivery_waiting", "webhook_delivery"
+    op.create_index(name, table, columns, sqlite_where=pending, postgresql_where=pending)
 
 
 def downgrade() -> None:
