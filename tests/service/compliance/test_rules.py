@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.compliance.rules import JURISDICTIONS, RULES_FILE, add_months, due, extend, rules_of
+from service.compliance import rules as rules_module
+from service.compliance.rules import JURISDICTIONS, RULES_FILE, add_months, due, extend, parse, rules_of
 
 
 def day(text: str) -> datetime:
@@ -112,6 +114,50 @@ def test_months_keep_the_day_or_take_the_last(moment: datetime, months: int) -> 
     assert (later.year * 12 + later.month) - (moment.year * 12 + moment.month) == months
     assert later.timetz() == moment.timetz()
     assert later.day == moment.day or (later.day < moment.day and (later + timedelta(days=1)).day == 1)
+
+
+OFFICE = {
+    "answer": {"working_days": 10},
+    "extended": {"working_days": 15},
+    "extension_reasons": ["x"],
+    "grounds": {"x": ""},
+    "holidays": ["2026-12-25", "2027-01-01"],
+}
+
+
+@pytest.mark.parametrize(
+    ("received", "changes", "expected"),
+    [
+        # Monday the 2nd of November: Tuesday is the first, 3-6 and 9-13 are nine, Monday the 16th is the tenth
+        ("2026-11-02", {}, "2026-11-16"),
+        ("2026-11-07", {}, "2026-11-20"),  # a Saturday: Monday the 9th is the first
+        ("2026-12-18", {}, "2027-01-05"),  # a Friday: 21-24, 28-31 are eight, the 4th and 5th of January; two holidays left out
+        ("2026-12-18", {"holidays": []}, "2027-01-01"),  # what is not listed is a working day: earlier, not later
+        ("2026-11-02", {"weekend": [7]}, "2026-11-13"),  # Saturdays count: 3-7 are five, 9-13 are five
+        ("2026-11-25", {"answer": {"months": 1}}, "2026-12-25"),  # nothing moves a period of months
+        (
+            "2026-11-25",
+            {"answer": {"months": 1}, "moves_to_working_day": True},
+            "2026-12-28",
+        ),  # Friday, a holiday; then a weekend
+        ("2026-11-02", {"answer": {"days": 5}, "moves_to_working_day": True}, "2026-11-09"),  # Saturday
+        ("2026-11-02", {"answer": {"days": 4}, "moves_to_working_day": True}, "2026-11-06"),
+    ],
+)
+def test_working_days_are_counted_where_the_data_say_so(received: str, changes: dict[str, Any], expected: str) -> None:
+    rules = parse({"office": OFFICE | changes})["office"]
+    assert rules.answer is not None
+    assert rules.answer.after(day(received), rules.calendar) == day(expected)
+
+
+def test_a_working_day_is_one_where_the_person_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half past eleven on Friday evening is Saturday in UTC: ten working days end on a Friday from either, there and in UTC."""
+    monkeypatch.setattr(rules_module, "_read", lambda: parse({"office": OFFICE}))
+    there = datetime(2026, 11, 6, 23, 30, tzinfo=timezone(timedelta(hours=-5)))
+    first = due("office", there)
+    assert first == datetime(2026, 11, 20, 4, 30, tzinfo=UTC)  # Friday in UTC, Thursday night there; the law's is Friday there
+    extended = extend("office", there.astimezone(UTC), first, first)
+    assert extended.due_at == datetime(2026, 11, 27, 4, 30, tzinfo=UTC)
 
 
 def test_the_rules_are_those_that_a_request_may_name() -> None:
