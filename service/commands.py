@@ -255,17 +255,22 @@ def _finite(text: str) -> float:
 def request_list(
     status: Annotated[list[str] | None, typer.Option()] = None,
     model: Annotated[str | None, typer.Option()] = None,
+    overdue: Annotated[
+        bool | None, typer.Option("--overdue/--not-overdue", help="Past their deadline without an answer, or not.")
+    ] = None,
+    due_before: Annotated[str | None, typer.Option(help="Whose deadline is before this time, with its offset.")] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """List unlearn requests, newest first."""
+    chosen = cast("list[Status] | None", status)
     with _client(url) as client:
-        rows = list(client.requests.list(status=cast("list[Status] | None", status), model_id=model))
+        rows = list(client.requests.list(status=chosen, model_id=model, overdue=overdue, due_before=due_before))
     if as_json:
         _show(rows)
         return
     shown = [{**row, "forget": _forgotten(row["forget"])} for row in rows]
-    _table(shown, ["id", "status", "phase", "model_id", "forget", "checkpoint_id", "created_at"])
+    _table(shown, ["id", "status", "phase", "model_id", "forget", "due_at", "checkpoint_id", "created_at"])
 
 
 def _forgotten(forget: ForgetSet) -> list[str]:

@@ -902,6 +902,7 @@ class UnlearnRequestRead(TypedDict):
     created_at: str
     created_by: str
     cumulative_forget: ForgetSet
+    due_at: str | None
     error: dict[str, Any] | None
     expected_run_seconds: float | None
     external_id: str | None
@@ -916,6 +917,7 @@ class UnlearnRequestRead(TypedDict):
     model_id: str
     object: NotRequired[Literal["unlearning_request"]]
     on_conflict: str
+    overdue: bool
     params: dict[str, Any]
     phase: Literal["staging", "unlearning", "verifying", "certifying", "publishing"] | None
     policy: Policy
@@ -954,6 +956,7 @@ class UnlearnRequestSummary(TypedDict):
     checkpoint_id: str | None
     created_at: str
     created_by: str
+    due_at: str | None
     error: dict[str, Any] | None
     expected_run_seconds: float | None
     external_id: str | None
@@ -966,6 +969,7 @@ class UnlearnRequestSummary(TypedDict):
     model_id: str
     object: NotRequired[Literal["unlearning_request"]]
     on_conflict: str
+    overdue: bool
     params: dict[str, Any]
     phase: Literal["staging", "unlearning", "verifying", "certifying", "publishing"] | None
     policy: Policy

@@ -68,16 +68,20 @@ class Requests:
         external_id: str | None = None,
         since: str | None = None,
         before: str | None = None,
+        overdue: bool | None = None,
+        due_before: str | None = None,
         order: Literal["asc", "desc"] | None = None,
     ) -> Iterator[UnlearnRequestSummary]:
         """Those that match, newest first.
 
         Args:
             since, before: of `created_at`; the first counts, the second does not.
+            overdue: those that are, or are not, past their deadline without an answer.
         """
         times = {"created_at[gte]": since, "created_at[lt]": before}
         asked = {"status": status, "model_id": model_id, "external_id": external_id, "order": order}
-        return self._transport.pages("/unlearn-requests", **asked, **times)
+        law = {"overdue": overdue, "due_before": due_before}
+        return self._transport.pages("/unlearn-requests", **asked, **law, **times)
 
     def read(self, request_id: str) -> UnlearnRequestRead:
         found: UnlearnRequestRead = self._transport.get(address("unlearn-requests", request_id))

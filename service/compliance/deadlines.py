@@ -1,4 +1,4 @@
-"""Deadlines that come near or pass: said once a request, by whichever worker's sweeper sees it first.
+"""Deadlines that come near or pass: said once of each deadline, by whichever worker's sweeper sees it first.
 
 A deadline ends nothing: a legal duty does not go away because it was missed. The request goes on, and its people are told.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Exists, exists, select
+from sqlalchemy import ScalarSelect, exists, select
 from sqlalchemy.orm import Session as OrmSession
 from sqlalchemy.orm import aliased
 
@@ -44,22 +44,31 @@ def candidates(session: OrmSession) -> list[tuple[str, str]]:
     at = now(session)
     later = aliased(UnlearnRequest)
     chosen = (
-        select(RequestCompliance, UnlearnRequest.status, UnlearnRequest.latest_start_at, _said(AT_RISK))
+        select(
+            RequestCompliance.request_id,
+            RequestCompliance.received_at,
+            RequestCompliance.due_at,
+            UnlearnRequest.status,
+            UnlearnRequest.latest_start_at,
+            _last_said(AT_RISK),
+            _last_said(MISSED),
+        )
         .join(UnlearnRequest, UnlearnRequest.id == RequestCompliance.request_id)
         .where(
             RequestCompliance.answered_at.is_(None),
             RequestCompliance.due_at.is_not(None),
-            ~_said(MISSED),
             ~exists().where(later.supersedes == UnlearnRequest.id),  # the clock was handed on
         )
     )
     found = []
-    for law, status, latest, risk_said in session.execute(chosen):
-        waits = status in KEEPS_PLACE
-        assert law.due_at is not None, "the query asked for it"
-        earned = judge(at, received_at=law.received_at, due_at=law.due_at, latest_start_at=latest, waits=waits)
-        if earned == MISSED or (earned == AT_RISK and not risk_said):
-            found.append((law.request_id, earned))
+    for request_id, received, due, status, latest, risk, missed in session.execute(chosen):
+        assert due is not None, "the query asked for it"
+        of_this = rfc3339(due)
+        if missed == of_this:
+            continue
+        earned = judge(at, received_at=received, due_at=due, latest_start_at=latest, waits=status in KEEPS_PLACE)
+        if earned == MISSED or (earned == AT_RISK and risk != of_this):
+            found.append((request_id, earned))
     return found
 
 
@@ -71,12 +80,20 @@ def say(session: OrmSession, request_id: str, kind: str) -> bool:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).one()
-    already = select(RequestEvent.id).where(RequestEvent.request_id == request_id, RequestEvent.type == kind)
-    if law.answered_at is not None or law.due_at is None or session.scalars(already).first() is not None:
+    if law.answered_at is not None or law.due_at is None:
+        return False
+    if session.scalars(select(_last_said(kind)).where(RequestCompliance.request_id == request_id)).one() == rfc3339(law.due_at):
         return False
     tell(session, request_id, kind, {"due_at": rfc3339(law.due_at)})
     return True
 
 
-def _said(kind: str) -> Exists:
-    return exists().where(RequestEvent.request_id == RequestCompliance.request_id, RequestEvent.type == kind)
+def _last_said(kind: str) -> ScalarSelect[str]:
+    """Of which deadline, as the event has it: an extension gives a request another one. NULL: of none."""
+    return (
+        select(RequestEvent.data["due_at"].as_string())
+        .where(RequestEvent.request_id == RequestCompliance.request_id, RequestEvent.type == kind)
+        .order_by(RequestEvent.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )

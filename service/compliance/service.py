@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import inspect, select
@@ -51,8 +52,8 @@ def begin(
 def clock(session: OrmSession, jurisdiction: str, received_at: datetime | None) -> tuple[datetime, datetime | None]:
     """When a request counts as received, and when it is due; None: no law's clock runs. Raises: ComplianceUnfit."""
     at = now(session)
-    received = _not_ahead(received_at, at, "/received_at") if received_at is not None else at
-    return received, rules.due(jurisdiction, received)
+    received = received_at or at
+    return _not_ahead(received, at, "/received_at"), rules.due(jurisdiction, received)  # by its offset, which is not kept
 
 
 def hand_on(session: OrmSession, earlier: RequestCompliance, request_id: str) -> RequestCompliance:
@@ -66,7 +67,7 @@ def hand_on(session: OrmSession, earlier: RequestCompliance, request_id: str) ->
 def _not_ahead(moment: datetime, at: datetime, pointer: str) -> datetime:
     if moment > at + CLOCKS_APART:
         raise ComplianceUnfit("expected a time that is not in the future", pointer=pointer)
-    return moment
+    return moment.astimezone(UTC)
 
 
 def record(session: OrmSession, request_id: str, said: Extension | Refusal | Notification | Answer, actor: Actor) -> int:
@@ -106,6 +107,13 @@ def of(session: OrmSession, request_id: str) -> RequestCompliance | None:
     return session.scalars(select(RequestCompliance).where(RequestCompliance.request_id == request_id)).one_or_none()
 
 
+def by_id(session: OrmSession, ids: Iterable[str]) -> dict[str, ComplianceRead]:
+    """Those of these requests that have one, as clients see them now."""
+    rows = session.scalars(select(RequestCompliance).where(RequestCompliance.request_id.in_(list(ids)))).all()
+    at = now(session) if rows else None
+    return {row.request_id: read(row, at) for row in rows if at is not None}
+
+
 def _extended(row: RequestCompliance, said: Extension, at: datetime) -> Fact:
     if said.reason not in rules.rules_of(row.jurisdiction).extension_reasons:
         raise ComplianceUnfit("the request's jurisdiction knows no such reason for an extension", pointer="/reason")
@@ -114,7 +122,7 @@ def _extended(row: RequestCompliance, said: Extension, at: datetime) -> Fact:
     informed = _not_ahead(said.informed_at, at, "/informed_at")
     if informed < row.received_at:
         raise ComplianceUnfit("expected a time after the receipt", pointer="/informed_at")
-    found = rules.extend(row.jurisdiction, row.received_at, informed)
+    found = rules.extend(row.jurisdiction, row.received_at, row.due_at, informed)
     row.extended_at, row.extension_reason, row.extension_late = informed, said.reason, found.late
     row.due_at = found.due_at
     return DeadlineExtended(reason=said.reason, informed_at=rfc3339(informed), due_at=rfc3339(found.due_at), late=found.late)

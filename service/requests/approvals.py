@@ -1,7 +1,7 @@
 """Four eyes: a request that needs approvals waits until as many others as its project wants have looked at it.
 
 Each function is part of its caller's one transaction. The database refuses on its own whoever approves what they asked for, and
-a request that is queued without its approvals (migration 0014).
+a request that is queued without its approvals (migrations 0015 and 0017).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import and_, exists, select
 from sqlalchemy.orm import Session as OrmSession
 
-from service.access.tables import ApiKey, Principal
+from service.access.tables import ApiKey
 from service.audit import decisions, ledger
 from service.audit.decisions import ApprovalsVoided, RequestApproved, RequestRejected
 from service.audit.leaves import Actor, RequestAmended, RequestClosed, RequestReceived, rfc3339
@@ -67,13 +67,13 @@ def approve(session: OrmSession, request_id: str, said: Approval, actor: Actor, 
         RequestNotFound.
         InvalidTransition: it does not wait for approval.
         RequestChanged: what is said of it was changed since it was read.
-        SelfApproval: the approver asked for it, or made the key of the program that did.
+        SelfApproval: the approver asked for it, made the key that it was asked with, or shows one that an asker made.
     """
     request = _waiting(session, request_id)
     current = digest(session, request.id)
     if said.request_digest != current:
         raise RequestChanged(pointer="/request_digest", request_digest=current)
-    if str(actor) in _askers(session, request):
+    if _is_own(session, request, actor, key_id):
         raise SelfApproval
     before = granted(session, request.id, current)
     if str(actor) in {row.approver for row in before}:
@@ -185,14 +185,20 @@ def _waiting(session: OrmSession, request_id: str) -> UnlearnRequest:
     return request
 
 
-def _askers(session: OrmSession, request: UnlearnRequest) -> set[str]:
-    """Who made it; and where a program did, who made the program's key."""
-    chosen = (
-        select(ApiKey.created_by)
-        .join(Principal, Principal.id == ApiKey.principal_id)
-        .where(ApiKey.id == request.created_key_id, Principal.kind == "service")
-    )
-    return {request.created_by, *session.scalars(chosen)}
+def _is_own(session: OrmSession, request: UnlearnRequest, actor: Actor, key_id: str | None) -> bool:
+    """Whether the approver asked for it, or one of the two holds a key that the other has made: who makes a key has seen it.
+
+    Whoever takes a wish up anew makes it no less the wish of who had it first.
+    """
+    people, keys, before = {request.created_by}, {request.created_key_id}, request.supersedes
+    while before is not None:
+        earlier = repository.get(session, before)
+        people.add(earlier.created_by)
+        keys.add(earlier.created_key_id)
+        before = earlier.supersedes
+    makers = session.scalars(select(ApiKey.created_by).where(ApiKey.id.in_(sorted(key for key in keys if key))))
+    made_by = session.scalars(select(ApiKey.created_by).where(ApiKey.id == key_id)).one_or_none() if key_id else None
+    return str(actor) in {*people, *makers} or made_by in people
 
 
 def _decide(

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import Select, bindparam, exists, func, select
 from sqlalchemy.orm import Session as OrmSession
 
+from service.db import Clock
 from service.errors import RequestNotFound
 from service.requests.lifecycle import PENDING
 from service.requests.retain import Choice
 from service.requests.rungs import REJECTED
 from service.requests.schemas import RequestQuery
 from service.requests.wishes import Gone
-from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestEvent, UnlearnRequest
+from service.tables import Attempt, IdempotencyKey, ModelVersion, RequestCompliance, RequestEvent, UnlearnRequest
 from service.values import is_id
 
 
@@ -44,6 +45,12 @@ def filtered(query: RequestQuery) -> Select[Any]:
         statement = statement.where(UnlearnRequest.created_at >= query.created_from)
     if query.created_before is not None:
         statement = statement.where(UnlearnRequest.created_at < query.created_before)
+    law = RequestCompliance.__table__.c  # of the table, not the class: the request's own rule of its project is enough, and one
+    if query.overdue is not None:
+        late = exists().where(law.request_id == UnlearnRequest.id, law.answered_at.is_(None), law.due_at < Clock())
+        statement = statement.where(late if query.overdue else ~late)
+    if query.due_before is not None:
+        statement = statement.where(exists().where(law.request_id == UnlearnRequest.id, law.due_at < query.due_before))
     return statement
 
 

@@ -125,6 +125,8 @@ class UnlearnRequestSummary(BaseModel):
     latest_start_at: datetime | None = Field(
         description="deadline less expected run and margin: the earliest is taken first. null: no law's clock runs"
     )
+    due_at: datetime | None = Field(description="when the law wants an answer; null: no law's clock runs")
+    overdue: bool = Field(description="that moment is past, and nobody has answered")
     expected_run_seconds: float | None = Field(
         description="median of past runs of the method on this family, or the operator's guess; null: no law's clock runs"
     )

@@ -265,4 +265,6 @@ class RequestQuery(PageQuery):
     external_id: Annotated[Text, StringConstraints(max_length=200)] | None = None
     created_from: Moment | None = Field(default=None, alias="created_at[gte]")
     created_before: Moment | None = Field(default=None, alias="created_at[lt]")
+    overdue: bool | None = Field(default=None, description="that are, or are not, past their deadline without an answer now")
+    due_before: Moment | None = Field(default=None, description="whose deadline is before this, answered or not")
     order: Order = "desc"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
@@ -31,7 +32,7 @@ from service.errors import (
     InvalidTransition,
 )
 from service.models import repository as models
-from service.requests import judging, quotas, repository, schedule, views
+from service.requests import approvals, judging, quotas, repository, schedule, views
 from service.requests.judging import Earlier, Standing
 from service.requests.leases import announce
 from service.requests.lifecycle import after_cancel
@@ -150,20 +151,23 @@ def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared]
     seqs = [_record(session, one.request, one.stand_in, one.law, actor) if one.is_new else None for one in prepared]
     for project in sorted({one.request.project_id for one in prepared if one.is_new}):
         quotas.require_place(session, settings, project)
-    return [_made(*each) for each in zip(prepared, told, seqs, strict=True)]
+    return [_made(session, *each) for each in zip(prepared, told, seqs, strict=True)]
 
 
 def _told(session: OrmSession, settings: Settings, one: Prepared) -> views.Told | None:
     if one.model is None or one.standing is None:
         return None
-    seen = views.around_new(session, settings, one.request, one.waiting, one.standing.at)
-    known = views.Beside(one.model, one.standing.forgotten, one.law, seq=None)
+    seen = views.around_new(session, settings, one.request, one.waiting, one.law, one.standing.at)
+    known = views.Beside(one.model, one.standing.forgotten, seq=None)
     return views.Told(seen, views.read(session, one.request, seen, known))
 
 
-def _made(one: Prepared, told: views.Told | None, seq: int | None) -> Made:
+def _made(session: OrmSession, one: Prepared, told: views.Told | None, seq: int | None) -> Made:
     if told is not None:
-        told = replace(told, read=told.read.model_copy(update={"ledger_seq": seq}))
+        later: dict[str, Any] = {"ledger_seq": seq}
+        if one.request.approvals_required:
+            later["approvals"] = approvals.read(session, one.request)  # their digest is of the entry
+        told = replace(told, read=told.read.model_copy(update=later))
     return Made(one.request, one.replayed, told)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import proofs
 from service.compliance import service as compliance
+from service.compliance.schemas import ComplianceRead
 from service.config import Settings
 from service.db import now
 from service.models import repository as models
@@ -45,6 +46,7 @@ class Around:
 
     status_reason: StatusReason | None
     superseded_by: str | None
+    law: ComplianceRead | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class Beside:
     model: Model
     before: Gone
     """What the version that it starts from has forgotten."""
-    law: RequestCompliance | None
     seq: int | None
     """Of the entry that it begins with; None: it is not written yet."""
     base: ModelVersion | None = None
@@ -74,14 +75,16 @@ def beside(session: OrmSession, row: UnlearnRequest) -> Beside:
     model = session.get_one(Model, row.model_id)
     base = repository.base_version(session, row)
     before = models.forgotten_by(session, model) if base is None else models.forgotten_in(base)
-    return Beside(model, before, compliance.of(session, row.id), proofs.first_of(session, row.id), base)
+    return Beside(model, before, proofs.first_of(session, row.id), base)
 
 
 def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Around:
     """As it stands now."""
     by = repository.successor(session, row.id) if row.status in RETRIABLE else None
     waits = row.status in ("pending_approval", "queued")
-    return Around(schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None, by)
+    reason = schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None
+    law = compliance.of(session, row.id)
+    return Around(reason, by, compliance.read(law, now(session)) if law else None)
 
 
 def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
@@ -91,15 +94,22 @@ def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
 
 
 def around_new(
-    session: OrmSession, settings: Settings, row: UnlearnRequest, waiting: Sequence[Waiting], at: datetime
+    session: OrmSession,
+    settings: Settings,
+    row: UnlearnRequest,
+    waiting: Sequence[Waiting],
+    law: RequestCompliance | None,
+    at: datetime,
 ) -> Around:
     """The same of a request that this transaction has made: `waiting` was in front of it, and `at` is now."""
     floor = schedule.look(session, settings, at)
-    return Around(schedule.reason(row, floor, lambda: schedule.first_of(waiting)), None)
+    reason = schedule.reason(row, floor, lambda: schedule.first_of(waiting))
+    return Around(reason, None, compliance.read(law, at) if law else None)
 
 
 def etag(request: UnlearnRequest, seen: Around) -> str:
-    """Changes with every change of state, every reading of the progress, and what is around it."""
+    """Changes with every change of state, every reading of the progress, and what is around it: where it stands in law, too,
+    which changes by what is recorded of it and by the clock."""
     parts = [str(request.version)]
     if request.progress_at is not None:
         parts.append(str(int(request.progress_at.timestamp() * 1e6)))
@@ -107,6 +117,8 @@ def etag(request: UnlearnRequest, seen: Around) -> str:
         parts += [seen.status_reason.code, seen.status_reason.request_id or ""]
     if seen.superseded_by is not None:
         parts.append(seen.superseded_by)
+    if seen.law is not None:
+        parts.append(sha256_of(seen.law.model_dump(mode="json"))[:16])
     return f'"{"-".join(parts)}"'
 
 
@@ -129,7 +141,7 @@ def retain_read(choice: Choice | None, class_names: list[str]) -> RetainRead | N
     )
 
 
-def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
+def _fields(row: UnlearnRequest, class_names: list[str], law: ComplianceRead | None) -> dict[str, Any]:
     """All but `forget`, which a page of requests shows in short."""
     return {
         "id": row.id,
@@ -144,6 +156,8 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
         "resources": Resources(ranks=row.ranks, gpu_class=row.gpu_class),
         "priority": row.priority,
         "latest_start_at": row.latest_start_at,
+        "due_at": law.due_at if law else None,
+        "overdue": law is not None and law.overdue,
         "expected_run_seconds": row.expected_run_seconds,
         "supersedes": row.supersedes,
         "on_conflict": row.on_conflict,
@@ -170,12 +184,13 @@ def _fields(row: UnlearnRequest, class_names: list[str]) -> dict[str, Any]:
 
 
 def summaries(session: OrmSession, rows: Sequence[UnlearnRequest]) -> dict[str, UnlearnRequestSummary]:
-    """A page of requests by id; their models are read together."""
+    """A page of requests by id; their models are read together, and so is their law."""
     found = models.by_id(session, (row.model_id for row in rows))
     samples = repository.sample_counts(session, (row.id for row in rows))
+    laws = compliance.by_id(session, (row.id for row in rows))
     return {
         row.id: UnlearnRequestSummary(
-            **_fields(row, found[row.model_id].class_names),
+            **_fields(row, found[row.model_id].class_names, laws.get(row.id)),
             forget=ForgetSet.of_both(row.forget_classes, found[row.model_id].class_names, samples[row.id]),
         )
         for row in rows
@@ -189,12 +204,12 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
         known: of a request that this transaction makes; None: it is read.
     """
     known = known or beside(session, row)
-    model, base, before, law = known.model, known.base, known.before, known.law
+    model, base, before = known.model, known.base, known.before
     wanted = list(row.forget_samples)
     attempts = repository.attempts(session, row.id) if row.fence else []  # no fence, no claim
     report = next((a.report for a in reversed(attempts) if a.report), None)
     return UnlearnRequestRead(
-        **_fields(row, model.class_names),
+        **_fields(row, model.class_names, seen.law),
         forget=ForgetRead(
             **ClassSet.of(row.forget_classes, model.class_names).model_dump(),
             samples=SampleSet(count=len(wanted), ids=wanted),
@@ -210,7 +225,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],
         verdict=report["verdict"] if report else None,
         findings=report["findings"] if report else [],
-        compliance=compliance.read(law, now(session)) if law else None,
+        compliance=seen.law,
         report_url=f"/unlearn-requests/{row.id}/report" if report else None,
         checkpoint_url=f"/checkpoints/{row.checkpoint_id}" if row.checkpoint_id else None,
         ledger_seq=known.seq,

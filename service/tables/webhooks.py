@@ -46,6 +46,14 @@ class WebhookDelivery(Row):
     __table_args__ = (
         CheckConstraint(one_of("status", DELIVERY_STATES), name="status"),
         Index("ix_webhook_delivery_due", "status", "next_attempt_at"),
+        Index(
+            "ix_webhook_delivery_waiting",
+            "endpoint_id",
+            "next_attempt_at",
+            "id",
+            sqlite_where=text("status = 'pending'"),
+            postgresql_where=text("status = 'pending'"),
+        ),
         Index("ix_webhook_delivery_endpoint", "endpoint_id", "created_at", "id"),
     )
 

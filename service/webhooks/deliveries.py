@@ -8,7 +8,8 @@ A sender that dies between sending and settling leaves its lease to run out, and
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -33,7 +34,6 @@ JITTER = 0.1
 LEASE = timedelta(seconds=60)
 """Longer than a name takes to resolve and a message to be sent."""
 KEPT = timedelta(days=30)
-LOOKED_AT = 200
 CHANGES = {"key_share": True}
 """The lock of whoever changes an endpoint: events are written meanwhile. Only who deletes one waits for them."""
 Reason = Literal["asked", "gone", "failing"]
@@ -45,6 +45,7 @@ class Taken:
 
     id: str
     fence: int
+    project_id: str
     endpoint_id: str
     url: str
     message_id: str
@@ -110,22 +111,23 @@ def fresh(endpoint_id: str, project_id: str, message_id: str, kind: str, body: s
     )
 
 
-def due(session: OrmSession, *, limit: int, busy: Collection[str] = ()) -> list[str]:
-    """Deliveries that may be attempted now, the longest due first, one an endpoint: a slow one has one sender waiting.
+def due(session: OrmSession, *, limit: int, busy: Mapping[str, str] | None = None) -> list[str]:
+    """Deliveries that may be attempted now, one an endpoint: a slow one has one sender waiting. The projects take turns, and in
+    each the longest due comes first: neither many messages nor many endpoints of one keep those of another waiting.
 
     Args:
-        busy: endpoints that are being sent to.
+        busy: endpoints that are being sent to, and their projects.
     """
-    chosen = (
-        select(WebhookDelivery.id, WebhookDelivery.endpoint_id)
-        .where(_may_be_taken(now(session)), WebhookDelivery.endpoint_id.not_in(sorted(busy)))
-        .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.id)
-        .limit(LOOKED_AT)
-    )
-    first: dict[str, str] = {}
-    for delivery, endpoint in session.execute(chosen):
-        first.setdefault(endpoint, delivery)
-    return list(first.values())[:limit]
+    busy = busy or {}
+    mine = WebhookDelivery.endpoint_id == WebhookEndpoint.id, _may_be_taken(now(session))
+    order = WebhookDelivery.next_attempt_at, WebhookDelivery.id
+    since, first = (select(column).where(*mine).order_by(*order).limit(1).scalar_subquery() for column in order)
+    chosen = select(since, first, WebhookEndpoint.project_id).where(WebhookEndpoint.id.not_in(sorted(busy)))
+    turns, found = Counter(busy.values()), []
+    for at, delivery, project in sorted(row for row in map(tuple, session.execute(chosen)) if row[1] is not None):
+        found.append((turns[project], at, delivery))
+        turns[project] += 1
+    return [delivery for _, _, delivery in sorted(found)[:limit]]
 
 
 def take(session: OrmSession, delivery_id: str) -> Taken | None:
@@ -145,7 +147,9 @@ def take(session: OrmSession, delivery_id: str) -> Taken | None:
     if endpoint.disabled_at is not None:
         end(row, "failed", at, "endpoint_disabled")
         return None
-    return Taken(row.id, taken, endpoint.id, endpoint.url, row.message_id, row.body, secrets_of(endpoint, at), at)
+    return Taken(
+        row.id, taken, endpoint.project_id, endpoint.id, endpoint.url, row.message_id, row.body, secrets_of(endpoint, at), at
+    )
 
 
 def secrets_of(endpoint: WebhookEndpoint, at: datetime) -> tuple[bytes, ...]:

@@ -23,7 +23,13 @@ from service.webhooks.schemas import (
     WebhookEndpointRead,
     WebhookEndpointSecret,
 )
-from service.webhooks.service import BadWebhookUrl, EndpointDisabled, WebhookDeliveryNotFound, WebhookEndpointNotFound
+from service.webhooks.service import (
+    BadWebhookUrl,
+    EndpointDisabled,
+    TooManyWebhookEndpoints,
+    WebhookDeliveryNotFound,
+    WebhookEndpointNotFound,
+)
 
 router = APIRouter(prefix="/webhook-endpoints", tags=["webhooks"])
 NO_STORE = "no-store"
@@ -35,7 +41,7 @@ NO_STORE = "no-store"
     status_code=201,
     response_model=WebhookEndpointSecret,
     summary="Have events sent somewhere",
-    responses=problems(BadWebhookUrl, Unprocessable),
+    responses=problems(BadWebhookUrl, TooManyWebhookEndpoints, Unprocessable),
 )
 def create_webhook_endpoint(
     wanted: WebhookEndpointCreate, request: Request, response: Response, actor: CurrentActor
@@ -115,12 +121,12 @@ def delete_webhook_endpoint(endpoint_id: str, actor: CurrentActor) -> Response:
     responses=problems(WebhookEndpointNotFound, Unprocessable),
 )
 def rotate_webhook_secret(
-    endpoint_id: str, request: Request, response: Response, wanted: RotateSecret | None = None
+    endpoint_id: str, request: Request, response: Response, actor: CurrentActor, wanted: RotateSecret | None = None
 ) -> WebhookEndpointSecret:
     """Until the overlap has passed each message carries two signatures, by the new secret and by the one before."""
     overlap = timedelta(hours=(wanted or RotateSecret()).overlap_hours)
     with writing() as session:
-        row, secret = service.rotate(session, request.app.state.settings, endpoint_id, overlap)
+        row, secret = service.rotate(session, request.app.state.settings, endpoint_id, overlap, actor)
         shown = service.read(row, now(session))
     response.headers["Cache-Control"] = NO_STORE
     return WebhookEndpointSecret(**shown.model_dump(), secret=secret)

@@ -9,11 +9,35 @@ from typing import Literal
 
 from service.audit.leaves import Fact
 
+Amendable = Literal["description", "event_types", "url"]
+
 
 class WebhookCreated(Fact):
     """Events of a project are sent somewhere from now on."""
 
     action = "webhook-endpoint.created"
+    endpoint_id: str
+
+
+class WebhookAmended(Fact):
+    """They are sent elsewhere, or others are, from now on."""
+
+    action = "webhook-endpoint.amended"
+    endpoint_id: str
+    changed: tuple[Amendable, ...]
+
+
+class WebhookSecretRotated(Fact):
+    """They are signed with another secret from now on."""
+
+    action = "webhook-endpoint.secret-rotated"
+    endpoint_id: str
+
+
+class WebhookEnabled(Fact):
+    """They are sent there again."""
+
+    action = "webhook-endpoint.enabled"
     endpoint_id: str
 
 

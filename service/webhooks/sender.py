@@ -2,7 +2,7 @@
 one.
 
 It keeps no transaction open while it waits for somebody's server, and waits for at most one message an endpoint, so an endpoint
-that hangs delays nobody's messages but its own.
+that hangs delays nobody's messages but its own. Projects take turns.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Sender:
     settings: Settings
     post: Post | None = None
     """None: over the network, guarded."""
-    sending: dict[Future[None], str] = field(default_factory=dict)
-    """What is on its way, and the endpoint that it goes to."""
+    sending: dict[Future[None], Taken] = field(default_factory=dict)
+    """What is on its way."""
     prune_at: float = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -72,11 +72,12 @@ class Sender:
         if not free:
             return
         with db.reading() as session:  # a look takes no write lock: as a rule there is nothing
-            found = deliveries.due(session, limit=free, busy=self.sending.values())
+            busy = {one.endpoint_id: one.project_id for one in self.sending.values()}
+            found = deliveries.due(session, limit=free, busy=busy)
         for delivery_id in found:
             taken = self._take(delivery_id)
             if taken is not None:
-                self.sending[pool.submit(self._deliver, taken)] = taken.endpoint_id
+                self.sending[pool.submit(self._deliver, taken)] = taken
 
     def _forget_what_is_done(self) -> None:
         for future in [future for future in self.sending if future.done()]:

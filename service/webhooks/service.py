@@ -6,7 +6,7 @@ import json
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session as OrmSession
 
 from service.audit import ledger, vault
@@ -17,8 +17,18 @@ from service.errors import Conflict, NotFound, Unprocessable
 from service.tables import WebhookDelivery, WebhookEndpoint, new_id
 from service.values import is_id
 from service.webhooks import deliveries, guard, messages, signing
-from service.webhooks.facts import WebhookCreated, WebhookDeleted
+from service.webhooks.facts import (
+    Amendable,
+    WebhookAmended,
+    WebhookCreated,
+    WebhookDeleted,
+    WebhookEnabled,
+    WebhookSecretRotated,
+)
 from service.webhooks.schemas import WebhookDeliveryRead, WebhookEndpointChange, WebhookEndpointCreate, WebhookEndpointRead
+
+MOST_ENDPOINTS = 50
+"""Of a project: each event is written once for each of them, in the event's own transaction."""
 
 
 class WebhookEndpointNotFound(NotFound):
@@ -45,6 +55,12 @@ class EndpointDisabled(Conflict):
     code, title = "webhook_endpoint_disabled", "Nothing is sent to an endpoint that is switched off"
 
 
+class TooManyWebhookEndpoints(Conflict):
+    """The project has as many webhook endpoints as may be: delete one first."""
+
+    code, title = "too_many_webhook_endpoints", "The project has as many webhook endpoints as may be"
+
+
 def get(session: OrmSession, endpoint_id: str, lock: dict[str, Any] | None = None) -> WebhookEndpoint:
     """One endpoint; `lock` holds it until the transaction ends. Raises: WebhookEndpointNotFound."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id)
@@ -57,7 +73,7 @@ def get(session: OrmSession, endpoint_id: str, lock: dict[str, Any] | None = Non
 
 
 def create(session: OrmSession, settings: Settings, wanted: WebhookEndpointCreate, actor: Actor) -> tuple[WebhookEndpoint, str]:
-    """The endpoint, and its secret as its owner is told it. Raises: BadWebhookUrl."""
+    """The endpoint, and its secret as its owner is told it. Raises: BadWebhookUrl, TooManyWebhookEndpoints."""
     _require_url(settings, wanted.url)
     secret, wrapped = signing.draw(vault.get_keys(settings))
     row = WebhookEndpoint(
@@ -70,7 +86,11 @@ def create(session: OrmSession, settings: Settings, wanted: WebhookEndpointCreat
         created_by=str(actor),
     )
     session.add(row)
+    session.flush()
     ledger.append(session, WebhookCreated(endpoint_id=row.id), actor=actor)
+    mine = select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.project_id == row.project_id)
+    if session.scalars(mine).one() > MOST_ENDPOINTS:  # under the ledger's lock: no two take the last place
+        raise TooManyWebhookEndpoints(f"a project has at most {MOST_ENDPOINTS} webhook endpoints", limit=MOST_ENDPOINTS)
     return row, secret
 
 
@@ -81,16 +101,28 @@ def change(
     row = get(session, endpoint_id, deliveries.CHANGES)
     if wanted.url is not None:
         _require_url(settings, wanted.url)
-        row.url = wanted.url
-    if wanted.description is not None:
-        row.description = wanted.description
-    if wanted.event_types is not None:
-        row.event_types = sorted(set(wanted.event_types))
-    if wanted.enabled:
+    changed = _amend(row, wanted)
+    taken_up = bool(wanted.enabled) and row.disabled_at is not None
+    if taken_up:
         row.disabled_at = row.disabled_reason = None
-    elif wanted.enabled is False:
+    session.flush()  # before the ledger's head is held
+    if wanted.enabled is False:
         deliveries.disable(session, row, "asked", actor)
+    if changed:
+        ledger.append(session, WebhookAmended(endpoint_id=row.id, changed=changed), actor=actor)
+    if taken_up:
+        ledger.append(session, WebhookEnabled(endpoint_id=row.id), actor=actor)
     return row
+
+
+def _amend(row: WebhookEndpoint, wanted: WebhookEndpointChange) -> tuple[Amendable, ...]:
+    """Write what is wanted of the row; returns the names of what it changed."""
+    types = None if wanted.event_types is None else sorted(set(wanted.event_types))
+    given: dict[Amendable, Any] = {"description": wanted.description, "event_types": types, "url": wanted.url}
+    changed = tuple(name for name, value in given.items() if value is not None and value != getattr(row, name))
+    for name in changed:
+        setattr(row, name, given[name])
+    return changed
 
 
 def remove(session: OrmSession, endpoint_id: str, actor: Actor) -> None:
@@ -101,7 +133,9 @@ def remove(session: OrmSession, endpoint_id: str, actor: Actor) -> None:
     ledger.append(session, WebhookDeleted(endpoint_id=endpoint_id), actor=actor)
 
 
-def rotate(session: OrmSession, settings: Settings, endpoint_id: str, overlap: timedelta) -> tuple[WebhookEndpoint, str]:
+def rotate(
+    session: OrmSession, settings: Settings, endpoint_id: str, overlap: timedelta, actor: Actor
+) -> tuple[WebhookEndpoint, str]:
     """A new secret; the one before signs beside it until the overlap has passed. Raises: WebhookEndpointNotFound."""
     row = get(session, endpoint_id, deliveries.CHANGES)
     secret, wrapped = signing.draw(vault.get_keys(settings))
@@ -110,6 +144,8 @@ def rotate(session: OrmSession, settings: Settings, endpoint_id: str, overlap: t
     else:
         row.previous_secret = row.previous_until = None
     row.secret = wrapped
+    session.flush()
+    ledger.append(session, WebhookSecretRotated(endpoint_id=row.id), actor=actor)
     return row, secret
 
 

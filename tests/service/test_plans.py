@@ -41,6 +41,9 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model_id": "mdl_7"}, "ix_unlearn_request_model_created"),
     "external": ({"external_id": "case-7"}, "ix_unlearn_request_external"),
     "since": ({"created_at[gte]": "2026-01-01T00:05:00Z"}, "ix_unlearn_request_created"),
+    "overdue": ({"overdue": True}, "ix_unlearn_request_created"),
+    "not overdue": ({"overdue": False}, "ix_unlearn_request_created"),
+    "due": ({"due_before": "2026-01-01T00:05:00Z"}, "ix_unlearn_request_created"),
 }
 PLANS = {"sqlite": "EXPLAIN QUERY PLAN ", "postgresql": "EXPLAIN "}
 
@@ -110,6 +113,15 @@ def test_lists_are_read_along_an_index_in_and_outside_of_a_project(database: str
     with tenancy.acting(project):
         plan = plan_of(listed, (table.created_at, table.id), query, "desc")
     assert fair(plan, f"ix_{table.__tablename__}_{'project' if project else 'created'}"), plan
+
+
+@pytest.mark.parametrize("filters", [{"overdue": True}, {"due_before": "2026-01-01T00:05:00Z"}])
+def test_a_project_finds_its_deadlines_along_an_index(database: str, filters: dict[str, Any]) -> None:
+    query = RequestQuery.model_validate({**filters, "after": CURSOR_AT})
+    with tenancy.acting("default"):
+        plan = plan_of(requests.filtered(query), (UnlearnRequest.created_at, UnlearnRequest.id), query, "desc")
+    assert fair(plan, "ix_unlearn_request_project"), plan
+    assert plan.count("ix_unlearn_request_project") == 1, plan  # it is not looked through once more for the law's side
 
 
 def test_a_project_reads_its_entries_along_an_index(database: str) -> None:

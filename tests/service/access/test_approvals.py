@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service import db, outbox, tenancy
 from service.access import service
+from service.access.scopes import Role
 from service.audit.decisions import request_digest
 from service.audit.leaves import Actor
 from service.certificates import limits
@@ -111,6 +112,19 @@ def test_two_others_approve_before_a_worker_takes_it(house: House) -> None:
     assert code_of(house.approve(made, house.cyd)) == "invalid_state_transition"
 
 
+def test_the_answer_to_whoever_asks_has_the_digest_that_is_approved(house: House) -> None:
+    with calling(house.client, house.ada):
+        first = ask(house.client, house.model, 1).json()
+        asked = {"model_id": house.model["id"], "forget": {"classes": [2]}}
+        body = {"items": [asked], "atomic": True}
+        (batched,) = house.client.post("/unlearn-requests/batch", json=body).json()["data"]
+        house.post(first, "cancel", house.ada)
+        again = house.post(first, "retry", house.ada, {}).json()
+    for made in (batched["request"], again):
+        assert made["approvals"] == house.read(made["id"])["approvals"]
+        assert house.approve(made, house.bob).status_code == 200
+
+
 def test_nobody_approves_what_they_asked_for(house: House) -> None:
     made = house.ask()
     assert code_of(house.approve(made, house.ada)) == "self_approval_forbidden"
@@ -119,16 +133,20 @@ def test_nobody_approves_what_they_asked_for(house: House) -> None:
     assert house.read(made["id"])["approvals"]["decisions"] == []
 
 
-def test_who_made_the_key_of_a_program_does_not_approve_what_it_asks_for(house: House) -> None:
+def key_made_by(maker: str, kind: str, *roles: Role) -> str:
+    """Of somebody new, whom the maker and nobody else has made."""
+    by = Actor(kind="user", id=maker)
+    with tenancy.acting(None), writing() as session:
+        made = service.create_principal(session, project_id="default", kind=kind, name="x", roles=roles, actor=by)
+    with tenancy.acting(None), writing() as session:
+        row = service.get_principal(session, made.id)
+        return service.create_key(session, principal=row, name="k", days=1, actor=by)[1]
+
+
+@pytest.mark.parametrize("kind", ["service", "user"])
+def test_who_made_the_key_does_not_approve_what_is_asked_with_it(house: House, kind: str) -> None:
     owner, _, key = person("default", "approver")
-    with tenancy.acting(None), writing() as session:
-        program = service.create_principal(
-            session, project_id="default", kind="service", name="x", roles=["requester"], actor=Actor(kind="user", id=owner)
-        )
-    with tenancy.acting(None), writing() as session:
-        row = service.get_principal(session, program.id)
-        by = Actor(kind="user", id=owner)
-        theirs = service.create_key(session, principal=row, name="k", days=1, actor=by)[1]
+    theirs = key_made_by(owner, kind, "requester")
     with calling(house.client, theirs):
         made = house.read(ask(house.client, house.model, 1).json()["id"])
     assert code_of(house.approve(made, key)) == "self_approval_forbidden"
@@ -137,17 +155,45 @@ def test_who_made_the_key_of_a_program_does_not_approve_what_it_asks_for(house: 
     assert house.approve(made, house.bob).status_code == 200
 
 
-def insertion(request: Json, **changes: str) -> tuple[Any, Json]:
+def test_nobody_approves_with_a_key_that_the_asker_has_made(house: House) -> None:
+    made = house.ask()
+    theirs = key_made_by(made["created_by"].removeprefix("user:"), "user", "approver")
+    assert code_of(house.approve(made, theirs)) == "self_approval_forbidden"
+    with pytest.raises(DBAPIError), transaction() as session:
+        session.execute(*insertion(made, key_id=theirs[:21]))
+    assert house.approve(made, house.bob).status_code == 200
+
+
+def test_a_wish_is_its_first_asker_s_however_often_others_take_it_up(house: House) -> None:
+    maker, _, of_maker = person("default", "approver")
+    theirs = key_made_by(maker, "user", "requester", "operator")
+    first = house.ask()
+    house.post(first, "cancel", house.ada)
+    second = house.post(first, "retry", theirs, {}).json()
+    house.post(second, "cancel", theirs)
+    dan, _, of_dan = person("default", "requester", "approver")
+    made = house.read(house.post(second, "retry", of_dan, {}).json()["id"])
+    assert (made["created_by"], made["supersedes"]) == (f"user:{dan}", second["id"])
+    for key in (house.ada, of_maker, of_dan):
+        assert code_of(house.approve(made, key)) == "self_approval_forbidden"
+    for approver in (first["created_by"], f"user:{maker}", made["created_by"]):
+        with pytest.raises(DBAPIError), transaction() as session:
+            session.execute(*insertion(made, approver=approver))
+    assert house.approve(made, house.bob).status_code == 200
+    assert house.approve(made, house.cyd).json()["status"] == "queued"
+
+
+def insertion(request: Json, **changes: Any) -> tuple[Any, Json]:
     """An approval by hand, past the API."""
     row = {
         "request_id": request["id"],
         "request_digest": request["approvals"]["request_digest"],
         "at": "2026-11-21 10:00:00+00",
     }
-    row |= {"approver": "user:somebody", "decision": "approved", **changes}
+    row |= {"approver": "user:somebody", "decision": "approved", "key_id": None, **changes}
     return text(
-        "INSERT INTO request_approval (request_id, approver, request_digest, decision, at) "
-        "VALUES (:request_id, :approver, :request_digest, :decision, :at)"
+        "INSERT INTO request_approval (request_id, approver, request_digest, decision, key_id, at) "
+        "VALUES (:request_id, :approver, :request_digest, :decision, :key_id, :at)"
     ), row
 
 

@@ -69,6 +69,20 @@ def test_risk_and_miss_are_said_once_each(client: TestClient, tmp_path: Path) ->
     assert (said(request_id), said(plain)) == ([AT_RISK, MISSED], [])
 
 
+def test_another_deadline_is_at_risk_and_missed_anew(client: TestClient, tmp_path: Path) -> None:
+    """An extension moves the deadline: what was said of the first one warns nobody of the second."""
+    request_id = ask(client, register(client, tmp_path), 1, jurisdiction="gdpr").json()["id"]
+    for left in (timedelta(hours=1), timedelta(hours=-1), timedelta(minutes=50), timedelta(hours=-2)):
+        with db.transaction() as session:
+            law = session.get_one(RequestCompliance, request_id)
+            law.received_at, law.due_at = db.now(session) - timedelta(days=30), db.now(session) + left
+        assert sweep() == [(request_id, AT_RISK if left > timedelta(0) else MISSED)]
+        assert sweep() == []
+        with db.transaction() as session:  # another sweeper, which looked at the same moment
+            assert not deadlines.say(session, request_id, AT_RISK if left > timedelta(0) else MISSED)
+    assert said(request_id) == [AT_RISK, MISSED, AT_RISK, MISSED]
+
+
 def test_who_was_answered_is_not_at_risk(client: TestClient, tmp_path: Path) -> None:
     request_id = ask(client, register(client, tmp_path), 1, jurisdiction="gdpr").json()["id"]
     with db.transaction() as session:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from service import db
 from service.compliance import rules
+from service.tables import RequestCompliance
 from tests.service.audit.people import acting, entries, private, require_clean, said
 from tests.support import ask, code_of, register
 
@@ -41,6 +44,14 @@ def test_the_deadline_is_in_the_entry_of_the_receipt(client: TestClient, tmp_pat
     assert datetime.fromisoformat(said(entry)["receivedAt"]) == AGO
     assert said(entry)["recipients"] == ["hub:2", "lab-7"]
     assert client.get(f"/unlearn-requests/{request['id']}").json()["compliance"] == law
+
+
+def test_a_month_is_counted_where_the_person_asked(client: TestClient, tmp_path: Path) -> None:
+    """There it was the last of February; in UTC the 1st of March, and a month from that ends on the 1st of April."""
+    law = legal(client, tmp_path, received_at="2026-02-28T23:30:00-01:00")["compliance"]
+    assert (law["received_at"], law["due_at"]) == ("2026-03-01T00:30:00Z", "2026-03-29T00:30:00Z")
+    (entry,) = entries("unlearning.request.received")
+    assert said(entry)["dueAt"] == "2026-03-29T00:30:00.000000Z"
 
 
 def test_a_request_without_legal_fields_says_nothing_of_the_law(client: TestClient, tmp_path: Path) -> None:
@@ -75,7 +86,9 @@ def test_a_deadline_is_extended_once_and_in_time(client: TestClient, tmp_path: P
     )
     made = record(client, request, "deadline.extended", reason="complexity", informed_at=informed)
     assert made.status_code == 201, made.text
-    assert datetime.fromisoformat(made.json()["compliance"]["due_at"]) == rules.add_months(AGO, 3)
+    first = datetime.fromisoformat(request["compliance"]["due_at"])
+    expected = rules.extend("gdpr", AGO, first, first).due_at
+    assert datetime.fromisoformat(made.json()["compliance"]["due_at"]) == expected > first
     again = record(client, request, "deadline.extended", reason="complexity", informed_at=informed)
     assert (again.status_code, code_of(again)) == (409, "already_recorded")
     (entry,) = entries("deadline.extended")
@@ -143,3 +156,39 @@ def test_an_event_of_another_shape_is_422(client: TestClient, tmp_path: Path) ->
         "request_not_found"
     )
     assert [e.action for e in entries() if e.request_id][1:] == []
+
+
+def test_the_etag_changes_with_where_a_request_stands_in_law(client: TestClient, tmp_path: Path) -> None:
+    made = legal(client, tmp_path)
+    address = f"/unlearn-requests/{made['id']}"
+    tags = [client.get(address).headers["etag"]]
+    for kind, more in (
+        ("recipient.notified", {"recipient": "lab-7", "at": AGO.isoformat()}),
+        ("assessed.refused", {"ground": "legal_obligation", "informed_at": AGO.isoformat(), "remedy_notice": True}),
+        ("deadline.extended", {"reason": "complexity", "informed_at": AGO.isoformat()}),
+    ):
+        assert record(client, made, kind, **more).status_code == 201
+        tags.append(see_another(client, address, tags[-1]))
+    with db.transaction() as session:  # the clock goes on
+        session.get_one(RequestCompliance, made["id"]).due_at = db.now(session) + timedelta(milliseconds=300)
+    soon = see_another(client, address, tags[-1])
+    time.sleep(0.4)
+    tags.append(see_another(client, address, soon))
+    assert record(client, made, "answered", answered_at=AGO.isoformat(), result="erased").status_code == 201
+    tags.append(see_another(client, address, tags[-1]))
+    assert len(set(tags)) == len(tags)
+    assert client.get(address, headers={"If-None-Match": tags[-1]}).status_code == 304
+    assert client.patch(address, json={"priority": "urgent"}, headers={"If-Match": tags[-1]}).status_code == 200
+
+
+def see_another(client: TestClient, address: str, tag: str) -> str:
+    """The tag of what is there now, which is not what was there before."""
+    answer = client.get(address, headers={"If-None-Match": tag})
+    assert answer.status_code == 200
+    return str(answer.headers["etag"])
+
+
+def test_the_answer_to_whoever_asks_has_the_tag_of_what_is_read_next(client: TestClient, tmp_path: Path) -> None:
+    given = {"jurisdiction": "gdpr", "received_at": AGO.astimezone(timezone(timedelta(hours=2))).isoformat()}
+    made = ask(client, register(client, tmp_path), 1, **given)
+    assert client.get(f"/unlearn-requests/{made.json()['id']}").headers["etag"] == made.headers["etag"]

@@ -59,10 +59,39 @@ def test_filters_choose(client: TestClient, tmp_path: Path) -> None:
     assert listed(**{"created_at[gte]": later}) == set()
 
 
+def test_a_list_shows_deadlines_and_chooses_by_them(client: TestClient, tmp_path: Path) -> None:
+    model = register(client, tmp_path)
+    at = datetime.now(UTC)
+    plain, late, answered, fresh = (
+        ask(
+            client,
+            model,
+            n,
+            **({"jurisdiction": "ccpa", "received_at": (at - timedelta(days=days)).isoformat()} if days else {}),
+        )
+        for n, days in enumerate((0, 50, 51, 1))
+    )
+    plain, late, answered, fresh = (one.json() for one in (plain, late, answered, fresh))
+    told = {"type": "answered", "answered_at": at.isoformat(), "result": "erased"}
+    assert client.post(f"/unlearn-requests/{answered['id']}/compliance-events", json=told).status_code == 201
+    shown = {row["id"]: (row["due_at"], row["overdue"]) for row in client.get("/unlearn-requests").json()["data"]}
+    assert shown == {
+        one["id"]: ((one["compliance"] or {}).get("due_at"), one is late) for one in (plain, late, answered, fresh)
+    }  # fmt: skip
+    assert (late["due_at"], late["overdue"]) == (late["compliance"]["due_at"], True)
+    listed = lambda **q: _ids(client.get("/unlearn-requests", params={"order": "asc", **q}))  # noqa: E731
+    assert listed(overdue="true") == [late["id"]]
+    assert listed(overdue="false") == [plain["id"], answered["id"], fresh["id"]]
+    assert listed(due_before=at.isoformat()) == [late["id"], answered["id"]]
+    assert listed(due_before=late["due_at"]) == [answered["id"]]
+    assert listed(due_before=(at + timedelta(days=45)).isoformat(), overdue="false") == [answered["id"], fresh["id"]]
+
+
 BAD_QUERIES = (
     "stauts=queued", "status=nothing", "limit=0", "limit=101", "limit=x", "order=up", "created_at[gte]=yesterday",
     "created_at[gte]=20", "after=nonsense", "after=W10", "after=WyIyMDI2Il0", "after=%00", "model_id=%00",
     "external_id=%00", "after=WyJ4IiwieSJd",
+    "overdue=late", "due_before=soon", "due_before=2026-01-01T00:00:00",
 )  # fmt: skip
 
 

@@ -13,14 +13,19 @@ from fastapi.testclient import TestClient
 from sqlalchemy import select
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from service import db
+from service import db, tenancy
+from service.audit.leaves import LOCAL
 from service.config import get_settings
+from service.edge import writing
 from service.requests import leases
 from service.tables import LedgerEntry, RequestEvent, WebhookDelivery, WebhookEndpoint
-from service.webhooks import deliveries, signing
+from service.webhooks import deliveries, service, signing
 from service.webhooks.deliveries import PAUSES
 from service.webhooks.guard import SendFailed
+from service.webhooks.schemas import WebhookEndpointCreate
 from service.webhooks.sender import Sender
+from tests.service.access.people import project
+from tests.service.audit.people import entries, said
 from tests.service.webhooks.conftest import Receiver, Wire
 from tests.support import ask, code_of, register
 
@@ -289,13 +294,34 @@ def test_a_sender_that_slept_past_its_lease_settles_nothing(client: TestClient, 
     assert listed(client, made["id"])[0]["status"] == "pending"
 
 
+def test_projects_take_turns(client: TestClient, clock: Clock) -> None:
+    """Three endpoints of one project with 300 messages, and one of another with one that became due last."""
+    many = [endpoint(client)["id"] for _ in range(3)]
+    with tenancy.acting(project("other")), writing() as session:
+        one = service.create(session, get_settings(), WebhookEndpointCreate(url=URL), LOCAL)[0].id
+    with tenancy.acting(None), db.transaction() as session:
+        for n in range(300):
+            at = clock.at - timedelta(seconds=400 - n)
+            session.add(deliveries.fresh(many[n % 3], "default", f"msg_{n}", "t", "{}", at))
+        session.add(deliveries.fresh(one, "other", "msg_x", "t", "{}", clock.at))
+
+    def due(limit: int, busy: dict[str, str]) -> list[str]:
+        with tenancy.acting(None), db.reading() as session:
+            rows = [session.get_one(WebhookDelivery, found) for found in deliveries.due(session, limit=limit, busy=busy)]
+            return [row.message_id for row in rows]
+
+    assert due(8, {}) == ["msg_0", "msg_x", "msg_1", "msg_2"]  # of each endpoint its oldest
+    assert due(1, {many[0]: "default"}) == ["msg_x"]  # its turn: of the other project one is on its way
+    assert due(8, {one: "other"}) == ["msg_0", "msg_1", "msg_2"]
+
+
 def test_an_endpoint_that_hangs_has_one_message_on_its_way(client: TestClient) -> None:
     slow, quick = endpoint(client)["id"], endpoint(client)["id"]
     for endpoint_id in (slow, slow, slow, quick):
         poke(client, endpoint_id)
     with db.reading() as session:
         assert len(deliveries.due(session, limit=8)) == 2
-        [only] = deliveries.due(session, limit=8, busy=[slow])
+        [only] = deliveries.due(session, limit=8, busy={slow: "default"})
         assert session.get_one(WebhookDelivery, only).endpoint_id == quick
 
 
@@ -395,7 +421,40 @@ def test_endpoints_are_changed_and_deleted(client: TestClient) -> None:
     assert client.delete(address).status_code == 204
     gone = client.get(address)
     assert (gone.status_code, code_of(gone)) == (404, "webhook_endpoint_not_found")
-    assert [action for action, _, _ in actions()] == [f"webhook-endpoint.{what}" for what in ("created", "disabled", "deleted")]
+    assert [action for action, _, _ in actions()] == [
+        f"webhook-endpoint.{what}" for what in ("created", "amended", "disabled", "deleted")
+    ]
+
+
+def test_the_ledger_says_who_changed_where_messages_go_and_never_where_to(client: TestClient) -> None:
+    made = endpoint(client)
+    address = f"/webhook-endpoints/{made['id']}"
+    both = {"url": URL + "/token-4711", "event_types": ["checkpoint.revoked"], "enabled": False}
+    for change in ({"enabled": True, "url": URL, "event_types": []}, both, {"enabled": True, "description": "new"}):
+        assert client.patch(address, json=change).status_code == 200
+    assert client.post(f"{address}/rotate-secret").status_code == 200
+    told = [(row.action.partition(".")[2], row.actor, said(row)) for row in entries("webhook-endpoint")]
+    one = {"endpointId": made["id"]}
+    assert told == [  # the first change changed nothing
+        ("created", "user:local", one),
+        ("disabled", "user:local", one | {"reason": "asked"}),
+        ("amended", "user:local", one | {"changed": ["event_types", "url"]}),
+        ("amended", "user:local", one | {"changed": ["description"]}),
+        ("enabled", "user:local", one),
+        ("secret-rotated", "user:local", one),
+    ]
+
+
+def test_a_project_has_no_more_endpoints_than_may_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MOST_ENDPOINTS", 2)
+    made = [endpoint(client)["id"] for _ in range(2)]
+    refused = client.post("/webhook-endpoints", json={"url": URL})
+    assert (refused.status_code, code_of(refused), refused.json()["limit"]) == (409, "too_many_webhook_endpoints", 2)
+    assert len(actions()) == 2
+    with tenancy.acting(project("other")), writing() as session:  # whose places are its own
+        service.create(session, get_settings(), WebhookEndpointCreate(url=URL), LOCAL)
+    assert client.delete(f"/webhook-endpoints/{made[0]}").status_code == 204
+    assert endpoint(client)["id"]
 
 
 @pytest.mark.one_database
