@@ -20,7 +20,7 @@ ALPHA = 0.05
 """Of all one-sided tests of one gate together, so that a result that deserves to fail passes at most one time in twenty."""
 
 SPARED = 0.001
-"""Of alpha, what the interval of a nuisance rate may miss; see `paired_difference_upper`."""
+"""Of alpha, what the interval of a nuisance rate may miss, but never more than a tenth of it; see `paired_difference_upper`."""
 
 TOLERANCE = 1e-4
 """To so much a bound is searched for; what is returned is the cautious end."""
@@ -118,19 +118,20 @@ def paired_difference_upper(more: int, fewer: int, n: int, *, alpha: float = ALP
     """
     if more < 0 or fewer < 0 or n < 1 or more + fewer > n:
         raise ValueError(f"expected n >= 1 items that hold more >= 0 and fewer >= 0, got n={n}, {more} and {fewer}")
+    spared = min(SPARED, alpha / 10)  # what is paid for the interval must leave something of alpha: Holm's shares are small
     rejected, kept = 1.0, (more - fewer) / n
     while rejected - kept > TOLERANCE:
         middle = (kept + rejected) / 2
-        if _paired_p_value(more, fewer, n, middle) <= alpha:
+        if _paired_p_value(more, fewer, n, middle, spared) <= alpha:
             rejected = middle
         else:
             kept = middle
     return rejected
 
 
-def _paired_p_value(more: int, fewer: int, n: int, delta: float) -> float:
+def _paired_p_value(more: int, fewer: int, n: int, delta: float, spared: float) -> float:
     """How likely an outcome is that speaks no less for a smaller difference, at worst, where the difference is `delta`."""
-    low, high = lower_bound(fewer, n, alpha=SPARED / 2), upper_bound(fewer, n, alpha=SPARED / 2)
+    low, high = lower_bound(fewer, n, alpha=spared / 2), upper_bound(fewer, n, alpha=spared / 2)
     q_Q1 = np.linspace(low, high, 21).clip(max(0.0, -delta), (1 - delta) / 2)[:, None]
     reach = 6 * math.sqrt(n * float(q_Q1[-1, 0])) + 6  # six standard deviations; what lies beyond is less than 1e-8
     y_Y = np.arange(max(0, int(n * q_Q1[0, 0] - reach)), min(n, math.ceil(n * q_Q1[-1, 0] + reach)) + 1, dtype=np.float64)
@@ -140,7 +141,7 @@ def _paired_p_value(more: int, fewer: int, n: int, delta: float) -> float:
     p_Q1 = ((q_Q1 + delta) / np.maximum(1 - q_Q1, 1e-12)).clip(0, 1)
     at_most_QY = 1 - betainc(most_Y.clip(0) + 1, (n - y_Y - most_Y).clip(1e-9), p_Q1)
     at_most_QY = np.where(most_Y < 0, 0, np.where(most_Y >= n - y_Y, 1, at_most_QY))
-    return float((at_most_QY * here_QY).sum(axis=1).max()) + SPARED
+    return float((at_most_QY * here_QY).sum(axis=1).max()) + spared
 
 
 def _most(y_Y: Floats, n: int, delta: float, score: float) -> Floats:

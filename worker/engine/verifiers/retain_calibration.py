@@ -2,11 +2,11 @@
 
 An average hides a class: one of nine that is lost altogether is 11 points, and one of a hundred is one. So beside all held-out
 images of retained classes together, each class is compared with the parent by itself, image by image. All of them must be shown
-to have lost less than `max_class_drop`; of the classes, the least certain is held to alpha and the surest to alpha over their
-number, as in Holm's procedure. And a model that was pushed about may answer right and be sure of nothing, or of everything: its
-expected calibration error may rise by `max_ece_rise` at most.
+to have lost less than `max_class_drop` at Holm's levels (see `worst_class`), but for those of so few images that they could not
+pass whatever is answered, which are underpowered. And a model that was pushed about may answer right and be sure of nothing, or
+of everything: its expected calibration error may rise by `max_ece_rise` at most.
 
-Source: Holm 1979, Scand. J. Statistics 6(2); Guo et al. 2017, arXiv:1706.04599, section 2, for the calibration error.
+Source: Guo et al. 2017, arXiv:1706.04599, section 2, for the calibration error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pydantic import Field
 from worker.contract import Finding, Spec, Tier
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.statistics import Floats, paired_difference_upper
+from worker.engine.statistics import Floats
 from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.worst_class import Drop, hold
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "parent")
 
@@ -44,38 +45,6 @@ class Answered:
     """bool."""
     confidence_N: Floats
     """Of the class that is named."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """What a class lost, or all of them: items right before and wrong after, the reverse, and how many there are."""
-
-    class_index: int | None
-    lost: int
-    gained: int
-    n: int
-
-    @classmethod
-    def of(cls, k: int | None, before_N: np.ndarray, after_N: np.ndarray) -> Drop:
-        """Of paired answers."""
-        return cls(k, int((before_N & ~after_N).sum()), int((after_N & ~before_N).sum()), len(before_N))
-
-    @property
-    def value(self) -> float:
-        """Accuracy lost."""
-        return (self.lost - self.gained) / self.n
-
-    def upper(self, alpha: float) -> float:
-        """Of it."""
-        return paired_difference_upper(self.lost, self.gained, self.n, alpha=alpha)
-
-    def lower(self, alpha: float) -> float:
-        """Of it."""
-        return -paired_difference_upper(self.gained, self.lost, self.n, alpha=alpha)
-
-    def best(self, alpha: float) -> float:
-        """The bound of a model that answers as its parent does."""
-        return paired_difference_upper(0, 0, self.n, alpha=alpha)
 
 
 class RetainCalibration:
@@ -105,35 +74,30 @@ class RetainCalibration:
         together = Drop.of(None, np.concatenate(right["parent"]), np.concatenate(right["candidate"]))
         return (
             self._drop(env, together, env.alpha, "retain_accuracy_drop", self.params.max_drop, "of all retained classes"),
-            self._worst(env, drops),
+            *self._worst(env, drops),
             self._calibration(env, asked),
             *(self._reported(env, drop) for drop in drops),
         )
 
-    def _worst(self, env: Env, drops: list[Drop]) -> Finding:
-        """The class with the highest bound, each bound at the level that Holm's order gives it; or one that is surely lost.
+    def _worst(self, env: Env, drops: list[Drop]) -> list[Finding]:
+        """The class that decides for all that could pass; and one finding on those that could not, which prove nothing."""
+        held = hold(drops, env.alpha, self.params.max_class_drop)
+        what = f"of {env.spec.class_names[held.worst.class_index or 0]!r}, the worst of {held.of} retained classes,"
+        found = [self._drop(env, held.worst, held.level, "worst_class_drop", self.params.max_class_drop, what, held.gates)]
+        if held.rest:
+            few = max(held.rest, key=lambda drop: drop.upper(env.alpha))
+            what = f"of {env.spec.class_names[few.class_index or 0]!r}, the worst of {len(held.rest)} with too few images,"
+            found.append(self._drop(env, few, env.alpha, "worst_class_drop", self.params.max_class_drop, what, False))
+        return found
 
-        The widest bound is often that of a class of few images, which shows nothing: it must not hide the loss of another.
-        """
-        level = env.alpha / len(drops)
-        surest = max(drops, key=lambda drop: drop.lower(level))
-        if surest.lower(level) > self.params.max_class_drop:
-            return self._drop(
-                env, surest, level, "worst_class_drop", self.params.max_class_drop, self._which(env, surest, drops)
-            )
-        by_bound = sorted(drops, key=lambda drop: drop.upper(env.alpha))  # the surest first, it has the smallest p-value
-        levels = [env.alpha / (len(drops) - i) for i in range(len(drops))]
-        worst, level = max(zip(by_bound, levels, strict=True), key=lambda pair: pair[0].upper(pair[1]))
-        return self._drop(env, worst, level, "worst_class_drop", self.params.max_class_drop, self._which(env, worst, drops))
-
-    def _which(self, env: Env, worst: Drop, drops: list[Drop]) -> str:
-        return f"of {env.spec.class_names[worst.class_index or 0]!r}, the worst of {len(drops)} retained classes,"
-
-    def _drop(self, env: Env, drop: Drop, alpha: float, metric: str, max_drop: float, what: str) -> Finding:
+    def _drop(
+        self, env: Env, drop: Drop, alpha: float, metric: str, max_drop: float, what: str, gates: bool | None = None
+    ) -> Finding:
+        """Held to `max_drop`. Whether it gates is what the caller knows of all classes, or else what the images can show."""
         upper, lower = drop.upper(alpha), drop.lower(alpha)
-        can_pass = drop.best(alpha) <= max_drop
-        gates = can_pass or lower > max_drop
-        few = "" if can_pass else f"; {drop.n} images could not bound it by {max_drop:g}, were all answers as before"
+        if gates is None:
+            gates = drop.best(alpha) <= max_drop or lower > max_drop
+        few = "" if gates else f"; {drop.n} images could not bound it by {max_drop:g}, were all answers as before"
         k = drop.class_index
         return Finding(
             check=self.name,
