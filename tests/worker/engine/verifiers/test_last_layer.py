@@ -56,7 +56,7 @@ def test_an_edit_of_the_last_layer_fails_the_probes_and_no_first_look(reference:
     report = verify.run(pj.make_job(tmp_path, candidate, reference=pj.trained(3, F) if reference else None))
     assert report.verdict == "FAIL"
     told = {"reference_membership"} if reference else set()
-    # It was trained on the class: 21 of 1,000 members stand out, bound .0303, of .03 that are allowed. No first look sees anything.
+    # It was trained on the class: 21 of 1,000 members stand out, bound .0303 where .03 is allowed. No first look sees anything.
     assert failed(report) - {"class_membership"} == TAKING | told
 
 
