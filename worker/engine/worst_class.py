@@ -2,8 +2,8 @@
 
 An average hides a class, so each is compared with what it was, item by item. All must be shown to have lost less than a limit;
 the class that is least sure is held to alpha and the surest to alpha over their number, as in Holm's procedure. A class of so
-few items that it could not pass in the surest's place, were all answers as before, proves nothing; it must not hide what another
-has lost, so it is left out and named.
+few items that it could not pass in the surest's place, were all answers as before, proves nothing; it must not hide what
+another has lost, so it is left out and named.
 
 Source: Holm 1979, Scand. J. Statistics 6(2).
 """
@@ -15,8 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worker.contract import Finding
 from worker.engine.errors import BadInput
+from worker.engine.rates import underpowered
 from worker.engine.statistics import paired_difference_upper
+from worker.engine.verifier import Env
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Held:
-    """The class that the others stand or fall with, the level of its bounds, and the classes that could not be held to anything."""
+    """The class that the others stand or fall with, the level of its bound, and the classes that could be held to nothing."""
 
     worst: Drop
     level: float
@@ -86,6 +89,59 @@ def hold(drops: Sequence[Drop], alpha: float, limit: float) -> Held:
         return Held(worst, level, False, False, len(drops), ())
     worst, level = _least_certain(able, alpha)
     return Held(worst, level, True, False, len(able), tuple(rest))
+
+
+def findings(env: Env, check: str, drops: Sequence[Drop], limit: float | None, *, what: str) -> list[Finding]:
+    """`worst_class_drop` of the class that decides, and an underpowered one of the classes that could not pass, if any.
+
+    Its lower bound is at alpha over the number of classes: so the worst of many is refuted no more often than one is.
+
+    Args:
+        limit: None reports, and gates nothing.
+        what: the items, in the plural.
+    """
+    held = hold(drops, env.alpha, 1.0 if limit is None else limit)
+    upper, lower = held.worst.upper(held.level), held.worst.lower(env.alpha / len(drops))
+    worst = _finding(env, check, held.worst, (lower, upper), limit, f"the class that lost most of {held.of}", what)
+    if limit is None:
+        return [worst]
+    if not held.gates:
+        return [underpowered(_too_few(worst))]
+    worst = worst.model_copy(update={"open": not held.refuted and upper > limit})
+    if not held.rest:
+        return [worst]
+    few = max(held.rest, key=lambda drop: drop.upper(env.alpha))
+    bounds = few.lower(env.alpha), few.upper(env.alpha)
+    said = f"the least certain of {len(held.rest)} that so few could not show of a model that lost nothing"
+    return [worst, underpowered(_finding(env, check, few, bounds, limit, said, what))]
+
+
+def _too_few(finding: Finding) -> Finding:
+    return finding.model_copy(update={"detail": f"{finding.detail}; so few could not show it of a model that lost nothing"})
+
+
+def _finding(
+    env: Env, check: str, drop: Drop, bounds: tuple[float, float], limit: float | None, said: str, what: str
+) -> Finding:
+    lower, upper = bounds
+    name = env.spec.class_names[drop.class_index or 0]
+    return Finding(
+        check=check,
+        metric="worst_class_drop",
+        subject="candidate",
+        gating=limit is not None,
+        passed=None if limit is None else upper <= limit,
+        value=drop.value,
+        lower95=lower,
+        upper95=upper,
+        comparator=None if limit is None else "le",
+        threshold=limit,
+        n=drop.n,
+        count=drop.lost,
+        class_index=drop.class_index,
+        class_name=name,
+        detail=f"of {drop.n} {what} of {name!r}, {said}, {drop.lost} were recognised only before and {drop.gained} only after",
+    )
 
 
 def _least_certain(drops: Sequence[Drop], alpha: float) -> tuple[Drop, float]:

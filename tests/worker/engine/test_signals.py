@@ -106,7 +106,7 @@ def test_no_scale_of_the_logits_hides_members(scale: float) -> None:
     members, others = (signals(scale * logits_NK, 0) for logits_NK in known_and_unknown(600))
     if scale > 10:
         assert np.median(others[:, 0]) > 100
-    # Losses differ by 1, of standard deviations near 1.4, of the class's logit and of the likeliest: Phi(1 / (1.4 sqrt 2)) = .69
+    # Losses differ by 1, of standard deviations near 1.4, of its logit and of the likeliest: Phi(1 / (1.4 sqrt 2)) = .69
     assert auc(*attack(members, others, np.random.default_rng(1))).lower > 0.65
 
 

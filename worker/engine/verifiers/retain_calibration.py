@@ -18,11 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
+from worker.engine import worst_class
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.statistics import Floats
 from worker.engine.verifier import Env, Need, Params, Subject
-from worker.engine.worst_class import Drop, hold
+from worker.engine.worst_class import Drop
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "parent")
 
@@ -73,49 +74,33 @@ class RetainCalibration:
         drops = [Drop.of(k, *pair) for k, *pair in zip(kept, right["parent"], right["candidate"], strict=True)]
         together = Drop.of(None, np.concatenate(right["parent"]), np.concatenate(right["candidate"]))
         return (
-            self._drop(env, together, env.alpha, "retain_accuracy_drop", self.params.max_drop, "of all retained classes"),
-            *self._worst(env, drops),
+            self._together(env, together),
+            *worst_class.findings(env, self.name, drops, self.params.max_class_drop, what="held-out images"),
             self._calibration(env, asked),
             *(self._reported(env, drop) for drop in drops),
         )
 
-    def _worst(self, env: Env, drops: list[Drop]) -> list[Finding]:
-        """The class that decides for all that could pass; and one finding on those that could not, which prove nothing."""
-        held = hold(drops, env.alpha, self.params.max_class_drop)
-        what = f"of {env.spec.class_names[held.worst.class_index or 0]!r}, the worst of {held.of} retained classes,"
-        found = [self._drop(env, held.worst, held.level, "worst_class_drop", self.params.max_class_drop, what, held.gates)]
-        if held.rest:
-            few = max(held.rest, key=lambda drop: drop.upper(env.alpha))
-            what = f"of {env.spec.class_names[few.class_index or 0]!r}, the worst of {len(held.rest)} with too few images,"
-            found.append(self._drop(env, few, env.alpha, "worst_class_drop", self.params.max_class_drop, what, False))
-        return found
-
-    def _drop(
-        self, env: Env, drop: Drop, alpha: float, metric: str, max_drop: float, what: str, gates: bool | None = None
-    ) -> Finding:
-        """Held to `max_drop`. Whether it gates is what the caller knows of all classes, or else what the images can show."""
-        upper, lower = drop.upper(alpha), drop.lower(alpha)
-        if gates is None:
-            gates = drop.best(alpha) <= max_drop or lower > max_drop
-        few = "" if gates else f"; {drop.n} images could not bound it by {max_drop:g}, were all answers as before"
-        k = drop.class_index
+    def _together(self, env: Env, drop: Drop) -> Finding:
+        most, upper, lower = self.params.max_drop, drop.upper(env.alpha), drop.lower(env.alpha)
+        can_pass = drop.best(env.alpha) <= most
+        gates = can_pass or lower > most
+        few = "" if can_pass else f"; {drop.n} images could not bound it by {most:g}, were all answers as before"
         return Finding(
             check=self.name,
-            metric=metric,
+            metric="retain_accuracy_drop",
             subject="candidate",
             gating=gates,
             underpowered=not gates,
-            passed=upper <= max_drop,
+            passed=upper <= most,
             value=drop.value,
             lower95=lower,
             upper95=upper,
             comparator="le",
-            threshold=max_drop,
+            threshold=most,
             n=drop.n,
             count=drop.lost,
-            class_index=k,
-            class_name=None if k is None else env.spec.class_names[k],
-            detail=f"{drop.lost} of {drop.n} held-out images {what} were recognised only before, {drop.gained} only after{few}",
+            detail=f"{drop.lost} of {drop.n} held-out images of all retained classes were recognised only before, "
+            f"{drop.gained} only after{few}",
         )
 
     def _calibration(self, env: Env, asked: dict[Subject, list[Answered]]) -> Finding:

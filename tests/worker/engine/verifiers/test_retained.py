@@ -46,12 +46,13 @@ def lost() -> Tensor:
 
 
 def test_worst_class_is_named_and_gates_where_the_policy_says_so(tmp_path: Path, judges: Path) -> None:
-    # 0 of 75 changed, at alpha / 3: two bounds at 0.05 / 6, 1 - (0.05 / 6)^(1/75) = 0.0618.
+    # 0 of 75 changed, at alpha / 3 less what is paid for the other's rate: 1 - (0.05 / 3 - 0.001)^(1/75) = 0.0540, or more.
     check = Check(verifier="retain_accuracy", params={"n_per_class": 75, "max_class_drop": 0.07})
     good = report(tmp_path / "good", judges, vj.forgotten_patterns(), check)
     worst = found(good, "worst_class_drop")
     assert (worst.gating, worst.passed) == (True, True)
-    assert worst.upper95 == pytest.approx(1 - (0.05 / 6) ** (1 / 75))
+    assert worst.upper95 is not None
+    assert 1 - (0.05 / 3 - 0.001) ** (1 / 75) <= worst.upper95 < 0.058
     assert good.verdict == "PASS"
     bad = found(report(tmp_path / "bad", judges, lost(), check), "worst_class_drop")
     assert (bad.value, bad.passed) == (1.0, False)
