@@ -144,6 +144,21 @@ def test_moments_match_numpy_and_refuse_what_is_not_finite() -> None:
         s.moments(x, np.ones(20))
 
 
+@pytest.mark.parametrize(("resamples", "alpha", "enough"), [(1000, 0.05, 1000), (200, 0.05, 400), (200, 0.05 / 6, 2400)])
+def test_twenty_resamples_at_least_lie_beyond_a_bound(resamples: int, alpha: float, enough: int) -> None:
+    drawn: list[float] = []
+
+    def ratio(rng: np.random.Generator) -> float:
+        drawn.append(float(np.exp(rng.normal())))
+        return drawn[-1]
+
+    bound = s.bootstrap_ratio_upper(ratio, 1.0, resamples=resamples, rng=np.random.default_rng(0), alpha=alpha)
+    assert len(drawn) == s.enough(resamples, alpha) == enough
+    middle = np.median(drawn)
+    assert sum(one / middle > bound for one in drawn) == pytest.approx(alpha * enough, abs=1)
+    assert alpha * enough >= 20
+
+
 def test_ratio_bound_lies_around_the_point_estimate_not_around_the_biased_resamples() -> None:
     # Resamples that are log-normal around 1 although the ratio is 2: the bound is 2 e^(1.645 sigma), not e^(1.645 sigma).
     upper = s.bootstrap_ratio_upper(

@@ -21,7 +21,7 @@ from worker.contract import Finding, Spec, Tier
 from worker.engine import worst_class
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.statistics import Floats
+from worker.engine.statistics import Floats, enough
 from worker.engine.verifier import Env, Need, Params, Subject
 from worker.engine.worst_class import Drop
 
@@ -115,7 +115,7 @@ class RetainCalibration:
 
         n, rng, point = len(right["candidate"]), env.generator(self.name), rise(slice(None))
         # Resampling lifts a calibration error, so only the spread around the median is taken from the resamples.
-        resampled_R = np.array([rise(rng.integers(0, n, n)) for _ in range(p.resamples)])
+        resampled_R = np.array([rise(rng.integers(0, n, n)) for _ in range(enough(p.resamples, env.alpha))])
         low, middle, high = np.quantile(resampled_R, [env.alpha, 0.5, 1 - env.alpha])
         upper, lower = point + high - middle, point + low - middle
         can_pass = high - middle <= p.max_ece_rise
