@@ -32,6 +32,9 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=100, ge=1, le=100_000, description="samples of each retained class and subject")
     max_drop: float = Field(default=0.02, gt=0, lt=1, description="bound on the accuracy lost against the parent, 0-1")
+    max_lineage_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="bound on the accuracy lost against the lineage's original; null: none"
+    )
     max_class_drop: float | None = Field(
         default=None, gt=0, lt=1, description="bound on what the worst class lost, at Holm's levels; null: reported only"
     )
@@ -57,14 +60,17 @@ class RetainAccuracy:
         n, retained = self.params.n_per_class, spec.retain_classes
         if not retained:
             raise BadInput("expected at least one retained class, got none")
-        subjects: tuple[Subject, ...] = ("candidate", "parent")
+        subjects: list[Subject] = ["candidate", "parent"]
+        subjects += ["original"] if accuracy.judged_by_original(spec, self.params.max_lineage_drop) else []
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`."""
+        """See `Verifier.run`. Against the parent, and where the policy asks for it against the original."""
         right: dict[Subject, Tensor] = {"candidate": self._right(env, "candidate"), "parent": self._right(env, "parent")}
-        most, alpha = self.params.max_drop, env.alpha
-        gate = accuracy.drop(self.name, right["parent"], right["candidate"], max_drop=most, what="noises", alpha=alpha)
+        alpha = env.alpha
+        gate = accuracy.drop(
+            self.name, right["parent"], right["candidate"], max_drop=self.params.max_drop, what="noises", alpha=alpha
+        )
         overall = [accuracy.reported(self.name, s, right_KN, what="samples", alpha=alpha) for s, right_KN in right.items()]
         by_class = [
             accuracy.reported(self.name, s, right_KN[row], what="samples", k=k, name=env.spec.class_names[k], alpha=alpha)
@@ -75,7 +81,11 @@ class RetainAccuracy:
         drops = [Drop.of(k, before_N, after_N) for k, before_N, after_N in pairs]
         lost = worst_class.findings(env, self.name, drops, self.params.max_class_drop, what="noises")
         lost += [self._neighbours(env, k, right["parent"], right["candidate"]) for k in env.spec.all_forgotten]
-        return (gate, *lost, *overall, *by_class)
+        most = self.params.max_lineage_drop
+        lineage = accuracy.lineage_drop(
+            self.name, env.spec, most, lambda: self._right(env, "original"), right["candidate"], what="noises", alpha=alpha
+        )
+        return (gate, *lineage, *lost, *overall, *by_class)
 
     def _neighbours(self, env: Env, k: int, before_KN: Tensor, after_KN: Tensor) -> Finding:
         middle_D = env.held_out(k).features_ND.mean(dim=0)

@@ -85,6 +85,18 @@ def test_nearest_classes_are_reported_for_every_class_ever_forgotten(tmp_path: P
     assert all(f.passed is True and f.n == 200 for f in drops)  # two retained classes are all that there are
 
 
+def test_what_earlier_requests_lost_is_held_against_the_original(tmp_path: Path, judges: Path) -> None:
+    """The parent had already lost a class: against it nothing got worse, against the original a third did."""
+    check = Check(verifier="retain_accuracy", params={"n_per_class": 100, "max_lineage_drop": 0.05})
+    came = report(tmp_path / "later", judges, lost(), check, parent=lost(), forgotten_classes=())
+    assert found(came, "retain_accuracy_drop").passed is True
+    whole = found(came, "retain_accuracy_drop_from_original")
+    assert (whole.gating, whole.passed, whole.value, whole.n) == (True, False, pytest.approx(1 / 3), 300)
+    assert came.verdict == "FAIL"
+    first = report(tmp_path / "first", judges, vj.forgotten_patterns(), check)
+    assert "retain_accuracy_drop_from_original" not in {f.metric for f in first.findings}  # its parent is the original
+
+
 def test_without_thresholds_they_are_only_reported(tmp_path: Path, judges: Path) -> None:
     came = report(tmp_path, judges, lost(), Check(verifier="retain_accuracy", params={"n_per_class": 62}))
     assert [found(came, m).gating for m in ("worst_class_drop", "neighbour_drop")] == [False, False]
