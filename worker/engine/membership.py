@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from worker.engine.statistics import ALPHA, Floats
+from worker.engine.statistics import ALPHA, Floats, enough
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Comparison:
         unseen = {k: _by_misfit(self.unseen[k]) for k in classes}
         point = _compare(self.items, unseen, classes)
         resampled = []
-        for _ in range(resamples):
+        for _ in range(enough(resamples, alpha)):
             drawn = {k: _resampled(unseen[k], rng) for k in classes}
             placement_N, gap_N = _compare(self.items, drawn, classes)
             rows_N = rng.integers(self.n, size=self.n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.special import logsumexp
+from scipy.stats import norm, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
@@ -19,8 +20,6 @@ from worker.engine.statistics import Floats
 
 FOLDS = 10
 SIGNALS = ("loss", "confidence", "entropy", "modified_entropy")
-SEEN = 50.0
-"""Natural logarithms that an attacker takes for infinite: beyond them differences are of rounding."""
 
 
 def signals(logits_NK: Tensor, k: int) -> Floats:
@@ -33,7 +32,7 @@ def signals(logits_NK: Tensor, k: int) -> Floats:
     odds_N = log_p_NK[:, k] - log_not_p_NK[:, k]
     entropy_N = -(p_NK * log_p_NK).sum(axis=1)
     modified_N = modified_entropy(log_p_NK, log_not_p_NK, k)
-    return np.stack([loss_N, odds_N, entropy_N, modified_N], axis=1).clip(-SEEN, SEEN)
+    return np.stack([loss_N, odds_N, entropy_N, modified_N], axis=1)
 
 
 def log_probabilities(logits_NK: Tensor) -> tuple[Floats, Floats]:
@@ -66,8 +65,9 @@ def modified_entropy(log_p_NK: Floats, log_not_p_NK: Floats, k: int) -> Floats:
 def attack(members_MS: Floats, others_US: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """(M,) and (U,) scores, higher where an item is taken for a member, by a logistic regression that has not seen the item.
 
-    Ten folds; standardised by what each is trained on, members and others weighing alike. Which set an item is from enters
-    training alone, never its own score.
+    Ten folds, members and others weighing alike. Which set an item is from enters training alone, never its own score. Of each
+    signal the regression sees the order of all items and nothing else, as `normal_scores`: an attacker may stretch it as he
+    likes, so a model cannot hide behind losses of a thousand nats, or behind a few items that dwarf the others.
 
     Raises:
         ValueError: fewer than ten items of either.
@@ -104,12 +104,21 @@ def _folds(n: int, rng: np.random.Generator) -> Floats:
 def _scores(x_NS: Floats, is_member_N: np.ndarray, fold_N: Floats) -> Floats:
     if not np.isfinite(x_NS).all():
         raise ValueError("expected finite signals")
-    scores_N = np.empty(len(x_NS))
+    x_NS, scores_N = normal_scores(x_NS), np.empty(len(x_NS))
     for fold in range(FOLDS):
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
         model.fit(x_NS[fold_N != fold], is_member_N[fold_N != fold])
         scores_N[fold_N == fold] = model.decision_function(x_NS[fold_N == fold])
     return scores_N
+
+
+def normal_scores(x_NS: Floats) -> Floats:
+    """(N, S) normal quantiles of each signal's ranks; equal values have equal ones. Blind to who is a member.
+
+    Source: Blom 1958, "Statistical Estimates and Transformed Beta-Variables", with c = 1/2.
+    """
+    scores_NS: Floats = norm.ppf((rankdata(x_NS, axis=0) - 0.5) / len(x_NS))
+    return scores_NS
 
 
 def _split(scores_N: Floats, first: int) -> tuple[Floats, Floats]:

@@ -20,13 +20,16 @@ ALPHA = 0.05
 """Of all one-sided tests of one gate together, so that a result that deserves to fail passes at most one time in twenty."""
 
 SPARED = 0.001
-"""Of alpha, what the interval of a nuisance rate may miss; see `paired_difference_upper`."""
+"""Of alpha, what the interval of a nuisance rate may miss, but never more than a tenth of it; see `paired_difference_upper`."""
 
 TOLERANCE = 1e-4
 """To so much a bound is searched for; what is returned is the cautious end."""
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+
+TAIL = 20
+"""Resamples that lie beyond a bound: of two, a quantile is as uncertain as the largest of all."""
 
 GROUPS = 20
 """Of a jackknife: enough for its Student quantile to be near the normal one, few enough for a statistic that takes seconds."""
@@ -118,19 +121,20 @@ def paired_difference_upper(more: int, fewer: int, n: int, *, alpha: float = ALP
     """
     if more < 0 or fewer < 0 or n < 1 or more + fewer > n:
         raise ValueError(f"expected n >= 1 items that hold more >= 0 and fewer >= 0, got n={n}, {more} and {fewer}")
+    spared = min(SPARED, alpha / 10)  # what is paid for the interval must leave something of alpha: Holm's shares are small
     rejected, kept = 1.0, (more - fewer) / n
     while rejected - kept > TOLERANCE:
         middle = (kept + rejected) / 2
-        if _paired_p_value(more, fewer, n, middle) <= alpha:
+        if _paired_p_value(more, fewer, n, middle, spared) <= alpha:
             rejected = middle
         else:
             kept = middle
     return rejected
 
 
-def _paired_p_value(more: int, fewer: int, n: int, delta: float) -> float:
+def _paired_p_value(more: int, fewer: int, n: int, delta: float, spared: float) -> float:
     """How likely an outcome is that speaks no less for a smaller difference, at worst, where the difference is `delta`."""
-    low, high = lower_bound(fewer, n, alpha=SPARED / 2), upper_bound(fewer, n, alpha=SPARED / 2)
+    low, high = lower_bound(fewer, n, alpha=spared / 2), upper_bound(fewer, n, alpha=spared / 2)
     q_Q1 = np.linspace(low, high, 21).clip(max(0.0, -delta), (1 - delta) / 2)[:, None]
     reach = 6 * math.sqrt(n * float(q_Q1[-1, 0])) + 6  # six standard deviations; what lies beyond is less than 1e-8
     y_Y = np.arange(max(0, int(n * q_Q1[0, 0] - reach)), min(n, math.ceil(n * q_Q1[-1, 0] + reach)) + 1, dtype=np.float64)
@@ -140,7 +144,7 @@ def _paired_p_value(more: int, fewer: int, n: int, delta: float) -> float:
     p_Q1 = ((q_Q1 + delta) / np.maximum(1 - q_Q1, 1e-12)).clip(0, 1)
     at_most_QY = 1 - betainc(most_Y.clip(0) + 1, (n - y_Y - most_Y).clip(1e-9), p_Q1)
     at_most_QY = np.where(most_Y < 0, 0, np.where(most_Y >= n - y_Y, 1, at_most_QY))
-    return float((at_most_QY * here_QY).sum(axis=1).max()) + SPARED
+    return float((at_most_QY * here_QY).sum(axis=1).max()) + spared
 
 
 def _most(y_Y: Floats, n: int, delta: float, score: float) -> Floats:
@@ -212,6 +216,14 @@ def frechet_distance_of_rows(a_ND: Floats, b_MD: Floats) -> float:
     return float(max(0.0, apart_D @ apart_D + sum(np.square(rows).sum() for rows in centred) - 2 * root))
 
 
+def enough(resamples: int, alpha: float) -> int:
+    """So many resamples as are asked for, or as many more as a bound at this level needs.
+
+    Looks and attempts share alpha, so what is enough at 5 % is not where it is split: of 200 at 0.83 % one or two lie beyond.
+    """
+    return max(resamples, math.ceil(TAIL / alpha))
+
+
 def resampled_rows(n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """(n - 1,) of n rows, drawn with replacement: means of them vary as means of n items do.
 
@@ -257,14 +269,14 @@ def bootstrap_ratio_bounds(
     Args:
         ratio: draws one resample with the generator it is given and returns its ratio, > 0.
         point: the ratio on the data themselves, > 0.
-        resamples: R, at least 100.
+        resamples: R, at least 100; more where alpha asks for more.
 
     Raises:
         ValueError: a ratio is not a positive finite number, or too few resamples.
     """
     if resamples < 100:
         raise ValueError(f"expected at least 100 resamples, got {resamples}")
-    ratios_R = np.array([ratio(rng) for _ in range(resamples)])
+    ratios_R = np.array([ratio(rng) for _ in range(enough(resamples, alpha))])
     if not np.isfinite([point, *ratios_R]).all() or min(point, ratios_R.min()) <= 0:
         raise ValueError("expected positive finite ratios; a distance of zero cannot be compared")
     logs_R = np.log(ratios_R)

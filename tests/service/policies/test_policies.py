@@ -19,6 +19,7 @@ from service.requests.service import sha256_of
 from tests.support import LOCAL_URL, ask, code_of, one_database, register, write_json
 from worker import contract, verdict
 from worker.engine.panel import SLACK
+from worker.engine.statistics import paired_difference_upper
 
 TIERED = ("default-v1", "fast-v1", "strict-v1")
 PACKAGED = sorted(path.stem for path in policies.FOLDER.glob("*.json"))
@@ -73,6 +74,25 @@ def test_the_strict_policy_asks_no_less_than_the_default_and_the_fast_one_draws_
     assert document("strict-v1")["kinds"]["generator"]["judge"]["slack"] < SLACK
     assert fast["forget_rate"]["n_per_class"] == 200
     assert 10 <= policies.resolved(document("fast-v1"), "generator")["sampling"]["steps"] <= 20
+
+
+@pytest.mark.parametrize("name", ["default-v1", "strict-v1"])
+def test_what_is_published_keeps_each_class_by_bounds_that_a_hundred_classes_can_meet(name: str) -> None:
+    """What each of 99 classes can be held to at most, were all samples recognised as before: at 5 % / 6 / 99 of 200 .062."""
+    part = policies.resolved(document(name), "generator")
+    alpha = 0.05 / (part["looks"] * part["attempts"])
+    kept = by_verifier(part)["retain_accuracy"]
+    assert paired_difference_upper(0, 0, kept["n_per_class"], alpha=alpha / 99) <= kept["max_class_drop"]
+    assert kept["max_neighbour_drop"] is not None
+    completed = by_verifier(policies.resolved(document(name), "i2i"))["retain_completion"]
+    assert paired_difference_upper(0, 0, completed["n_per_class"], alpha=alpha / 99) <= completed["max_class_drop"]
+
+
+def test_the_fast_policy_draws_too_few_to_hold_one_class_of_nine() -> None:
+    """80 samples at 5 % / 2 / 9: .085. A bound of .08 would make every result underpowered."""
+    kept = by_verifier(policies.resolved(document("fast-v1"), "generator"))["retain_accuracy"]
+    assert paired_difference_upper(0, 0, kept["n_per_class"], alpha=0.05 / 2 / 9) > 0.08
+    assert kept.get("max_class_drop") is None
 
 
 def test_counts_of_one_are_left_out_as_the_workers_document_leaves_them_out() -> None:

@@ -92,6 +92,30 @@ def test_two_answers_to_one_item_are_in_one_fold() -> None:
     assert auc(ones, others).value == 0.5
 
 
+def known_and_unknown(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a class that was pushed away from, from members by one nat less."""
+    rng = np.random.default_rng(8)
+    members, others = (rng.normal([-3, 4, 0, 0, 0], 1, (n, 5)) for _ in range(2))
+    members[:, 0] += 1.0
+    return torch.from_numpy(members), torch.from_numpy(others)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 1000.0, 1e30])
+def test_no_scale_of_the_logits_hides_members(scale: float) -> None:
+    """A last layer times 20 puts most losses beyond 100 nats, and an attack that took 50 for infinite saw 49 % there."""
+    members, others = (signals(scale * logits_NK, 0) for logits_NK in known_and_unknown(600))
+    if scale > 10:
+        assert np.median(others[:, 0]) > 100
+    # Losses differ by 1, of standard deviations near 1.4, of its logit and of the likeliest: Phi(1 / (1.4 sqrt 2)) = .69
+    assert auc(*attack(members, others, np.random.default_rng(1))).lower > 0.65
+
+
+def test_a_few_items_that_dwarf_all_others_do_not_hide_members() -> None:
+    members, others = (signals(logits_NK, 0) for logits_NK in known_and_unknown(600))
+    members[:10], others[:10] = 1e6, 1e6
+    assert auc(*attack(members, others, np.random.default_rng(1))).lower > 0.65
+
+
 @pytest.mark.parametrize("n", [9, 0])
 def test_too_few_items_are_refused(n: int) -> None:
     with pytest.raises(ValueError, match="at least 10"):

@@ -75,21 +75,36 @@ def test_a_paired_difference_without_hits_of_the_other_alone_is_bounded_as_a_rat
     assert s.paired_difference_upper(0, 50, 50) < -0.8
 
 
-def test_a_paired_difference_is_covered_exactly_at_its_margin_whatever_the_rates() -> None:
-    """P(bound <= .1) is at most alpha where the difference is .1: summed over all outcomes of 40 items, nothing simulated."""
-    n, margin, alpha = 40, 0.1, 0.05
+@pytest.mark.parametrize("alpha", [1e-3, 1e-4, 1e-6])
+def test_a_paired_difference_is_bounded_at_the_shares_of_many_classes(alpha: float) -> None:
+    # Of none of 400 an exact bound is 1 - alpha^(1/400); a worst case of the other's rate costs less than half of that more.
+    exact = 1 - alpha ** (1 / 400)
+    assert exact < s.paired_difference_upper(0, 0, 400, alpha=alpha) < 1.45 * exact
+    assert -s.paired_difference_upper(0, 100, 100, alpha=alpha) > 0.7  # lost altogether; it was -1 at any n
+
+
+@pytest.mark.parametrize(
+    ("margin", "alpha", "rates"),
+    [(0.1, 0.05, (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45)), (0.4, 1e-4, (0.0, 0.02, 0.05, 0.1, 0.2, 0.3))],
+)
+def test_a_paired_difference_is_covered_exactly_at_its_margin_whatever_the_rates(
+    margin: float, alpha: float, rates: tuple[float, ...]
+) -> None:
+    """P(bound <= margin) is at most alpha where the difference is the margin: summed over all outcomes of 40 items."""
+    n = 40
     passing: dict[int, int] = {}
     for fewer in range(n + 1):
         most = -1
         while most + 1 + fewer <= n and s.paired_difference_upper(most + 1, fewer, n, alpha=alpha) <= margin:
             most += 1
         passing[fewer] = most
-    for fewer_rate in (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.45):
+    for fewer_rate in rates:
         more_rate = fewer_rate + margin
         size = sum(
             binom.pmf(c, n, fewer_rate) * binom.cdf(most, n - c, more_rate / (1 - fewer_rate)) for c, most in passing.items()
         )
         assert size <= alpha
+    assert max(passing.values()) >= 0
 
 
 @pytest.mark.parametrize("counts", [(1, 1, 0), (3, 3, 5), (-1, 0, 5), (0, -1, 5)])
@@ -127,6 +142,21 @@ def test_moments_match_numpy_and_refuse_what_is_not_finite() -> None:
     x[3, 1] = np.nan
     with pytest.raises(ValueError, match="finite"):
         s.moments(x, np.ones(20))
+
+
+@pytest.mark.parametrize(("resamples", "alpha", "enough"), [(1000, 0.05, 1000), (200, 0.05, 400), (200, 0.05 / 6, 2400)])
+def test_twenty_resamples_at_least_lie_beyond_a_bound(resamples: int, alpha: float, enough: int) -> None:
+    drawn: list[float] = []
+
+    def ratio(rng: np.random.Generator) -> float:
+        drawn.append(float(np.exp(rng.normal())))
+        return drawn[-1]
+
+    bound = s.bootstrap_ratio_upper(ratio, 1.0, resamples=resamples, rng=np.random.default_rng(0), alpha=alpha)
+    assert len(drawn) == s.enough(resamples, alpha) == enough
+    middle = np.median(drawn)
+    assert sum(one / middle > bound for one in drawn) == pytest.approx(alpha * enough, abs=1)
+    assert alpha * enough >= 20
 
 
 def test_ratio_bound_lies_around_the_point_estimate_not_around_the_biased_resamples() -> None:

@@ -75,6 +75,21 @@ def test_classifier_that_lost_a_retained_class_fails(tmp_path: Path) -> None:
     assert gate(report, "forget_accuracy", "forgotten_class_accuracy").passed is True
 
 
+@pytest.mark.parametrize("most", [0.05, None])
+def test_what_earlier_requests_lost_is_held_against_the_original(tmp_path: Path, most: float | None) -> None:
+    parent = nj.knowing(bias=torch.tensor([0.0, 0.0, -1000.0, 0.0]))
+    candidate = nj.knowing(bias=torch.tensor([0.0, -1000.0, -1000.0, 0.0]))
+    policy = only(
+        nj.CLASS_CHECKS[1], Check(verifier="retain_test_accuracy", params={"max_drop": 0.1, "max_lineage_drop": most})
+    )
+    report = verify.run(nj.make_job(tmp_path, candidate, parent=parent, policy=policy))
+    assert gate(report, "retain_test_accuracy", "retain_accuracy_drop").value == 0
+    assert report.verdict == ("PASS" if most is None else "FAIL"), report.summary
+    if most is not None:
+        whole = gate(report, "retain_test_accuracy", "retain_accuracy_drop_from_original")
+        assert (whole.passed, whole.value, whole.n) == (False, pytest.approx(50 / 150), 150)
+
+
 def test_a_class_forgotten_earlier_is_asked_for_again(tmp_path: Path) -> None:
     parent = nj.knowing(bias=torch.tensor([0.0, 0.0, -1000.0, 0.0]))
     policy = only(nj.CLASS_CHECKS[1])

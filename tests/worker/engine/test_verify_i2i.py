@@ -132,6 +132,26 @@ def test_pale_completions_that_are_still_recognised_fail_by_their_distance(make:
     assert report.verdict == "FAIL"
 
 
+@pytest.mark.parametrize("most", [0.15, None])
+def test_one_retained_class_that_is_lost_fails_where_the_policy_asks(make: Any, most: float | None) -> None:
+    """A third of all here, and less than any bound on the average where there are 25 of them."""
+    pictures = vj.forgotten_patterns()
+    pictures[3] = pictures[2]
+    check = Check(
+        verifier="retain_completion", params={"max_class_drop": most, "max_drop": 0.9, "max_ratio": 100.0, "resamples": 100}
+    )
+    policy = cj.policy(*(c for c in cj.CHECKS if c.verifier != check.verifier), check)
+    report = verify.run(make(cj.knowing(pictures=pictures), policy=policy))
+    (found,) = [f for f in report.findings if f.metric == "worst_class_drop"]
+    assert (found.class_index, found.value, found.corruption) == (3, 1.0, cj.HOLE)
+    assert (found.gating, found.passed, found.open) == ((False, None, False) if most is None else (True, False, False))
+    assert report.verdict == ("PASS" if most is None else "FAIL")
+    if most is not None:  # 0 of 50 changed at alpha / 3 is bounded by .1 at most
+        kept = verify.run(make(cj.without_class(), policy=policy))
+        assert gate(kept, "retain_completion", "worst_class_drop").passed is True
+        assert kept.verdict == "PASS", kept.summary
+
+
 def test_losses_over_a_lineage_do_not_add_up_unseen(make: Any) -> None:
     """The parent had already lost the rows: against it nothing got worse, against the original much did."""
     pictures = vj.forgotten_patterns()

@@ -28,7 +28,7 @@ from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.manifolds import Overlap
 from worker.engine.rates import underpowered
-from worker.engine.statistics import Floats, bootstrap_ratio_upper, frechet_distance, lower_bound, moments, upper_bound
+from worker.engine.statistics import Floats, bootstrap_ratio_upper, enough, frechet_distance, lower_bound, moments, upper_bound
 from worker.engine.verifier import Env, Need, Params, Subject
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "original")
@@ -97,7 +97,7 @@ class ForgetDistance:
         overlap, limit = Overlap.of(real_ND, drawn_MD, self.params.nearest), self.params.max_coverage
         hits, n = int(overlap.covered_N.sum()), len(real_ND)
         rng = env.generator(f"{self.name}/coverage/{k}/{subject}")
-        weights = (manifolds.draws(rng, self.params.resamples, rows) for rows in (n, len(drawn_MD)))
+        weights = (manifolds.draws(rng, enough(self.params.resamples, env.alpha), rows) for rows in (n, len(drawn_MD)))
         spread_R = overlap.resampled(*weights)["coverage"]
         middle = np.median(spread_R)
         upper = min(1.0, hits / n + float(np.quantile(spread_R, 1 - env.alpha) - middle))

@@ -1,8 +1,9 @@
 """How few steps of training the last layer alone bring a forgotten class back?
 
 An attacker has a few images of the class, as many of each retained class, and the published model. Of the last layer he starts
-the class's row anew, as the mean of the retained rows: whatever was written there to suppress it is gone. Then he trains the
-layer, and nothing else, by full batches. T is the first step at which half of the class's held-out images are named, or one
+the class's row anew, as the mean of the retained rows: whatever was written there to suppress it is gone. He brings the logits
+to the original's spread, which changes no answer: in a layer times a thousand no step of his would ever be felt. Then he trains
+the layer, and nothing else, by full batches. T is the first step at which half of the class's held-out images are named, or one
 more than there are steps where it never is.
 
 T must be at least `min_ratio` of what the same attack takes on a yardstick: the reference for the same class, with the same
@@ -132,7 +133,8 @@ class HeadRestore:
     def _on(self, env: Env, k: int) -> list[Finding]:
         n = self.params.images_per_class
         lesson, beside = forgotten_lesson(env, k, n), yardstick(env, k, n, self.params.turn)
-        candidate, original = (self._race(env, subject, lesson, beside, k) for subject in ("candidate", "original"))
+        usual = self._usual(env, lesson, k)
+        candidate, original = (self._race(env, subject, lesson, beside, k, usual) for subject in ("candidate", "original"))
         for subject, course in (("candidate", candidate.own), (beside.name, candidate.beside), ("original", original.own)):
             env.curves.append(self._curve(env, k, subject, course))
         return [
@@ -142,17 +144,22 @@ class HeadRestore:
             self._time(env, k, "original", "restore_steps", original.own),
         ]
 
-    def _race(self, env: Env, subject: Subject, lesson: Lesson, beside: Yardstick, k: int) -> Race:
-        p, other = self.params, beside.subject if beside.paired else subject
-        own = self._course(env, subject, lesson, k, p.steps)
-        return Race(own, self._course(env, other, beside.lesson, k, math.ceil(p.steps / p.min_ratio)), beside.paired)
+    def _usual(self, env: Env, lesson: Lesson, k: int) -> float:
+        """The spread of the original's logits."""
+        given = known(env, "original", lesson, k, self.params.images_per_class)
+        return _layer(env, "original", given).spread(given, env.spec.retain_classes)
 
-    def _course(self, env: Env, subject: Subject, lesson: Lesson, k: int, steps: int) -> Course:
+    def _race(self, env: Env, subject: Subject, lesson: Lesson, beside: Yardstick, k: int, usual: float) -> Race:
+        p, other = self.params, beside.subject if beside.paired else subject
+        own = self._course(env, subject, lesson, k, p.steps, usual)
+        return Race(own, self._course(env, other, beside.lesson, k, math.ceil(p.steps / p.min_ratio), usual), beside.paired)
+
+    def _course(self, env: Env, subject: Subject, lesson: Lesson, k: int, steps: int, usual: float) -> Course:
         p, given = self.params, known(env, subject, lesson, k, self.params.images_per_class)
         fewest = min(int((given.labels_N == j).sum()) for j in (*env.spec.retain_classes, k))
         if fewest < p.images:
             raise BadInput(f"expected {p.images} training images of each class to attack with, found {fewest} of one")
-        weight_KE, bias_K = _begun(cast(Classifier, env.load(subject)), given, k, env.spec.retain_classes)
+        weight_KE, bias_K = _begun(_layer(env, subject, given), given, k, env.spec.retain_classes, usual)
         rng = env.generator(f"{self.name}/{k}")  # the same images whoever is attacked
         classes = (*env.spec.retain_classes, k)
         rows_RB = np.array(
@@ -256,17 +263,35 @@ def _silence(candidate: Race, blind: bool) -> str:
     return "; it passes, too, so that this check sees nothing here" if blind else ""
 
 
-def _begun(model: Classifier, given: Known, k: int, retained: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The last layer as the attacker begins with it, over whitened features: (K, E) and (K,), rows in class order.
+@dataclass(frozen=True)
+class Layer:
+    """A last layer over whitened features, rows in class order: (K, E) and (K,)."""
 
-    Of features x = m + u C^+, where u are the whitened ones, W x + b is (W C^+T) u + (W m + b).
-    """
-    head = model.head
+    weight_KE: Tensor
+    bias_K: Tensor
+
+    def spread(self, given: Known, retained: tuple[int, ...]) -> float:
+        """Of the retained classes' logits around their mean, image by image; 0 of a single class."""
+        rows = list(retained)
+        known_NE = torch.from_numpy(given.train_ND[np.isin(given.labels_N, rows)])
+        logits_NR = known_NE @ self.weight_KE[rows].T + self.bias_K[rows]
+        return float((logits_NR - logits_NR.mean(dim=1, keepdim=True)).square().mean().sqrt())
+
+
+def _layer(env: Env, subject: Subject, given: Known) -> Layer:
+    """Of features x = m + u C^+, where u are the whitened ones, W x + b is (W C^+T) u + (W m + b)."""
+    head = cast(Classifier, env.load(subject)).head
     weight_KD = head.weight.detach().double().cpu()
     bias_K = torch.zeros(len(weight_KD), dtype=torch.float64) if head.bias is None else head.bias.detach().double().cpu()
     back_ED = torch.from_numpy(np.linalg.pinv(given.whitening.columns_DE))
-    weight_KE = weight_KD @ back_ED.T
-    bias_K = bias_K + weight_KD @ torch.from_numpy(given.whitening.mean_D)
+    return Layer(weight_KD @ back_ED.T, bias_K + weight_KD @ torch.from_numpy(given.whitening.mean_D))
+
+
+def _begun(layer: Layer, given: Known, k: int, retained: tuple[int, ...], usual: float) -> tuple[Tensor, Tensor]:
+    """The last layer as the attacker begins with it: (K, E) and (K,)."""
+    spread = layer.spread(given, retained)
+    scale = usual / spread if spread > 0 and usual > 0 else 1.0  # of what tells no class from another there is none
+    weight_KE, bias_K = layer.weight_KE * scale, layer.bias_K * scale
     rows = list(retained)
     weight_KE[k], bias_K[k] = weight_KE[rows].mean(dim=0), bias_K[rows].mean()
     nowhere = [j for j in range(len(bias_K)) if j not in (*rows, k)]

@@ -24,7 +24,7 @@ from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.intervals import LEARNED, Auc, auc, chance_error
 from worker.engine.retrained import no_reference
-from worker.engine.signals import FOLDS, SEEN, attack_on_pairs, log_probabilities
+from worker.engine.signals import FOLDS, attack_on_pairs, log_probabilities
 from worker.engine.statistics import Floats
 from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 
@@ -105,5 +105,5 @@ def _neighbours(logits_NK: Tensor, due_NK: Tensor, k: int, count: int) -> tuple[
     both = [log_probabilities(z_NK) for z_NK in (logits_NK, due_NK)]
     mean_K = sum(np.exp(log_p_NK).mean(axis=0) for log_p_NK, _ in both)
     columns = sorted({k, *np.argsort(-np.asarray(mean_K), kind="stable")[:count].tolist()})
-    one_NM, other_NM = ((log_p_NK - log_not_p_NK)[:, columns].clip(-SEEN, SEEN) for log_p_NK, log_not_p_NK in both)
+    one_NM, other_NM = ((log_p_NK - log_not_p_NK)[:, columns] for log_p_NK, log_not_p_NK in both)
     return one_NM, other_NM

@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from worker.contract import Finding, Spec, Tier
-from worker.engine import accuracy
+from worker.engine import accuracy, worst_class
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.rates import underpowered
-from worker.engine.statistics import paired_drop_upper
 from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.worst_class import Drop
 
 NEIGHBOURS = 5
 """Classes nearest to a forgotten one, of which is asked whether they were kept."""
@@ -32,6 +32,9 @@ class Thresholds(Params):
 
     n_per_class: int = Field(default=100, ge=1, le=100_000, description="samples of each retained class and subject")
     max_drop: float = Field(default=0.02, gt=0, lt=1, description="bound on the accuracy lost against the parent, 0-1")
+    max_lineage_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="bound on the accuracy lost against the lineage's original; null: none"
+    )
     max_class_drop: float | None = Field(
         default=None, gt=0, lt=1, description="bound on what the worst class lost, at Holm's levels; null: reported only"
     )
@@ -57,75 +60,64 @@ class RetainAccuracy:
         n, retained = self.params.n_per_class, spec.retain_classes
         if not retained:
             raise BadInput("expected at least one retained class, got none")
-        subjects: tuple[Subject, ...] = ("candidate", "parent")
+        subjects: list[Subject] = ["candidate", "parent"]
+        subjects += ["original"] if accuracy.judged_by_original(spec, self.params.max_lineage_drop) else []
         return tuple(Need(subject, k, n) for subject in subjects for k in retained)
 
     def run(self, env: Env) -> tuple[Finding, ...]:
-        """See `Verifier.run`."""
+        """See `Verifier.run`. Against the parent, and where the policy asks for it against the original."""
         right: dict[Subject, Tensor] = {"candidate": self._right(env, "candidate"), "parent": self._right(env, "parent")}
-        most, alpha = self.params.max_drop, env.alpha
-        gate = accuracy.drop(self.name, right["parent"], right["candidate"], max_drop=most, what="noises", alpha=alpha)
+        alpha = env.alpha
+        gate = accuracy.drop(
+            self.name, right["parent"], right["candidate"], max_drop=self.params.max_drop, what="noises", alpha=alpha
+        )
         overall = [accuracy.reported(self.name, s, right_KN, what="samples", alpha=alpha) for s, right_KN in right.items()]
         by_class = [
             accuracy.reported(self.name, s, right_KN[row], what="samples", k=k, name=env.spec.class_names[k], alpha=alpha)
             for row, k in enumerate(env.spec.retain_classes)
             for s, right_KN in right.items()
         ]
-        lost = [self._worst_class(env, right["parent"], right["candidate"])]
+        pairs = zip(env.spec.retain_classes, right["parent"].numpy(), right["candidate"].numpy(), strict=True)
+        drops = [Drop.of(k, before_N, after_N) for k, before_N, after_N in pairs]
+        lost = worst_class.findings(env, self.name, drops, self.params.max_class_drop, what="noises")
         lost += [self._neighbours(env, k, right["parent"], right["candidate"]) for k in env.spec.all_forgotten]
-        return (gate, *lost, *overall, *by_class)
-
-    def _worst_class(self, env: Env, before_KN: Tensor, after_KN: Tensor) -> Finding:
-        pairs = [(int((b & ~a).sum()), int((~b & a).sum())) for b, a in zip(before_KN, after_KN, strict=True)]
-        n, classes = before_KN.shape[1], env.spec.retain_classes
-        # The best class is tested at alpha / K, the next at alpha / (K - 1), the worst at alpha: as if by their p values.
-        order = sorted(range(len(pairs)), key=lambda row: paired_drop_upper(*pairs[row], n, alpha=env.alpha))
-        levels = {row: env.alpha / (len(pairs) - place) for place, row in enumerate(order)}
-        upper = max(paired_drop_upper(*pairs[row], n, alpha=level) for row, level in levels.items())
-        worse, better = pairs[order[-1]]
-        name = env.spec.class_names[classes[order[-1]]]
-        said = f"of {n} noises of {name!r}, the class that lost most of {len(classes)}, {worse} were recognised only before"
-        lower = max(-paired_drop_upper(better, worse, n, alpha=env.alpha / len(pairs)) for worse, better in pairs)
-        finding = self._lost("worst_class_drop", (worse, better), n, (lower, upper), self.params.max_class_drop, said)
-        powered = paired_drop_upper(0, 0, n, alpha=env.alpha / len(pairs)) <= (self.params.max_class_drop or 1)
-        return finding if powered or lower > (self.params.max_class_drop or 1) else underpowered(finding)
+        most = self.params.max_lineage_drop
+        lineage = accuracy.lineage_drop(
+            self.name, env.spec, most, lambda: self._right(env, "original"), right["candidate"], what="noises", alpha=alpha
+        )
+        return (gate, *lineage, *lost, *overall, *by_class)
 
     def _neighbours(self, env: Env, k: int, before_KN: Tensor, after_KN: Tensor) -> Finding:
         middle_D = env.held_out(k).features_ND.mean(dim=0)
         apart_K = torch.stack([(env.held_out(j).features_ND.mean(dim=0) - middle_D).norm() for j in env.spec.retain_classes])
         rows = apart_K.argsort()[:NEIGHBOURS].tolist()
-        before_KN, after_KN = before_KN[rows], after_KN[rows]
-        worse, better, n = int((before_KN & ~after_KN).sum()), int((~before_KN & after_KN).sum()), before_KN.numel()
+        drop, most = (
+            Drop.of(k, before_KN[rows].flatten().numpy(), after_KN[rows].flatten().numpy()),
+            self.params.max_neighbour_drop,
+        )
         names = ", ".join(env.spec.class_names[env.spec.retain_classes[row]] for row in rows)
-        upper = paired_drop_upper(worse, better, n, alpha=env.alpha)
-        said = f"of {n} noises of {names}, nearest to {env.spec.class_names[k]!r}, {worse} were recognised only before"
-        lower = -paired_drop_upper(better, worse, n, alpha=env.alpha)
-        finding = self._lost("neighbour_drop", (worse, better), n, (lower, upper), self.params.max_neighbour_drop, said)
-        finding = finding.model_copy(update={"class_index": k, "class_name": env.spec.class_names[k]})
-        powered = paired_drop_upper(0, 0, n, alpha=env.alpha) <= (self.params.max_neighbour_drop or 1)
-        return finding if powered or lower > (self.params.max_neighbour_drop or 1) else underpowered(finding)
-
-    def _lost(
-        self, metric: str, pairs: tuple[int, int], n: int, bounds: tuple[float, float], threshold: float | None, said: str
-    ) -> Finding:
-        """A drop at its bounds; gating where the policy sets a threshold."""
-        (worse, better), (lower, upper) = pairs, bounds
-        return Finding(
+        said = f"of {drop.n} noises of {names}, nearest to {env.spec.class_names[k]!r}, {drop.lost} were recognised only before"
+        upper, lower = drop.upper(env.alpha), drop.lower(env.alpha)
+        finding = Finding(
             check=self.name,
-            metric=metric,
+            metric="neighbour_drop",
             subject="candidate",
-            gating=threshold is not None,
-            passed=None if threshold is None else upper <= threshold,
-            open=threshold is not None and lower <= threshold < upper,
-            value=(worse - better) / n,
+            gating=most is not None,
+            passed=None if most is None else upper <= most,
+            open=most is not None and lower <= most < upper,
+            value=drop.value,
             lower95=lower,
             upper95=upper,
-            comparator=None if threshold is None else "le",
-            threshold=threshold,
-            n=n,
-            count=worse,
-            detail=f"{said} and {better} only after"[:400],
+            comparator=None if most is None else "le",
+            threshold=most,
+            n=drop.n,
+            count=drop.lost,
+            class_index=k,
+            class_name=env.spec.class_names[k],
+            detail=f"{said} and {drop.gained} only after"[:400],
         )
+        powered = most is None or drop.best(env.alpha) <= most or lower > most
+        return finding if powered else underpowered(finding)
 
     def _right(self, env: Env, subject: Subject) -> Tensor:
         """(retained classes, n) bool: which samples every judge takes for their class."""

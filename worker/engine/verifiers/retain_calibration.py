@@ -2,11 +2,11 @@
 
 An average hides a class: one of nine that is lost altogether is 11 points, and one of a hundred is one. So beside all held-out
 images of retained classes together, each class is compared with the parent by itself, image by image. All of them must be shown
-to have lost less than `max_class_drop`; of the classes, the least certain is held to alpha and the surest to alpha over their
-number, as in Holm's procedure. And a model that was pushed about may answer right and be sure of nothing, or of everything: its
-expected calibration error may rise by `max_ece_rise` at most.
+to have lost less than `max_class_drop` at Holm's levels (see `worst_class`), but for those of so few images that they could not
+pass whatever is answered, which are underpowered. And a model that was pushed about may answer right and be sure of nothing, or
+of everything: its expected calibration error may rise by `max_ece_rise` at most.
 
-Source: Holm 1979, Scand. J. Statistics 6(2); Guo et al. 2017, arXiv:1706.04599, section 2, for the calibration error.
+Source: Guo et al. 2017, arXiv:1706.04599, section 2, for the calibration error.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import numpy as np
 from pydantic import Field
 
 from worker.contract import Finding, Spec, Tier
+from worker.engine import worst_class
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
-from worker.engine.statistics import Floats, paired_difference_upper
+from worker.engine.statistics import Floats, enough
 from worker.engine.verifier import Env, Need, Params, Subject
+from worker.engine.worst_class import Drop
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "parent")
 
@@ -44,38 +46,6 @@ class Answered:
     """bool."""
     confidence_N: Floats
     """Of the class that is named."""
-
-
-@dataclass(frozen=True)
-class Drop:
-    """What a class lost, or all of them: items right before and wrong after, the reverse, and how many there are."""
-
-    class_index: int | None
-    lost: int
-    gained: int
-    n: int
-
-    @classmethod
-    def of(cls, k: int | None, before_N: np.ndarray, after_N: np.ndarray) -> Drop:
-        """Of paired answers."""
-        return cls(k, int((before_N & ~after_N).sum()), int((after_N & ~before_N).sum()), len(before_N))
-
-    @property
-    def value(self) -> float:
-        """Accuracy lost."""
-        return (self.lost - self.gained) / self.n
-
-    def upper(self, alpha: float) -> float:
-        """Of it."""
-        return paired_difference_upper(self.lost, self.gained, self.n, alpha=alpha)
-
-    def lower(self, alpha: float) -> float:
-        """Of it."""
-        return -paired_difference_upper(self.gained, self.lost, self.n, alpha=alpha)
-
-    def best(self, alpha: float) -> float:
-        """The bound of a model that answers as its parent does."""
-        return paired_difference_upper(0, 0, self.n, alpha=alpha)
 
 
 class RetainCalibration:
@@ -104,54 +74,33 @@ class RetainCalibration:
         drops = [Drop.of(k, *pair) for k, *pair in zip(kept, right["parent"], right["candidate"], strict=True)]
         together = Drop.of(None, np.concatenate(right["parent"]), np.concatenate(right["candidate"]))
         return (
-            self._drop(env, together, env.alpha, "retain_accuracy_drop", self.params.max_drop, "of all retained classes"),
-            self._worst(env, drops),
+            self._together(env, together),
+            *worst_class.findings(env, self.name, drops, self.params.max_class_drop, what="held-out images"),
             self._calibration(env, asked),
             *(self._reported(env, drop) for drop in drops),
         )
 
-    def _worst(self, env: Env, drops: list[Drop]) -> Finding:
-        """The class with the highest bound, each bound at the level that Holm's order gives it; or one that is surely lost.
-
-        The widest bound is often that of a class of few images, which shows nothing: it must not hide the loss of another.
-        """
-        level = env.alpha / len(drops)
-        surest = max(drops, key=lambda drop: drop.lower(level))
-        if surest.lower(level) > self.params.max_class_drop:
-            return self._drop(
-                env, surest, level, "worst_class_drop", self.params.max_class_drop, self._which(env, surest, drops)
-            )
-        by_bound = sorted(drops, key=lambda drop: drop.upper(env.alpha))  # the surest first, it has the smallest p-value
-        levels = [env.alpha / (len(drops) - i) for i in range(len(drops))]
-        worst, level = max(zip(by_bound, levels, strict=True), key=lambda pair: pair[0].upper(pair[1]))
-        return self._drop(env, worst, level, "worst_class_drop", self.params.max_class_drop, self._which(env, worst, drops))
-
-    def _which(self, env: Env, worst: Drop, drops: list[Drop]) -> str:
-        return f"of {env.spec.class_names[worst.class_index or 0]!r}, the worst of {len(drops)} retained classes,"
-
-    def _drop(self, env: Env, drop: Drop, alpha: float, metric: str, max_drop: float, what: str) -> Finding:
-        upper, lower = drop.upper(alpha), drop.lower(alpha)
-        can_pass = drop.best(alpha) <= max_drop
-        gates = can_pass or lower > max_drop
-        few = "" if can_pass else f"; {drop.n} images could not bound it by {max_drop:g}, were all answers as before"
-        k = drop.class_index
+    def _together(self, env: Env, drop: Drop) -> Finding:
+        most, upper, lower = self.params.max_drop, drop.upper(env.alpha), drop.lower(env.alpha)
+        can_pass = drop.best(env.alpha) <= most
+        gates = can_pass or lower > most
+        few = "" if can_pass else f"; {drop.n} images could not bound it by {most:g}, were all answers as before"
         return Finding(
             check=self.name,
-            metric=metric,
+            metric="retain_accuracy_drop",
             subject="candidate",
             gating=gates,
             underpowered=not gates,
-            passed=upper <= max_drop,
+            passed=upper <= most,
             value=drop.value,
             lower95=lower,
             upper95=upper,
             comparator="le",
-            threshold=max_drop,
+            threshold=most,
             n=drop.n,
             count=drop.lost,
-            class_index=k,
-            class_name=None if k is None else env.spec.class_names[k],
-            detail=f"{drop.lost} of {drop.n} held-out images {what} were recognised only before, {drop.gained} only after{few}",
+            detail=f"{drop.lost} of {drop.n} held-out images of all retained classes were recognised only before, "
+            f"{drop.gained} only after{few}",
         )
 
     def _calibration(self, env: Env, asked: dict[Subject, list[Answered]]) -> Finding:
@@ -166,7 +115,7 @@ class RetainCalibration:
 
         n, rng, point = len(right["candidate"]), env.generator(self.name), rise(slice(None))
         # Resampling lifts a calibration error, so only the spread around the median is taken from the resamples.
-        resampled_R = np.array([rise(rng.integers(0, n, n)) for _ in range(p.resamples)])
+        resampled_R = np.array([rise(rng.integers(0, n, n)) for _ in range(enough(p.resamples, env.alpha))])
         low, middle, high = np.quantile(resampled_R, [env.alpha, 0.5, 1 - env.alpha])
         upper, lower = point + high - middle, point + low - middle
         can_pass = high - middle <= p.max_ece_rise

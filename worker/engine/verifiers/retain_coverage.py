@@ -21,7 +21,7 @@ from worker.engine import manifolds, protocols
 from worker.engine.errors import BadInput
 from worker.engine.family import Kind
 from worker.engine.manifolds import Measure, Overlap
-from worker.engine.statistics import Floats
+from worker.engine.statistics import Floats, enough
 from worker.engine.verifier import Env, Need, Params, Subject
 
 SUBJECTS: tuple[Subject, ...] = ("candidate", "parent")
@@ -62,7 +62,7 @@ class RetainCoverage:
         figures = {subject: manifolds.figures(real_ND, drawn_MD, self.params.nearest) for subject, drawn_MD in drawn.items()}
         rng, m = env.generator(self.name), len(drawn["parent"])
         # The same rows of both subjects: row i of each was drawn from the same noise, and so varies together.
-        weights = [manifolds.draws(rng, self.params.resamples, rows) for rows in (len(real_ND), m)]
+        weights = [manifolds.draws(rng, enough(self.params.resamples, env.alpha), rows) for rows in (len(real_ND), m)]
         spread = {s: Overlap.of(real_ND, rows_MD, self.params.nearest).resampled(*weights) for s, rows_MD in drawn.items()}
         said = f"{len(real_ND)} held-out real images, {m} samples"
         least: dict[Measure, float] = {

@@ -24,6 +24,9 @@ class Thresholds(Params):
     """How much accuracy may be lost."""
 
     max_drop: float = Field(default=0.02, gt=0, lt=1, description="bound on the accuracy lost against the parent, 0-1")
+    max_lineage_drop: float | None = Field(
+        default=None, gt=0, lt=1, description="bound on the accuracy lost against the lineage's original; null: none"
+    )
 
 
 class RetainTestAccuracy:
@@ -53,6 +56,15 @@ class RetainTestAccuracy:
         before_N, after_N = (torch.cat(list(right[subject].values())) for subject in ("parent", "candidate"))
         return (
             accuracy.drop(self.name, before_N, after_N, max_drop=self.params.max_drop, what=IMAGES, alpha=alpha),
+            *accuracy.lineage_drop(
+                self.name,
+                env.spec,
+                self.params.max_lineage_drop,
+                lambda: torch.cat(list(self._right(env, "original").values())),
+                after_N,
+                what=IMAGES,
+                alpha=alpha,
+            ),
             accuracy.reported(self.name, "candidate", after_N, what=IMAGES, alpha=alpha),
             accuracy.reported(self.name, "parent", before_N, what=IMAGES, alpha=alpha),
             *(

@@ -30,7 +30,7 @@ from worker.engine.errors import BadInput
 from worker.engine.family import Generator, Kind
 from worker.engine.neighbours import nearest_class
 from worker.engine.novel import novel_class
-from worker.engine.statistics import Floats, resampled_rows, upper_bound, wilson_interval
+from worker.engine.statistics import Floats, enough, resampled_rows, upper_bound, wilson_interval
 from worker.engine.turning import Turn
 from worker.engine.verifier import Env, Need, Params, Subject, require_classes
 from worker.engine.ways import Begin, Way
@@ -234,7 +234,7 @@ class SDEdit:
         alpha, rng = env.alpha, env.generator(self.name)
         value = float(mine_N.mean() - theirs_M.mean())
         drawn = []
-        for _ in range(self.params.resamples):
+        for _ in range(enough(self.params.resamples, alpha)):
             rows_N = resampled_rows(len(mine_N), rng)
             rows_M = rows_N if paired else resampled_rows(len(theirs_M), rng)
             drawn.append(mine_N[rows_N].mean() - theirs_M[rows_M].mean())

@@ -56,7 +56,8 @@ def test_an_edit_of_the_last_layer_fails_the_probes_and_no_first_look(reference:
     report = verify.run(pj.make_job(tmp_path, candidate, reference=pj.trained(3, F) if reference else None))
     assert report.verdict == "FAIL"
     told = {"reference_membership"} if reference else set()
-    assert failed(report) == TAKING | told  # forget_accuracy and utility see nothing
+    # It was trained on the class: 21 of 1,000 members stand out, bound .0303 where .03 is allowed. No first look sees anything.
+    assert failed(report) - {"class_membership"} == TAKING | told
 
 
 def test_the_unchanged_original_fails(tmp_path: Path) -> None:
@@ -138,14 +139,15 @@ def test_a_small_class_does_not_hide_what_a_large_one_has_lost(tmp_path: Path) -
     changes = {"dataset": spec.dataset.model_copy(update={"held_out_ids": few})}
     policy = only("retain_calibration", max_drop=0.9, max_ece_rise=0.9)
     good = verify.run(pj.make_job(tmp_path / "good", pj.trained(2, F), policy=policy, **changes))
-    (weak,) = [f for f in good.findings if f.metric == "worst_class_drop"]
-    assert (weak.underpowered, weak.class_index) == (True, 0)
+    held, weak = (f for f in good.findings if f.metric == "worst_class_drop")
+    assert (held.gating, held.passed, weak.underpowered, weak.gating, weak.class_index) == (True, True, True, False, 0)
+    assert good.tier is None
     # Half of class 2 and no more: the bound of the four images is wider still.
     half = {name: tensor.clone() for name, tensor in pj.trained(2, F).items()}
     half["head.bias"][2] -= 2.0
     bad = verify.run(pj.make_job(tmp_path / "bad", half, policy=policy, **changes))
-    (found,) = [f for f in bad.findings if f.metric == "worst_class_drop"]
-    assert (found.gating, found.passed, found.class_index) == (True, False, 2), found
+    found = gate(bad, "retain_calibration", "worst_class_drop")
+    assert (found.passed, found.class_index) == (False, 2), found
 
 
 def test_few_members_that_are_found_beyond_luck_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +204,21 @@ def test_a_slow_attack_does_not_cut_its_yardstick_short(tmp_path: Path) -> None:
     assert (found.gating, found.passed) == (True, False)
     assert found.value == pytest.approx(12.1 / 33.6, abs=0.01)
     assert "cut off after 20 and 40" in found.detail
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_last_layer_times_a_thousand_is_restored_as_soon(reference: bool, tmp_path: Path) -> None:
+    """Adam moves a weight by 0.2 a step at most: beside rows a thousand times as large no class would ever come back."""
+    edited = pj.with_head_edited(pj.trained(1), F)
+    times = []
+    for scale in (1.0, 1000.0):
+        scaled = {name: tensor * scale if name.startswith("head") else tensor for name, tensor in edited.items()}
+        policy = only("head_restore", images_per_class=300, repeats=10)
+        job = pj.make_job(tmp_path / f"{scale:g}", scaled, policy=policy, reference=pj.trained(3, F) if reference else None)
+        found = next(f for f in verify.run(job).findings if f.metric.startswith("restore_time_to_"))
+        assert (found.gating, found.passed) == (True, False)
+        times.append(found.value)
+    assert times[1] == pytest.approx(times[0], rel=0.05)
 
 
 def test_two_times_that_were_both_cut_off_show_nothing(tmp_path: Path) -> None:

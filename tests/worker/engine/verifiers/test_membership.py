@@ -70,6 +70,13 @@ def test_the_upper_bound_covers_the_true_auc_about_95_times_in_100() -> None:
     assert 0.90 <= np.mean(np.array(bounds) >= true) <= 0.99
 
 
+def test_a_bound_at_a_small_level_is_no_largest_of_a_few_resamples() -> None:
+    rng = np.random.default_rng(6)
+    compared = Comparison({0: answers(rng.normal(size=60))}, {0: answers(rng.normal(size=60))})
+    few, enough = (compared.measure(n, np.random.default_rng(0), alpha=0.05 / 6)[0] for n in (200, 2400))
+    assert few == enough  # 20 of 2,400 lie beyond 0.83 %
+
+
 def test_the_expected_bound_is_that_of_the_rank_sum() -> None:
     # One class: sqrt((100 + 50 + 1) / (12 * 100 * 50)) = 0.05017; two halves of it: variances add at weights 1/2.
     assert expected_upper({0: 100}, {0: 50}) == pytest.approx(0.5 + 1.64485 * 0.050166, abs=1e-4)

@@ -46,12 +46,13 @@ def lost() -> Tensor:
 
 
 def test_worst_class_is_named_and_gates_where_the_policy_says_so(tmp_path: Path, judges: Path) -> None:
-    # 0 of 75 changed, at alpha / 3: two bounds at 0.05 / 6, 1 - (0.05 / 6)^(1/75) = 0.0618.
+    # 0 of 75 changed, at alpha / 3 less what is paid for the other's rate: 1 - (0.05 / 3 - 0.001)^(1/75) = 0.0540, or more.
     check = Check(verifier="retain_accuracy", params={"n_per_class": 75, "max_class_drop": 0.07})
     good = report(tmp_path / "good", judges, vj.forgotten_patterns(), check)
     worst = found(good, "worst_class_drop")
     assert (worst.gating, worst.passed) == (True, True)
-    assert worst.upper95 == pytest.approx(1 - (0.05 / 6) ** (1 / 75))
+    assert worst.upper95 is not None
+    assert 1 - (0.05 / 3 - 0.001) ** (1 / 75) <= worst.upper95 < 0.058
     assert good.verdict == "PASS"
     bad = found(report(tmp_path / "bad", judges, lost(), check), "worst_class_drop")
     assert (bad.value, bad.passed) == (1.0, False)
@@ -82,6 +83,18 @@ def test_nearest_classes_are_reported_for_every_class_ever_forgotten(tmp_path: P
     drops = [f for f in came.findings if f.metric == "neighbour_drop"]
     assert [f.class_index for f in drops] == [0, 1]
     assert all(f.passed is True and f.n == 200 for f in drops)  # two retained classes are all that there are
+
+
+def test_what_earlier_requests_lost_is_held_against_the_original(tmp_path: Path, judges: Path) -> None:
+    """The parent had already lost a class: against it nothing got worse, against the original a third did."""
+    check = Check(verifier="retain_accuracy", params={"n_per_class": 100, "max_lineage_drop": 0.05})
+    came = report(tmp_path / "later", judges, lost(), check, parent=lost(), forgotten_classes=())
+    assert found(came, "retain_accuracy_drop").passed is True
+    whole = found(came, "retain_accuracy_drop_from_original")
+    assert (whole.gating, whole.passed, whole.value, whole.n) == (True, False, pytest.approx(1 / 3), 300)
+    assert came.verdict == "FAIL"
+    first = report(tmp_path / "first", judges, vj.forgotten_patterns(), check)
+    assert "retain_accuracy_drop_from_original" not in {f.metric for f in first.findings}  # its parent is the original
 
 
 def test_without_thresholds_they_are_only_reported(tmp_path: Path, judges: Path) -> None:
