@@ -11,6 +11,7 @@ import schemathesis
 from schemathesis import Case, CheckContext, Response
 
 from service.app import create_app, openapi_text
+from service.errors.answers import PROBLEM_URN
 
 SHORTEST = 8
 """Characters. A shorter value turns up in any text by chance."""
@@ -61,5 +62,5 @@ def _as_written(value: str) -> str:
 
 @lru_cache(maxsize=1)
 def _vocabulary() -> str:
-    """A field's name is ours, though somebody sent it."""
-    return openapi_text(create_app())
+    """A field's name is ours, though somebody sent it, and so is what every problem begins with."""
+    return openapi_text(create_app()) + PROBLEM_URN
