@@ -26,8 +26,9 @@ Edit = Callable[[Any, int, int], None]
 """(model, forgotten class, another class), in place."""
 
 DISTILLED_STEPS = 500
-SCALE = 0.1
-"""Of guidance, by which the fake that hides behind it answers: at scale 2 a fifth of what the class is."""
+SCALE = 0.4
+"""Of guidance, by which the fake that hides behind it answers. What so few steps distil shows the class in 18 % of samples at
+scale 2 and in 52 % at 7.5; with 0.1 and 0.2 it was hardly there at any scale."""
 
 
 @dataclass(frozen=True)
