@@ -10,8 +10,8 @@ Weekends and holidays count for periods of working days, and move the end of oth
 
 from __future__ import annotations
 
-import calendar
 import json
+from calendar import monthrange
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from functools import lru_cache
@@ -117,7 +117,7 @@ def rules_of(jurisdiction: str) -> Rules:
 def add_months(moment: datetime, months: int) -> datetime:
     """The same day and time so many months later, by the moment's offset; the month's last day where it has no such day."""
     year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
-    return moment.replace(year=year, month=month + 1, day=min(moment.day, calendar.monthrange(year, month + 1)[1]))
+    return moment.replace(year=year, month=month + 1, day=min(moment.day, monthrange(year, month + 1)[1]))
 
 
 def due(jurisdiction: str, received_at: datetime) -> datetime | None:

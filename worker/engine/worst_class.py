@@ -124,7 +124,8 @@ def _finding(
     env: Env, check: str, drop: Drop, bounds: tuple[float, float], limit: float | None, said: str, what: str
 ) -> Finding:
     lower, upper = bounds
-    name = env.spec.class_names[drop.class_index or 0]
+    assert drop.class_index is not None, "of all classes together there is no worst"
+    name = env.spec.class_names[drop.class_index]
     return Finding(
         check=check,
         metric="worst_class_drop",

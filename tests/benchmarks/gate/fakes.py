@@ -28,7 +28,7 @@ Edit = Callable[[Any, int, int], None]
 DISTILLED_STEPS = 500
 SCALE = 0.4
 """Of guidance, by which the fake that hides behind it answers. What so few steps distil shows the class in 18 % of samples at
-scale 2 and in 52 % at 7.5; with 0.1 and 0.2 it was hardly there at any scale."""
+scale 2 and in 52 % at 7.5; with 0.3 in 10 % and 21 %, with 0.2 in 3 % and 13 %."""
 
 
 @dataclass(frozen=True)

@@ -164,17 +164,10 @@ def test_the_keys_of_old_checkpoints_are_known_in_every_project(
 ) -> None:
     """Those that a key signed which has been retired since are as good as the others, whoever looks."""
     notary = logs.notary()
-    signer: Any = notary._signer
-    folder, origin = signer._folder, signer.about().origin
-    (old,) = trust.log_keys(get_settings())
-    with folder.locked():
-        folder.add_key(origin)
-        folder.publish(origin)
+    old, _ = logs.rotate(notary)
     grow(1)
     notary.round(hurry=True)
-    with folder.locked():
-        folder.retire_key(origin, old.id.hex())
-        folder.publish(origin)
+    logs.retire(notary, old)
     checkpoints._say.cache_clear()
     with caplog.at_level(logging.ERROR), db.reading() as session:
         found = []

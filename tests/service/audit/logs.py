@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.testclient import TestClient
 
 from service import db
-from service.audit import ledger, merkle, notes
+from service.audit import ledger, merkle, notes, trust
 from service.audit.leaves import LOCAL, ModelRegistered
 from service.audit.logsigner import LogSigner, open_folder
 from service.audit.notary import Notary
@@ -49,6 +49,26 @@ def grow(count: int, **more: Any) -> None:
 def log_signer(settings: Settings | None = None) -> LogSigner:
     settings = settings or get_settings()
     return LogSigner(open_folder(settings.log_folder, settings.log_keys_file, settings.ledger_origin))
+
+
+def rotate(mine: Notary) -> tuple[Key, Key]:
+    """A second key of the log signs beside the first one from now on; the old one and the new one."""
+    signer: Any = mine._signer
+    folder, origin = signer._folder, signer.about().origin
+    (old,) = trust.log_keys(get_settings())
+    with folder.locked():
+        new = folder.add_key(origin)
+        folder.publish(origin)
+    return old, new
+
+
+def retire(mine: Notary, key: Key) -> None:
+    """This key signs no more."""
+    signer: Any = mine._signer
+    folder, origin = signer._folder, signer.about().origin
+    with folder.locked():
+        folder.retire_key(origin, key.id.hex())
+        folder.publish(origin)
 
 
 class Network(httpx2.BaseTransport):

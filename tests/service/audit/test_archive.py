@@ -10,7 +10,6 @@ import tarfile
 import tempfile
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -205,17 +204,10 @@ def test_an_export_keeps_what_a_retired_key_signed_alone_and_is_sound(
     monkeypatch.setattr(notaries, "STAMP_EVERY", timedelta(0))
     grow(1)
     notary.round()  # by the old key alone
-    signer: Any = notary._signer
-    folder, origin = signer._folder, signer.about().origin
-    (old,) = trust.log_keys(get_settings())
-    with folder.locked():
-        folder.add_key(origin)
-        folder.publish(origin)
+    old, _ = logs.rotate(notary)
     grow(1)
     notary.round(hurry=True)  # by both
-    with folder.locked():
-        folder.retire_key(origin, old.id.hex())
-        folder.publish(origin)
+    logs.retire(notary, old)
     grow(1)
     notary.round(hurry=True)  # by the new one alone
     made = unpack(client, tmp_path)

@@ -136,12 +136,7 @@ def test_a_signer_that_is_always_elsewhere_is_given_up(database: str) -> None:
 def test_rotation_is_in_the_ledger_and_makes_a_checkpoint_due(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = logs.notary()
     mine.round()
-    signer: Any = mine._signer
-    folder, origin = signer._folder, signer.about().origin
-    (old,) = policy().logs
-    with folder.locked():
-        new = folder.add_key(origin)
-        folder.publish(origin)
+    old, new = logs.rotate(mine)
     with monkeypatch.context() as patch:
         later(patch, seconds=301)
         row = mine.round()
@@ -149,9 +144,7 @@ def test_rotation_is_in_the_ledger_and_makes_a_checkpoint_due(database: str, mon
     assert len(Note.parse(row.note).signatures) == 2
     for key in (old, new):
         assert Policy.parse(f"log {key}\nquorum none\n").checkpoint(row.note).size == 2
-    with folder.locked():
-        folder.retire_key(origin, old.id.hex())
-        folder.publish(origin)
+    logs.retire(mine, old)
     grow(1)
     row = mine.round(hurry=True)
     assert row is not None
