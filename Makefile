@@ -71,7 +71,7 @@ bench-post: $(STAMP) ## Latency of POST /unlearn-requests under load.
 bench-ledger: $(STAMP) ## The audit ledger: appends a second, a million entries, signing 200 MB; 10 minutes.
 	$(BIN)/python -m tests.benchmarks.bench_ledger $(ARGS)
 
-bench-service: $(STAMP) ## POST, pages over a million entries, 500 listeners, downloads, claims, first steps, memory; 12 minutes (ARGS=--small: 2).
+bench-service: $(STAMP) ## POST, pages over a million entries, 500 listeners, downloads, claims, first steps, memory; 6 minutes (ARGS=--small: 2).
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_service $(ARGS)
 
 bench-demo: $(STAMP) ## Time and memory of the demo's run, import time of the service.
