@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos.stories import STORIES
 from tests.faults import running
 from tests.faults.scenarios import SCENARIOS, SHORT, Scenario
 from tests.faults.stack import Kind, Servers, Stack, opened
@@ -44,3 +45,7 @@ def test_nothing_is_lost_doubled_or_stuck(stacks: Stack, one: Scenario) -> None:
 
 def test_the_fifteen_are_there() -> None:
     assert sorted({s.number for s in SCENARIOS}) == list(range(1, 16))
+
+
+def test_the_ten_stories_are_there() -> None:
+    assert [story.number for story in STORIES] == list(range(1, 11))  # the import has looked for the files that tell them
