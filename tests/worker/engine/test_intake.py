@@ -116,7 +116,7 @@ def test_no_preset_names_a_parameter_without_effect(name: str) -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"unknown preset 'fast'.*known: ddpm, cifar10-ddpm"):
+    with pytest.raises(BadInput, match=r"unknown preset 'fast'.*known: ddpm, ddpm-robust, cifar10-ddpm"):
         effective(SFRON, "ddpm", {"preset": "fast"})
     with pytest.raises(BadInput, match="unknown preset"):
         effective(SFRON, "classifier", {"preset": "ddpm"})

@@ -25,6 +25,22 @@ PRESETS: Mapping[str, Preset] = {
         },
         source="measured on all ten digits of the example model; see docs/benchmarks.md",
     ),
+    "ddpm-robust": Preset(
+        families=("ddpm",),
+        params={
+            "iterations": 200,
+            "batch_size": 64,
+            "learning_rate": 1e-4,
+            "decay": "linear",
+            "clip": 1.0,
+            "alpha_forget": 8.0,
+            "saliency": "share",
+            "share": 0.15,
+            "precision": "fp32",
+        },
+        source="more updates of more weights, so that the class is slower to come back; measured on the digits of the example; "
+        "see docs/benchmarks.md",
+    ),
     "classifier": Preset(
         families=("classifier",),
         units=("class",),
