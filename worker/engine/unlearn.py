@@ -154,7 +154,7 @@ def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tens
     """Everything that is not to be forgotten; or, of what the spec names, real images and others at its share.
 
     Raises: BadInput when there are fewer of either than ranks, or the proxy dataset would bring back an image that is to be
-        forgotten, or one that is held out.
+        forgotten, one that is held out, or a real one of a retained class beyond the share.
     """
     forgotten_N = forgotten(spec, dataset)
 
@@ -169,7 +169,8 @@ def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tens
     if proxy is not None:
         other_N = proxy.train_of(range(len(proxy.class_names)))
         held_N = dataset.held_out_of(range(len(dataset.class_names)))
-        for what, index_N in (("to be forgotten", forgotten_N), ("held out", held_N)):
+        real_N = dataset.train_of(spec.retain_classes)
+        for what, index_N in (("to be forgotten", forgotten_N), ("held out", held_N), ("of a retained class", real_N)):
             if count := repeated(proxy.images_NCHW[other_N], dataset.images_NCHW[index_N]):
                 raise BadInput(f"expected no image of the dataset that is {what} among the proxy images, found {count}")
         apart_N = torch.cat([apart_N, len(dataset.labels_N) + other_N])
