@@ -58,4 +58,5 @@ def _require_every_class(verifier: str, dataset: Dataset) -> None:
     """Classes that are set aside, too: a judge is tried on all of them before its word counts on any."""
     none = [name for name, n in zip(dataset.class_names, dataset.held_out_counts, strict=True) if not n]
     if none:
-        raise BadInput(f"{verifier} could not be measured: expected held-out images of every class, found none of {', '.join(none)}")
+        wanted = f"expected held-out images of every class, found none of {', '.join(none)}"
+        raise BadInput(f"{verifier} could not be measured: {wanted}")
