@@ -81,8 +81,8 @@ SET_ASIDE = (
 NOT_ALL_REAL = (
     "That training looked at no more real images of retained classes than retainData says is the operator's statement, taken "
     "on trust. Verification and the judges that it trained looked at real images of all classes.",
-    "That the proxy data hold no image of what is forgotten is told by the names of their classes, by whole files and by "
-    "images that are the same pixel by pixel alone.",
+    "That the proxy data hold no image of what is forgotten is told by the names of their classes and, of another dataset, by "
+    "whole files and by images that are the same pixel by pixel alone.",
 )
 """Limits where retain data were chosen."""
 
