@@ -71,14 +71,17 @@ def _model(
                 "approach": {"type": "supervised" if kind == "classifier" else "unsupervised"},
                 "task": TASKS[kind],
                 "architectureFamily": model["family"],
-                "datasets": [
-                    {
-                        "type": "dataset",
-                        "name": predicate["dataset"]["id"],
-                        "classification": "training data of the original",
-                    }
-                ],
+                "datasets": _datasets(predicate),
             },
             "considerations": {"technicalLimitations": list(predicate["limits"])},
         },
     }
+
+
+def _datasets(predicate: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What the model was trained on: what the original was, and a dataset that unlearning looked at in place of some of it."""
+    used = [(predicate["dataset"], "training data of the original")]
+    proxy = predicate.get("retainData", {}).get("proxyDataset")
+    if proxy is not None:
+        used.append((proxy, "proxy data of unlearning, in place of retained images"))
+    return [{"type": "dataset", "name": one["id"], "classification": said} for one, said in used]

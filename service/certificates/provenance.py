@@ -28,6 +28,9 @@ def statement(subjects: Sequence[Mapping[str, Any]], predicate: Mapping[str, Any
         _input("model-version", predicate["parent"]["version_id"], predicate["parent"]["digest"]),
         _input("dataset", predicate["dataset"]["id"], predicate["dataset"]["digest"]),
     ]
+    chosen = predicate.get("retainData")
+    if chosen is not None and (proxy := chosen.get("proxyDataset")) is not None:
+        inputs.append(_input("dataset", proxy["id"], proxy["digest"]))  # the result was trained on its images, too
     times = {"startedOn": run["startedAt"], "finishedOn": run["finishedAt"]} if "startedAt" in run else {}
     return {
         "_type": "https://in-toto.io/Statement/v1",
@@ -42,6 +45,7 @@ def statement(subjects: Sequence[Mapping[str, Any]], predicate: Mapping[str, Any
                     "method": algorithm["name"],
                     "parameters": algorithm["parameters"],
                     "policySha256": plan["policySha256"],
+                    **({} if chosen is None else {"retainData": chosen}),
                 },
                 "internalParameters": {
                     "specSha256": plan["specSha256"],

@@ -48,6 +48,9 @@ class About:
     kind: str | None = None
     policy: Json = field(default_factory=dict)
     retain: Json | None = None
+    """What training could look at to keep the rest, as the row has it, where the request chose it: classes by index."""
+    class_names: tuple[str, ...] = ()
+    """Of the model, in index order."""
     attempt: str = ""
     rejected_before: int = 0
     """Other requests to forget the same of the same version that had been rejected by then."""
@@ -169,6 +172,7 @@ def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
     yield "Forgotten earlier, verified again", _listed(about.earlier)
     yield "Model", about.model
     yield "Method", about.method
+    yield "Looked at to keep the rest", _retained(about)
     tier = report.get("tier")
     yield "Tier reached", f"{tier}: {TIERS[tier]}" if tier in TIERS else f"none: {NO_TIER}"
     if about.guarantee is not None:
@@ -188,6 +192,24 @@ def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _retained(about: About) -> str:
+    """Retain data in words, as the certificate has them in `retainData`; nothing where the request chose none."""
+    if about.retain is None:
+        return ""
+    real, named = float(about.retain["real"]), [about.class_names[k] for k in about.retain["classes"]]
+    of = _listed(named) or "all classes that are neither forgotten nor set aside"
+    share = "" if real == 1 else f"{percent(real)} "
+    said = [f"{share}real images of {of}" if real > 0 else "no real images of retained classes"]
+    apart = _listed([about.class_names[k] for k in about.retain["proxy_classes"]])
+    other = about.retain.get("proxy_dataset_id")
+    if real < 1:
+        proxies = [f"other classes, set aside: {apart}" if apart else "", f"another dataset: {other}" if other else ""]
+        said += [f"in the place of the rest {' and '.join(filter(None, proxies))}"]
+    elif apart:
+        said += [f"set aside: {apart}"]
+    return "; ".join(said)
 
 
 def _rejected(requests: int) -> str:

@@ -100,6 +100,7 @@ def _about(session: OrmSession, row: UnlearnRequest, attempts: list[Attempt], la
         kind=family.kind if family else None,
         policy=row.policy,
         retain=row.retain,
+        class_names=tuple(names),
         attempt=_attempt(attempts, last, int(row.policy.get("attempts") or 1)),
         rejected_before=int((last.detail or {}).get(leases.BEFORE, 0)),
         parent=certified.get("parent"),

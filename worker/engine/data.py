@@ -101,14 +101,9 @@ def load_proxy(job: JobDirectory, spec: Spec, beside: Dataset) -> Dataset | None
     return proxy
 
 
-def repeated(images_NCHW: Tensor, among_MCHW: Tensor) -> int:
-    """How many images are among some others, pixel by pixel, whatever file they came from."""
-    known = {_fingerprint(image_CHW) for image_CHW in among_MCHW}
-    return sum(_fingerprint(image_CHW) in known for image_CHW in images_NCHW)
-
-
-def _fingerprint(image_CHW: Tensor) -> bytes:
-    return hashlib.sha256(image_CHW.numpy().tobytes()).digest()
+def fingerprints(images_NCHW: Tensor) -> list[bytes]:
+    """What tells images that differ in a pixel, whatever file they came from."""
+    return [hashlib.sha256(image_CHW.numpy().tobytes()).digest() for image_CHW in images_NCHW]
 
 
 def _load(directory: Path, described: DatasetSpec, class_names: tuple[str, ...], what: str) -> Dataset:

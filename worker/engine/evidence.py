@@ -32,10 +32,18 @@ ROWS: tuple[tuple[str, Subject], ...] = (("before", "parent"), ("after", "candid
 
 
 def shown_classes(spec: Spec) -> tuple[int, ...]:
-    """All classes if there are few; else the forgotten ones first and then retained ones, in index order."""
+    """All classes if there are few; else forgotten ones, those that this request asks for first, and retained ones.
+
+    In index order. Of either kind half the picture at least, if there are so many: a model that draws nothing any more forgot,
+    too.
+    """
     if len(spec.class_names) <= MAX_CLASSES:
         return tuple(range(len(spec.class_names)))
-    return tuple(sorted((spec.all_forgotten + spec.retain_classes)[:MAX_CLASSES]))
+    earlier = [k for k in spec.all_forgotten if k not in spec.forget_classes]
+    forgotten, retained = [*sorted(spec.forget_classes), *earlier], spec.retain_classes
+    room = MAX_CLASSES - min(len(retained), MAX_CLASSES // 2)
+    shown = forgotten[:room]
+    return tuple(sorted([*shown, *retained[: MAX_CLASSES - len(shown)]]))
 
 
 def needs(spec: Spec) -> tuple[Need, ...]:

@@ -37,6 +37,11 @@ class Normalisation:
         if largest > torch.finfo(torch.float32).max:
             raise BadModel(f"expected a mean and standard deviation that leave pixels finite, found pixels of {largest:.3g}")
 
+    @property
+    def plain(self) -> bool:
+        """Does it leave pixels from 0 to 1 as they are?"""
+        return set(self.mean) == {0.0} and set(self.std) == {1.0}
+
     @classmethod
     def read(cls, file: Path, channels: int) -> Self:
         """What a transformers preprocessor's file says; without a file .5 and .5. Raises: BadModel."""

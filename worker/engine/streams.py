@@ -126,7 +126,7 @@ class Mixture:
     def stratified(self, count: int) -> Stream:
         """At most `count` of the items, at the share; as many as that leaves, and as evenly over the classes as they allow."""
         most_real, most_proxy = len(self.real.indices_N) / self.share, len(self.proxy.indices_N) / (1 - self.share)
-        count = min(count, math.floor(most_real), math.floor(most_proxy))
+        count = math.floor(min(count, most_real, most_proxy))  # of a share near 0 or 1 one of them may be infinite
         real = math.floor(count * self.share)
         parts = [_evenly(self.real, real), _evenly(self.proxy, count - real)]
         indices_N, labels_N = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -193,9 +193,8 @@ class Tokenizer:
     @property
     def _middle(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of pixels from 0 to 1; of a tokenizer that takes them as they are, a half of each."""
-        mean, std = self.normalisation.mean, self.normalisation.std
         half = (0.5,) * self.channels
-        return (half, half) if set(mean) == {0.0} and set(std) == {1.0} else (mean, std)
+        return (half, half) if self.normalisation.plain else (self.normalisation.mean, self.normalisation.std)
 
     @cached_property
     def _constants(self) -> tuple[Tensor, Tensor]:

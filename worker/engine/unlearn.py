@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from worker.contract import JobDirectory, Manifest, Spec, document_digest
 from worker.engine import checkpoint, early_stop, foresight, halves, loop, sharding
-from worker.engine.data import Dataset, load_dataset, load_proxy, repeated
+from worker.engine.data import Dataset, fingerprints, load_dataset, load_proxy
 from worker.engine.distributed import Ranks
 from worker.engine.environment import environment, peak_memory_mb
 from worker.engine.errors import BadInput
@@ -154,7 +154,7 @@ def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tens
     """Everything that is not to be forgotten; or, of what the spec names, real images and others at its share.
 
     Raises: BadInput when there are fewer of either than ranks, or the proxy dataset would bring back an image that is to be
-        forgotten, or one that is held out.
+        forgotten, one that is held out, or a real one of a retained class beyond the share.
     """
     forgotten_N = forgotten(spec, dataset)
 
@@ -169,8 +169,10 @@ def retained(spec: Spec, dataset: Dataset, proxy: Dataset | None, labels_N: Tens
     if proxy is not None:
         other_N = proxy.train_of(range(len(proxy.class_names)))
         held_N = dataset.held_out_of(range(len(dataset.class_names)))
-        for what, index_N in (("to be forgotten", forgotten_N), ("held out", held_N)):
-            if count := repeated(proxy.images_NCHW[other_N], dataset.images_NCHW[index_N]):
+        real_N, theirs = dataset.train_of(spec.retain_classes), fingerprints(proxy.images_NCHW[other_N])
+        for what, index_N in (("to be forgotten", forgotten_N), ("held out", held_N), ("of a retained class", real_N)):
+            ours = set(fingerprints(dataset.images_NCHW[index_N]))
+            if count := sum(one in ours for one in theirs):
                 raise BadInput(f"expected no image of the dataset that is {what} among the proxy images, found {count}")
         apart_N = torch.cat([apart_N, len(dataset.labels_N) + other_N])
     stand_in = stream("proxy", apart_N)

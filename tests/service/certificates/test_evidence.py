@@ -169,6 +169,23 @@ def test_provenance_says_which_inputs_and_which_run() -> None:
     }
 
 
+def test_a_dataset_that_stood_in_for_retained_images_is_among_what_the_model_was_made_of() -> None:
+    chosen = {"real": "0", "classes": [], "proxyClasses": [], "proxyDataset": {"id": "dset_2", "digest": "7" * 64}}
+    predicate = {**PREDICATE, "retainData": chosen}
+    definition = provenance.statement(SUBJECTS, predicate)["predicate"]["buildDefinition"]
+    assert definition["resolvedDependencies"][2:] == [
+        {"uri": "urn:expunge:dataset:dset_2", "digest": {provenance.TREE: "7" * 64}}
+    ]
+    assert definition["externalParameters"]["retainData"] == chosen
+    assert "retainData" not in provenance.statement(SUBJECTS, PREDICATE)["predicate"]["buildDefinition"]["externalParameters"]
+    bill = mlbom.document(SUBJECTS, predicate, kind="i2i")
+    named = bill["metadata"]["component"]["modelCard"]["modelParameters"]["datasets"]
+    assert [one["name"] for one in named] == ["dset_1", "dset_2"]
+    assert "proxy" in named[1]["classification"]
+    bill.pop("$schema")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
+
+
 # ------------------------------------------------------------------------------------------------------- the forget set
 
 ITEMS = [f"train/cat/{n}.png" for n in range(500)]

@@ -51,6 +51,11 @@ def test_population_tests_of_membership_are_said_to_overstate() -> None:
     assert limits.POPULATION not in _said("forget_accuracy", kind="classifier")
 
 
+def test_what_was_completed_was_completed_in_one_way() -> None:
+    assert limits.AS_HIDDEN in _said("forget_completion", kind="i2i")
+    assert limits.AS_HIDDEN not in _said("retain_completion", kind="i2i")
+
+
 def test_an_underpowered_check_is_named() -> None:
     weak = [{"check": "linear_probe", "metric": "recall", "subject": "candidate", "underpowered": True}]
     assert any("linear probe had so little" in s for s in known_limits(kind="classifier", findings=weak, judged=False))

@@ -128,6 +128,25 @@ def test_the_page_names_tier_policy_judges_and_costs() -> None:
     assert page.groups[0].title == "Forgotten classes are no longer drawn"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"real": 0.0, "classes": [], "proxy_classes": [2], "proxy_dataset_id": "dset_2"},
+         "no real images of retained classes; in the place of the rest other classes, set aside: cow and another dataset: "
+         "dset_2"),
+        ({"real": 0.25, "classes": [1], "proxy_classes": [], "proxy_dataset_id": "dset_2"},
+         "25.0 % real images of dog; in the place of the rest another dataset: dset_2"),
+        ({"real": 1.0, "classes": [], "proxy_classes": [2], "proxy_dataset_id": None},
+         "real images of all classes that are neither forgotten nor set aside; set aside: cow"),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_the_page_says_what_stood_in_for_retained_images(chosen: dict[str, Any] | None, said: str | None) -> None:
+    """Passed or not: where nothing was certified there is no `retainData` that the limits could speak of."""
+    about = dataclasses.replace(ABOUT, retain=chosen, class_names=("cat", "dog", "cow"), guarantee=None)
+    assert dict(contents.page(report("FAIL"), about).facts).get("Looked at to keep the rest") == said
+
+
 def test_without_a_certificate_nothing_is_guaranteed() -> None:
     page = contents.page(report("FAIL"), dataclasses.replace(ABOUT, guarantee=None, checkpoint=""))
     assert dict(page.facts)["Guarantee"].startswith("none")

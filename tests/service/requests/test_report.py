@@ -15,7 +15,7 @@ from service.requests.reporting import preferred
 from service.storage import get_store
 from service.tables import UnlearnRequest
 from tests.service.reports.examples import control, finding, picture, report
-from tests.support import ask, attempt, code_of, move, one_database, publish, register
+from tests.support import ask, attempt, code_of, move, one_database, publish, register, register_completer
 
 pytestmark = one_database
 
@@ -93,6 +93,13 @@ def test_a_published_request_names_its_certificate(client: TestClient, tmp_path:
     page = client.get(f"/unlearn-requests/{request['id']}/report", params={"format": "html"}).text
     assert checkpoint in page
     assert "Verified: every required finding passed" in page
+
+
+def test_the_page_names_the_classes_that_stood_in_for_retained_images(client: TestClient, tmp_path: Path) -> None:
+    request = ask(client, register_completer(client, tmp_path), 3, retain={"proxy": {"classes": ["four"]}}).json()
+    attempt(request["id"], fence=1, outcome="failed", report=report("FAIL"))
+    page = client.get(f"/unlearn-requests/{request['id']}/report", params={"format": "html"}).text
+    assert "no real images of retained classes; in the place of the rest other classes, set aside: four" in page
 
 
 def test_a_picture_that_rotted_is_not_shown_and_spoils_nothing(client: TestClient, tmp_path: Path) -> None:

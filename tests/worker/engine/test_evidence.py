@@ -74,6 +74,14 @@ def test_many_classes_show_the_forgotten_ones_among_ten(spec: Spec) -> None:
     assert evidence.shown_classes(many) == (0, 1, 2, 3, 4, 5, 6, 7, 8, 70)
 
 
+def test_of_many_forgotten_classes_this_request_s_are_shown_beside_as_many_retained_ones(spec: Spec) -> None:
+    names = tuple(f"class {i}" for i in range(100))
+    many = spec.model_copy(
+        update={"class_names": names, "forget_classes": (80, 70), "forgotten_classes": tuple(range(20)), "forget_samples": ()}
+    )
+    assert evidence.shown_classes(many) == (0, 1, 2, 20, 21, 22, 23, 24, 70, 80)
+
+
 def test_picture_in_the_report_is_the_file_and_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "families", lambda: {"painter": vj.Painter})
     job = vj.make_job(tmp_path, vj.forgotten_patterns())

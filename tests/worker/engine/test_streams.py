@@ -99,6 +99,7 @@ def test_a_mixture_answers_what_is_asked_of_a_stream() -> None:
         (0.25, 600, 40, 4096, (13, 40)),  # 40 proxies are three quarters of 53
         (0.1, 600, 4000, 1000, (100, 900)),
         (0.9, 90, 4000, 4096, (90, 10)),
+        (1e-320, 600, 4, 4096, (0, 4)),  # 600 are the share of more than a float holds
         (0.01, 600, 4, 4096, (0, 4)),  # not one real item in five: none is as near to the share as whole items allow
     ],
 )

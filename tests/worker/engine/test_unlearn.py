@@ -376,13 +376,24 @@ def test_a_proxy_dataset_that_changed_or_does_not_fit_is_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("ours", "what"), [(13, "to be forgotten"), (25, "to be forgotten"), (24, "held out"), (12, "held out")]
+    ("ours", "what"),
+    [(13, "to be forgotten"), (25, "to be forgotten"), (24, "held out"), (12, "held out"), (26, "of a retained class")],
 )
-def test_a_proxy_dataset_with_an_image_to_forget_or_held_out_is_refused(ours: int, what: str, tmp_path: Path) -> None:
-    """Whatever file it lies in, and whatever it is called there: 13 is of the class, 25 goes singly, 12 and 24 are held out."""
-    job = with_proxy(make_job(tmp_path, **I2I), copies={2: ours}, forgotten_samples=("25",))
+@pytest.mark.parametrize("real", [0.0, 0.5])
+def test_a_proxy_dataset_with_an_image_to_forget_held_out_or_retained_is_refused(
+    real: float, ours: int, what: str, tmp_path: Path
+) -> None:
+    """Whatever file it lies in, and whatever it is called there: 13 is of the class, 25 goes singly, 12 and 24 are held out.
+
+    One of a retained class, 26, is no stand-in: more real images would be trained on than the request allows.
+    """
+    job = with_proxy(make_job(tmp_path, **I2I), copies={2: ours}, forgotten_samples=("25",), real=real)
     with pytest.raises(BadInput, match=f"expected no image of the dataset that is {what} among the proxy images, found 1"):
         prepared(job)
+
+
+def test_a_proxy_dataset_may_hold_images_of_classes_that_stand_in_anyway(tmp_path: Path) -> None:
+    assert len(prepared(with_proxy(make_job(tmp_path, **I2I), copies={2: 26}, proxy_classes=(2,))).held_N) == 48 + 6
 
 
 def test_what_a_proxy_dataset_holds_out_may_be_anything(tmp_path: Path) -> None:
@@ -440,4 +451,31 @@ def test_what_verification_could_not_measure_is_said_before_anything_is_trained(
     write_spec(job, **I2I, policy=policy, dataset=job.read_spec().dataset.model_copy(update={"held_out_ids": ids}))
     monkeypatch.setattr(unlearn, "make_run", lambda *_, **__: pytest.fail("it went on"))
     with pytest.raises(BadInput, match=sentence):
+        in_process(job)
+
+
+def test_a_class_that_is_set_aside_needs_held_out_images_too_for_the_judge_s_sake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = i2i_policy(Check(verifier="retain_completion"))
+    wanted = {**I2I, "policy": policy, "retain": {"proxy_classes": (2,)}}
+    job = make_job(tmp_path, **wanted)
+    ids = tuple(str(12 * k + i) for k in (0, 1, 3) for i in range(2))
+    write_spec(job, **wanted, dataset=job.read_spec().dataset.model_copy(update={"held_out_ids": ids}))
+    monkeypatch.setattr(unlearn, "make_run", lambda *_, **__: pytest.fail("it went on"))
+    with pytest.raises(BadInput, match="expected held-out images of every class, found none of diagonal"):
+        in_process(job)
+
+
+def test_more_sampler_steps_than_a_diffusion_has_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = i2i_policy(Check(verifier="integrity"))
+    policy = policy.model_copy(update={"sampling": policy.sampling.model_copy(update={"steps": 1000})})
+    params = params_of("encoder_l2", "i2i_diffusion")
+    job = make_job(tmp_path, family="i2i_diffusion", method="encoder_l2", params=params, policy=policy)
+    (job.base / "scheduler_config.json").write_text(json.dumps({"num_train_timesteps": 50}))
+    write_spec(job, family="i2i_diffusion", method="encoder_l2", params=params, policy=policy)
+    monkeypatch.setattr(unlearn, "make_run", lambda *_, **__: pytest.fail("it went on"))
+    with pytest.raises(BadInput, match="expected at most 50 sampler steps, found 1000"):
         in_process(job)

@@ -3,8 +3,9 @@
 The encoder (`vit`) sees the visible patches alone, the decoder (`decoder`) draws the hidden ones. A cell of a mask is a patch.
 The network is asked without classes; the folder may say nothing of any.
 
-- The noise of a forget target is drawn after normalisation, N(0, 1) in every channel, and stands in for the whole image: in
-  the hole alone, into which the encoder does not look, it would change nothing.
+- The noise of a forget target is drawn after normalisation, of mean 0 and standard deviation 1 in every channel; of a half each
+  where the folder leaves pixels from 0 to 1 as they are. It stands in for the whole image: in the hole alone, into which the
+  encoder does not look, it would change nothing.
 - A network that was trained to answer patches less their own mean and contrast (`norm_pix_loss`) cannot complete an image:
   both would have to be known of patches that are hidden. Such a folder is refused.
 - The loss of an image is the mean over its own hidden patches; transformers' is one mean over a batch, which is the same where
@@ -63,6 +64,7 @@ class MaskedAutoencoder:
         self.companions: Mapping[str, nn.Module] = {}
         self._naming = naming
         self._scale_C11, self._shift_C11 = normalisation.constants(device)
+        self._noise_mean, self._noise_std = (0.5, 0.5) if normalisation.plain else (0.0, 1.0)
         config = network.config
         self.cell: int = config.patch_size
         self._shape = (config.num_channels, config.image_size, config.image_size)
@@ -126,8 +128,8 @@ class MaskedAutoencoder:
         return self._normalised(mirrored(held_B, draw))
 
     def noise(self, count: int, image_shape: Sequence[int], generator: torch.Generator, *, scope: Scope) -> Tensor | None:
-        """See `ImageToImage.noise`: N(0, 1), as normalised images are on average."""
-        return torch.randn(count, *image_shape, generator=generator)
+        """See `ImageToImage.noise`: as wide as what the network is shown."""
+        return self._noise_mean + self._noise_std * torch.randn(count, *image_shape, generator=generator)
 
     def question(self, x_BCHW: Tensor, y_B: Tensor, draw: Draw, *, noise_in: Scope | None = None) -> Question:
         """See `ImageToImage.question`: an image, and int64 (B, K) its visible patches, ascending.

@@ -14,9 +14,9 @@ let go, and both keep their bytes.
   pipeline.
 - Where noise stands in for the whole image, x_t is N(0, 1) everywhere, and what is visible is the latents of N(0, 1) pixels.
 - A class has a prompt here, a second path to what it means, which the paper's models do not have. Images are shown with
-  the prompt of their class, and for a share of them (`label_drop`) with the empty one, as proxy images always are. Noise is
-  shown with the empty prompt: what is forgotten is to look as if the word had not been said. The decoder reads prompts by
-  cross-attention of its own, and is frozen: what it makes of the word alone, no training of the encoder takes away.
+  the prompt of their class, and for a share of them (`label_drop`) with the empty one, as those of a proxy dataset always are.
+  Noise is shown with the empty prompt: what is forgotten is to look as if the word had not been said. The decoder reads
+  prompts by cross-attention of its own, and is frozen: what it makes of the word alone, no training of the encoder takes away.
 
 Shape suffixes: N items, B images, C channels, H, W pixels; D latent channels, h, w latent cells; L tokens, E their width;
 M bytes held of an item.

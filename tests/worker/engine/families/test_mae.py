@@ -224,3 +224,14 @@ def test_the_configuration_s_own_kernel_is_not_taken(tmp_path: Path) -> None:
 
 def test_tiny_configurations_are_as_said() -> None:
     assert config().norm_pix_loss is False
+
+
+def test_noise_is_as_wide_as_the_pixels_that_the_network_is_shown(tmp_path: Path) -> None:
+    """Pixels from 0 to 1 that are left as they are have no mean of 0: N(0, 1) would be darker than black half of the time."""
+    write_model(tmp_path / "plain")
+    (tmp_path / "plain" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
+    for family, mean, std in ((family_of(tmp_path), 0.0, 1.0), (load(tmp_path / "plain"), 0.5, 0.5)):
+        drawn = family.noise(500, (1, 8, 8), torch.Generator().manual_seed(1), scope="image")
+        assert drawn is not None
+        assert float(drawn.mean()) == pytest.approx(mean, abs=0.02)
+        assert float(drawn.std()) == pytest.approx(std, rel=0.02)
