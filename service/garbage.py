@@ -68,10 +68,11 @@ class Collected:
 def claim(session: OrmSession, lease: Lease, digests: Iterable[str]) -> None:
     """Write down what a running attempt will put into the store, before it looks whether it is there. Raises: LeaseLost."""
     _lock(session, exclusive=False)
-    leases.locked(session, lease)
+    row = leases.locked(session, lease)
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     before = attempt.detail or {}
     attempt.detail = {**before, STORED: sorted({*before.get(STORED, ()), *digests})}
+    row.version += 1  # it is shown
 
 
 def _lock(session: OrmSession, *, exclusive: bool) -> None:
