@@ -321,7 +321,11 @@ def checkpoint_download(
     files that are there already are not fetched twice.
     """
     with _client(url) as client:
-        fetched = client.checkpoints.download(checkpoint_id, directory, patience_seconds=wait)
+        try:
+            fetched = client.checkpoints.download(checkpoint_id, directory, patience_seconds=wait)
+        except OSError as error:
+            where = error.filename or directory
+            raise fail(f"{where}: {error.strerror}; what has arrived is kept, run this again") from error
     out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True)
     if fetched.missing:
         names = ", ".join(fetched.missing)
