@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ OWED = 4
 
 
 def fail(message: str, status: int = 1) -> typer.Exit:
-    """Say what is wrong, and the exit to raise."""
-    err.print(f"[red]expunge:[/] {message}", highlight=False, soft_wrap=True)
+    """Say what is wrong, and the exit to raise. What is in square brackets is somebody's words, and no markup."""
+    err.print(f"[red]expunge:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(status)
 
 
@@ -70,7 +71,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*[_cell(row.get(column)) for column in columns])
+        table.add_row(*[escape(_cell(row.get(column))) for column in columns])
     out.print(table)
 
 
@@ -326,7 +327,7 @@ def checkpoint_download(
         except OSError as error:
             where = error.filename or directory
             raise fail(f"{where}: {error.strerror}; what has arrived is kept, run this again") from error
-    out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True)
+    out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True, markup=False)
     if fetched.missing:
         names = ", ".join(fetched.missing)
         raise fail(f"complete, but receipts are still missing: {names}. The ledger is signed later; run this again", OWED)

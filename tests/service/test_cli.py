@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from service import __version__
 from service.cli import app
-from service.client import Client
+from service.client import ApiError, Client
 from service.client.checkpoints import Checkpoints
+from service.client.registry import Datasets
 from service.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,23 @@ def test_a_full_disk_is_said_with_the_status_that_is_promised(tmp_path: Path, mo
     done = runner.invoke(app, ["checkpoint", "download", "c", str(tmp_path)])
     assert done.exit_code == 1
     assert "No space left on device" in done.stderr
+
+
+def test_names_in_square_brackets_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables' markup took them for its own: they vanished, or ended the command in a traceback."""
+    row = {"id": "dset_1", "name": "[/x]", "format": "npz", "class_names": ["[dog]", "[red]cat"], "digest": "d"}
+    monkeypatch.setattr(Datasets, "list", lambda _: iter([row]))
+    shown = runner.invoke(app, ["datasets", "list"])
+    assert shown.exit_code == 0
+    assert all(name in shown.stdout for name in ("[/x]", "[dog]", "[red]cat"))
+
+    def refuse(_: object) -> None:
+        raise ApiError(422, "unknown_class", "the classes are [/x], [dog]", [])
+
+    monkeypatch.setattr(Datasets, "list", refuse)
+    refused = runner.invoke(app, ["datasets", "list"])
+    assert refused.exit_code == 1
+    assert "the classes are [/x], [dog]" in refused.stderr
 
 
 def test_verify_passes_the_verifier_s_status_on(tmp_path: Path) -> None:
