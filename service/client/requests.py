@@ -87,10 +87,15 @@ class Requests:
         found: UnlearnRequestRead = self._transport.get(address("unlearn-requests", request_id))
         return found
 
-    def amend(self, request_id: str, wanted: Amendment) -> UnlearnRequestRead:
-        """Change a request as it stands now. Raises: ApiError: it changed meanwhile."""
+    def amend(self, request_id: str, wanted: Amendment, *, version: int | None = None) -> UnlearnRequestRead:
+        """Change a request. Raises: ApiError: `version_mismatch`, it changed meanwhile.
+
+        Args:
+            version: of the reading that the change was decided on; None: as it stands now.
+        """
         path = address("unlearn-requests", request_id)
-        changed: UnlearnRequestRead = self._transport.patch(path, wanted, if_match=f'"{self.read(request_id)["version"]}"')
+        read = self.read(request_id)["version"] if version is None else version
+        changed: UnlearnRequestRead = self._transport.patch(path, wanted, if_match=f'"{read}"')
         return changed
 
     def cancel(self, request_id: str) -> UnlearnRequestRead:

@@ -214,7 +214,10 @@ def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient
     api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
     request_id = ask(client, register(client, tmp_path), 1).json()["id"]
     assert api.requests.pause(request_id)["status"] == "paused"
+    before = api.requests.read(request_id)["version"]
     assert api.requests.amend(request_id, {"priority": "urgent"})["priority"] == "urgent"
+    with pytest.raises(ApiError, match="version_mismatch"):
+        api.requests.amend(request_id, {"priority": "bulk"}, version=before)
     assert api.requests.resume(request_id)["status"] == "queued"
     api.post(f"/unlearn-requests/{request_id}/cancel")
     assert api.requests.retry(request_id, {"seed": 4})["supersedes"] == request_id
