@@ -34,6 +34,8 @@ err = Console(stderr=True)
 Url = Annotated[str, typer.Option(envvar="EXPUNGE_URL", help="The service's address.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+WIDE = 1000
+"""Columns of what is no terminal: an id that is folded into pieces is found by no other program."""
 OWED = 4
 """Exit status of a download that has everything but receipts, which do not exist yet."""
 
@@ -72,7 +74,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*[escape(_cell(row.get(column))) for column in columns])
-    out.print(table)
+    (out if out.is_terminal else Console(width=WIDE)).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -298,7 +300,8 @@ def _follow(client: Client, request_id: str) -> None:
 
     final = follow(client, request_id, out)
     if final["status"] != "succeeded":
-        raise fail(f"the request ended as {final['status']}: {(final.get('error') or {}).get('message', '')}")
+        why = (final["error"] or {}).get("message")
+        raise fail(f"the request ended as {final['status']}" + (f": {why}" if why else ""))
     out.print(f"checkpoint {final['checkpoint_id']}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from service.client import events
 from service.client.bodies import (
     Amendment,
     Answer,
@@ -28,7 +29,6 @@ from service.client.bodies import (
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
-from service.client import events
 from service.client.transport import ApiError, Json, Transport, Unreachable, address, passes
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "rejected"})

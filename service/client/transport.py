@@ -25,17 +25,23 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """The service answered with a problem."""
+    """The service answered with a problem.
 
-    def __init__(self, status: int, code: str, detail: str, errors: list[Json]) -> None:
+    `problem` is all that it said, with what belongs to the code: the `request_id` that stands in the way, the `index` of a
+    batch's item, `superseded_by`, `allowed`; empty where the answer was none of ours.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, errors: list[Json], problem: Json | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.errors = errors
+        self.problem = problem or {}
 
     def __str__(self) -> str:
         where = "".join(f"\n  {e.get('pointer', '')}: {e.get('detail', '')}" for e in self.errors)
-        return f"{self.code} ({self.status}): {self.args[0]}{where}"
+        whom = "".join(f"\n  {name}: {self.problem[name]}" for name in ("request_id", "superseded_by") if name in self.problem)
+        return f"{self.code} ({self.status}): {self.args[0]}{where}{whom}"
 
 
 class Unreachable(Exception):
@@ -218,7 +224,7 @@ def _raise_problem(response: httpx2.Response) -> None:
         raise ApiError(response.status_code, "redirected", said, [])
     try:
         problem = response.json()
-        known = ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []))
+        known = ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []), problem)
     except (ValueError, KeyError, TypeError) as error:
         raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
     raise known

@@ -111,11 +111,12 @@ def test_a_full_disk_is_said_with_the_status_that_is_promised(tmp_path: Path, mo
 
 def test_names_in_square_brackets_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables' markup took them for its own: they vanished, or ended the command in a traceback."""
-    row = {"id": "dset_1", "name": "[/x]", "format": "npz", "class_names": ["[dog]", "[red]cat"], "digest": "d"}
+    row = {"id": f"dset_{'0' * 100}", "name": "[/x]", "format": "npz", "class_names": ["[dog]", "[red]cat"], "digest": "d"}
     monkeypatch.setattr(Datasets, "list", lambda _: iter([row]))
     shown = runner.invoke(app, ["datasets", "list"])
     assert shown.exit_code == 0
     assert all(name in shown.stdout for name in ("[/x]", "[dog]", "[red]cat"))
+    assert row["id"] in shown.stdout
 
     def refuse(_: object) -> None:
         raise ApiError(422, "unknown_class", "the classes are [/x], [dog]", [])

@@ -30,7 +30,8 @@ class Handler(BaseHTTPRequestHandler):
     /good serves the file with ranges; /flipped has one wrong byte; /breaks hangs up at 90 %, once; /always-breaks does after
     1000 bytes, then at once; /html and /html-later are a 502 page with status 200, from the start or after a cut; /changed is
     another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects to a
-    bucket, /login and /https as proxies do; /busy and /full are 429 twice, the one for too many calls and the other for a quota.
+    bucket, /login and /https as proxies do; /busy and /full are 429 twice, the one for too many calls and the other
+    for a quota.
     """
 
     seen: ClassVar[list[tuple[str | None, str | None]]] = []

@@ -221,5 +221,8 @@ def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient
     assert api.requests.resume(request_id)["status"] == "queued"
     api.post(f"/unlearn-requests/{request_id}/cancel")
     assert api.requests.retry(request_id, {"seed": 4})["supersedes"] == request_id
-    with pytest.raises(ApiError, match="already_superseded"):
+    with pytest.raises(ApiError, match="already_superseded") as refused:
         api.requests.retry(request_id)
+    by = api.requests.read(request_id)["superseded_by"]
+    assert refused.value.problem["superseded_by"] == by
+    assert str(by) in str(refused.value)
