@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from service import __version__, lifecycle_commands, operations_commands, privacy_commands, storage_commands
 from service.access.commands import keys
@@ -238,7 +239,7 @@ def demo(
     console = Console(stderr=as_json)
     result, faults = Demo(forget, output, seed, ranks, console, keep).run()
     for fault in faults:
-        err.print(f"[red]demo:[/] {fault}", highlight=False, soft_wrap=True)
+        err.print(f"[red]demo:[/] {escape(fault)}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(result))
     raise typer.Exit(1 if faults else 0)
@@ -256,12 +257,12 @@ def main() -> None:
         app()
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-        err.print(f"[red]expunge:[/] a setting (EXPUNGE_…) is not valid: {wrong}", highlight=False, soft_wrap=True)
+        err.print(f"[red]expunge:[/] a setting (EXPUNGE_…) is not valid: {escape(wrong)}", highlight=False, soft_wrap=True)
     except json.JSONDecodeError:
         err.print("[red]expunge:[/] a file that should hold JSON does not", highlight=False)
     except OSError as error:
         what = error.filename or "a file"
-        err.print(f"[red]expunge:[/] {what}: {error.strerror}", highlight=False, soft_wrap=True)
+        err.print(f"[red]expunge:[/] {escape(str(what))}: {error.strerror}", highlight=False, soft_wrap=True)
     else:
         return
     sys.exit(3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -33,13 +34,15 @@ err = Console(stderr=True)
 Url = Annotated[str, typer.Option(envvar="EXPUNGE_URL", help="The service's address.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
+WIDE = 1000
+"""Columns of what is no terminal: an id that is folded into pieces is found by no other program."""
 OWED = 4
 """Exit status of a download that has everything but receipts, which do not exist yet."""
 
 
 def fail(message: str, status: int = 1) -> typer.Exit:
-    """Say what is wrong, and the exit to raise."""
-    err.print(f"[red]expunge:[/] {message}", highlight=False, soft_wrap=True)
+    """Say what is wrong, and the exit to raise. What is in square brackets is somebody's words, and no markup."""
+    err.print(f"[red]expunge:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(status)
 
 
@@ -70,8 +73,8 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*[_cell(row.get(column)) for column in columns])
-    out.print(table)
+        table.add_row(*[escape(_cell(row.get(column))) for column in columns])
+    (out if out.is_terminal else Console(width=WIDE)).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -297,7 +300,8 @@ def _follow(client: Client, request_id: str) -> None:
 
     final = follow(client, request_id, out)
     if final["status"] != "succeeded":
-        raise fail(f"the request ended as {final['status']}: {(final.get('error') or {}).get('message', '')}")
+        why = (final["error"] or {}).get("message")
+        raise fail(f"the request ended as {final['status']}" + (f": {why}" if why else ""))
     out.print(f"checkpoint {final['checkpoint_id']}")
 
 
@@ -321,8 +325,12 @@ def checkpoint_download(
     files that are there already are not fetched twice.
     """
     with _client(url) as client:
-        fetched = client.checkpoints.download(checkpoint_id, directory, patience_seconds=wait)
-    out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True)
+        try:
+            fetched = client.checkpoints.download(checkpoint_id, directory, patience_seconds=wait)
+        except OSError as error:
+            where = error.filename or directory
+            raise fail(f"{where}: {error.strerror}; what has arrived is kept, run this again") from error
+    out.print(f"{len(fetched.manifest['files'])} files in {directory}", soft_wrap=True, markup=False)
     if fetched.missing:
         names = ", ".join(fetched.missing)
         raise fail(f"complete, but receipts are still missing: {names}. The ledger is signed later; run this again", OWED)

@@ -68,10 +68,11 @@ class Collected:
 def claim(session: OrmSession, lease: Lease, digests: Iterable[str]) -> None:
     """Write down what a running attempt will put into the store, before it looks whether it is there. Raises: LeaseLost."""
     _lock(session, exclusive=False)
-    leases.locked(session, lease)
+    row = leases.locked(session, lease)
     attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
     before = attempt.detail or {}
     attempt.detail = {**before, STORED: sorted({*before.get(STORED, ()), *digests})}
+    row.version += 1  # it is shown
 
 
 def _lock(session: OrmSession, *, exclusive: bool) -> None:
@@ -167,11 +168,13 @@ def _is_named(session: OrmSession, digest: str) -> bool:
     def mentions(column: InstrumentedAttribute[Any]) -> ColumnElement[bool]:
         return cast(column, Text).contains(digest)  # it is hex: nothing in it is a wildcard
 
+    # In this order: each statement sees what is committed by then, and a run that publishes between two of them goes from the
+    # first question to the others, never back.
     questions = (
+        select(Attempt.fence).where(Attempt.ended_at.is_(None), mentions(Attempt.detail)),
+        select(Attempt.fence).where(mentions(Attempt.evidence)),
         select(CheckpointFile.path).where(CheckpointFile.sha256 == digest),
         select(ModelVersion.id).where(mentions(ModelVersion.files)),
-        select(Attempt.fence).where(mentions(Attempt.evidence)),
-        select(Attempt.fence).where(Attempt.ended_at.is_(None), mentions(Attempt.detail)),
     )
     return any(session.execute(question.limit(1)).first() is not None for question in questions)
 

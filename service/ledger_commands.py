@@ -62,7 +62,7 @@ def rotate_key() -> None:
         origin = _origin(folder)
         made = folder.add_key(origin)
         folder.publish(origin)
-    out.print(f"{made}", soft_wrap=True, highlight=False)
+    out.print(f"{made}", soft_wrap=True, highlight=False, markup=False)
 
 
 @ledger.command("retire-key")
@@ -76,7 +76,7 @@ def retire_key(key_id: Annotated[str, typer.Argument(help="The 8 hex digits in t
         except LookupError as error:
             raise fail(str(error.args[0])) from error
         folder.publish(origin)
-    out.print(f"retired {gone}", soft_wrap=True, highlight=False)
+    out.print(f"retired {gone}", soft_wrap=True, highlight=False, markup=False)
 
 
 @ledger.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Request, Response
@@ -35,6 +35,10 @@ def _aware(value: Any) -> Any:
 def _with_offset(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("expected an RFC 3339 time with its offset")
+    try:
+        value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("expected a time that UTC has, too: its years are 1 to 9999") from error
     return value
 
 
@@ -125,7 +129,7 @@ def _value(value: Any, column: TypeEngine[Any]) -> datetime | str | int:
     if isinstance(column, UtcDateTime) and isinstance(value, str):
         moment = datetime.fromisoformat(value)
         if moment.tzinfo is not None:
-            return moment
+            return moment.astimezone(UTC)  # here, where a time that UTC does not have is said to be none of ours
     elif isinstance(column, String) and isinstance(value, str):
         return plain_text(value)
     elif isinstance(column, Integer) and type(value) is int and abs(value) <= LARGEST_INT:

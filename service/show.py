@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def _row(report: Mapping[str, Any], finding: Mapping[str, Any]) -> tuple[str, ..
         label += f", {hidden['kind'].replace('_', ' ')} {hidden['ratio']}"
     numbers = ("" if v is None else f"{v:.3f}" for v in (finding["value"], bound))
     needs = "" if finding["threshold"] is None else f"{sign} {finding['threshold']:.3g}"
-    return (label, _before(report, finding), *numbers, needs, _mark(finding["passed"] is True))
+    return (escape(label), _before(report, finding), *numbers, needs, _mark(finding["passed"] is True))
 
 
 def _before(report: Mapping[str, Any], finding: Mapping[str, Any]) -> str:

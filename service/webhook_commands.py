@@ -76,5 +76,7 @@ def _print_secret(made: WebhookEndpointSecret, as_json: bool) -> None:
     if as_json:
         show(made)
         return
-    err.print(f"{made['id']} sends to {made['url']}; its secret, shown this once:", highlight=False, soft_wrap=True)
+    err.print(
+        f"{made['id']} sends to {made['url']}; its secret, shown this once:", highlight=False, soft_wrap=True, markup=False
+    )
     print(made["secret"])

@@ -138,10 +138,12 @@ def _erase_copies(session: OrmSession, request_id: str) -> None:
     session.execute(update(RequestEvent).where(RequestEvent.request_id == request_id).values(data={}))
     # the key is the client's own word, and the body's digest is not salted
     erase_commitment(session, request_id)
-    forgotten = update(IdempotencyKey).where(IdempotencyKey.request_id == request_id)  # a request has one key at most
-    session.execute(
-        forgotten.values(key=new_id("gone"), body_sha256="0" * 64), execution_options={"synchronize_session": False}
-    )
+    keys = select(IdempotencyKey.tenant, IdempotencyKey.key).where(IdempotencyKey.request_id == request_id)
+    for tenant, key in session.execute(keys).all():  # one, and one more for each call that `use_existing` answered with it
+        forgotten = update(IdempotencyKey).where(IdempotencyKey.tenant == tenant, IdempotencyKey.key == key)
+        session.execute(
+            forgotten.values(key=new_id("gone"), body_sha256="0" * 64), execution_options={"synchronize_session": False}
+        )
 
 
 def erase_commitment(session: OrmSession, request_id: str) -> None:

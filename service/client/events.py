@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 
 from service.client.bodies import ProjectEventRead
-from service.client.transport import Transport, Unreachable
+from service.client.transport import ApiError, Transport, Unreachable, passes
 
+MEDIA_TYPE = "text/event-stream"
 RECONNECT_SECONDS = 2.0
 """So long a stream that broke off waits before it comes again."""
 PATIENCE_SECONDS = 120.0
@@ -22,15 +23,15 @@ def stream(transport: Transport, path: str, after: int | None) -> Iterator[Proje
     """Events after this id, as they happen, until the service says that nothing will follow.
 
     Raises:
-        ApiError: the service refuses.
-        Unreachable: nobody has answered for `PATIENCE_SECONDS`.
+        ApiError: the service refuses; or it has been away for `PATIENCE_SECONDS`, and something in front of it says so.
+        Unreachable: nobody has answered for so long.
     """
     heard = time.monotonic()
     while True:
         last = {} if after is None else {"Last-Event-ID": str(after)}
         silent, fields = True, dict[str, str]()
         try:
-            for line in transport.stream_lines(path, headers={"Accept": "text/event-stream", **last}):
+            for line in transport.stream_lines(path, headers={"Accept": MEDIA_TYPE, **last}, media_type=MEDIA_TYPE):
                 silent, heard = False, time.monotonic()
                 if line:
                     name, _, value = line.partition(":")
@@ -43,8 +44,8 @@ def stream(transport: Transport, path: str, after: int | None) -> Iterator[Proje
                 fields = {}
             if silent:
                 return  # an empty answer: there is no more
-        except Unreachable:
-            if time.monotonic() - heard > PATIENCE_SECONDS:
+        except (ApiError, Unreachable) as error:
+            if not passes(error) or time.monotonic() - heard > PATIENCE_SECONDS:
                 raise
         time.sleep(RECONNECT_SECONDS)
 

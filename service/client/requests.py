@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from service.client import events
 from service.client.bodies import (
     Amendment,
     Answer,
@@ -28,8 +29,7 @@ from service.client.bodies import (
     UnlearnRequestRead,
     UnlearnRequestSummary,
 )
-from service.client.events import stream
-from service.client.transport import Json, Transport, address
+from service.client.transport import ApiError, Json, Transport, Unreachable, address, passes
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
@@ -87,10 +87,15 @@ class Requests:
         found: UnlearnRequestRead = self._transport.get(address("unlearn-requests", request_id))
         return found
 
-    def amend(self, request_id: str, wanted: Amendment) -> UnlearnRequestRead:
-        """Change a request as it stands now. Raises: ApiError: it changed meanwhile."""
+    def amend(self, request_id: str, wanted: Amendment, *, version: int | None = None) -> UnlearnRequestRead:
+        """Change a request. Raises: ApiError: `version_mismatch`, it changed meanwhile.
+
+        Args:
+            version: of the reading that the change was decided on; None: as it stands now.
+        """
         path = address("unlearn-requests", request_id)
-        changed: UnlearnRequestRead = self._transport.patch(path, wanted, if_match=f'"{self.read(request_id)["version"]}"')
+        read = self.read(request_id)["version"] if version is None else version
+        changed: UnlearnRequestRead = self._transport.patch(path, wanted, if_match=f'"{read}"')
         return changed
 
     def cancel(self, request_id: str) -> UnlearnRequestRead:
@@ -130,9 +135,23 @@ class Requests:
     def watch(
         self, request_id: str, seen: Callable[[UnlearnRequestRead], None] | None = None, *, poll_seconds: float = 0.4
     ) -> UnlearnRequestRead:
-        """Read it again and again until it ends, handing every reading to `seen`; returns the last."""
+        """Read it again and again until it ends, handing every reading to `seen`; returns the last.
+
+        A run takes hours, and a service may restart meanwhile: once it has answered, it may be away for two minutes.
+
+        Raises:
+            ApiError, Unreachable: at the first reading, or nobody has answered for so long.
+        """
+        heard: float | None = None
         while True:
-            request = self.read(request_id)
+            try:
+                request = self.read(request_id)
+            except (ApiError, Unreachable) as error:
+                if heard is None or not passes(error) or time.monotonic() - heard > events.PATIENCE_SECONDS:
+                    raise
+                time.sleep(events.RECONNECT_SECONDS)
+                continue
+            heard = time.monotonic()
             if seen:
                 seen(request)
             if request["status"] in TERMINAL:
@@ -153,7 +172,7 @@ class Requests:
         Raises:
             Unreachable: nobody has answered for two minutes.
         """
-        for event in stream(self._transport, address("unlearn-requests", request_id, "events"), after):
+        for event in events.stream(self._transport, address("unlearn-requests", request_id, "events"), after):
             yield event
             if event["type"].rpartition(".")[2] in TERMINAL:
                 return
@@ -164,7 +183,7 @@ class Requests:
 
     def follow_all(self, *, after: int | None = None) -> Iterator[ProjectEventRead]:
         """What happens to all requests from now on, or after this event; it does not end. Raises: as `follow`."""
-        return stream(self._transport, "/events", after)
+        return events.stream(self._transport, "/events", after)
 
     # --------------------------------------------------------------------------------------------- what was found, and duty
 

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import httpx2
 
-from service.fetching import Answer, DownloadRefused, fetch
+from service.fetching import TAG, Answer, DownloadRefused, fetch
 
 RATE_PATIENCE_SECONDS = 60.0
 """So long, in all, a call waits because it came too soon."""
+AWAY = frozenset({502, 503, 504})
 PAGE = 100
 """Items that are asked for at once: the most that the service gives."""
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -24,21 +25,32 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """The service answered with a problem."""
+    """The service answered with a problem.
 
-    def __init__(self, status: int, code: str, detail: str, errors: list[Json]) -> None:
+    `problem` is all that it said, with what belongs to the code: the `request_id` that stands in the way, the `index` of a
+    batch's item, `superseded_by`, `allowed`; empty where the answer was none of ours.
+    """
+
+    def __init__(self, status: int, code: str, detail: str, errors: list[Json], problem: Json | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.errors = errors
+        self.problem = problem or {}
 
     def __str__(self) -> str:
         where = "".join(f"\n  {e.get('pointer', '')}: {e.get('detail', '')}" for e in self.errors)
-        return f"{self.code} ({self.status}): {self.args[0]}{where}"
+        whom = "".join(f"\n  {name}: {self.problem[name]}" for name in ("request_id", "superseded_by") if name in self.problem)
+        return f"{self.code} ({self.status}): {self.args[0]}{where}{whom}"
 
 
 class Unreachable(Exception):
     """Nobody answers at the service's address."""
+
+
+def passes(error: ApiError | Unreachable) -> bool:
+    """True while the service is away, or says itself that it is: a restart, a proxy that finds nobody behind it."""
+    return isinstance(error, Unreachable) or error.status in AWAY
 
 
 class _Patient(httpx2.Client):
@@ -124,13 +136,21 @@ class Transport:
         """A body that is text in UTF-8."""
         return self.content(path, **query).decode()
 
-    def stream_lines(self, path: str, *, headers: Mapping[str, str] = NONE, **query: Any) -> Iterator[str]:
-        """The lines of an answer, as they come."""
+    def stream_lines(
+        self, path: str, *, headers: Mapping[str, str] = NONE, media_type: str = "", **query: Any
+    ) -> Iterator[str]:
+        """The lines of an answer, as they come.
+
+        Args:
+            media_type: that the answer must have; empty: any will do.
+        """
         try:
             with self._http.stream("GET", path, params=_given(query), headers=headers) as response:
-                if response.status_code >= 400:
+                if response.status_code >= 300:
                     response.read()
                     _raise_problem(response)
+                if response.status_code == 200 and not response.headers.get("Content-Type", "").startswith(media_type):
+                    raise ApiError(200, "unreadable", "the answer is not one of ours", [])
                 yield from response.iter_lines()
         except httpx2.TransportError as error:
             raise _unreachable(error) from error
@@ -153,8 +173,8 @@ class Transport:
         the bucket has tags of its own, and the digest is compared at the end anyway."""
         with self._http.stream("GET", path, headers=headers) as response:
             tag = response.headers.get("ETag", "")
-            if response.status_code != 307:
-                if response.status_code >= 400 and response.status_code != 416:
+            if response.status_code != 307 or not TAG.fullmatch(tag):  # whoever sends on to a bucket says what is there
+                if response.status_code >= 300 and response.status_code != 416:
                     response.read()
                     _raise_problem(response)
                 yield Answer(response, tag)
@@ -197,11 +217,14 @@ def _body(response: httpx2.Response) -> Any:
 
 
 def _raise_problem(response: httpx2.Response) -> None:
-    if response.status_code < 400:
+    if response.status_code < 300:
         return
+    if response.status_code < 400:
+        said = "the answer sends on elsewhere, and nothing is followed with a key: is the service's address right?"
+        raise ApiError(response.status_code, "redirected", said, [])
     try:
         problem = response.json()
-        known = ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []))
+        known = ApiError(response.status_code, problem["code"], problem["detail"], problem.get("errors", []), problem)
     except (ValueError, KeyError, TypeError) as error:
         raise ApiError(response.status_code, "unreadable", "the answer is not one of ours", []) from error
     raise known

@@ -273,6 +273,7 @@ def record(session: OrmSession, lease: Lease, fact: Fact, *, detail: dict[str, A
     if detail:
         attempt = session.get_one(Attempt, (lease.request_id, lease.fence))
         attempt.detail = {**(attempt.detail or {}), **detail}
+        row.version += 1  # it is shown
     ledger.append(session, fact, actor=lease.actor, request_id=row.id, model_id=row.model_id)
 
 

@@ -37,7 +37,7 @@ def plan(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, 
     request, is_new = judged.request, judged.is_new
     if is_new:
         quotas.require_place(session, settings, model.project_id, more=1)
-    waiting = repository.pending(session, model.id)
+    waiting = [one for one in repository.pending(session, model.id) if (one.created_at, one.id) < _place(request)]
     gone = Gone.together(
         [models.forgotten_by(session, model), *(w.gone for w in waiting), Gone(frozenset(request.forget_classes))]
     )
@@ -64,7 +64,7 @@ def plan(session: OrmSession, settings: Settings, wanted: UnlearnRequestCreate, 
         ],
         policy=Policy(name=request.policy["name"], sha256=sha256_of(request.policy)),
         approvals_required=request.approvals_required,
-        behind=[one.id for one in waiting if one.id != request.id],
+        behind=[one.id for one in waiting],
         expected_run_seconds=expected,
         requests_in_front=len(in_front),
         workers=serving,
@@ -82,11 +82,18 @@ def _in_front(session: OrmSession, request: UnlearnRequest, latest: datetime | N
     mine = _urgency(latest, request.priority, request.created_at)
 
     def comes_first(row: UnlearnRequest) -> bool:
-        if row.status in HOLDS_LINEAGE or row.model_id == request.model_id:
+        if row.status in HOLDS_LINEAGE:
             return True
+        if row.model_id == request.model_id:
+            return _place(row) < _place(request)
         return _urgency(row.latest_start_at, row.priority, row.created_at) < mine
 
     return [row for row in session.scalars(chosen) if row.id != request.id and comes_first(row)]
+
+
+def _place(request: UnlearnRequest) -> tuple[datetime, str]:
+    """In its model's queue; a new one's is after all that wait."""
+    return request.created_at, request.id
 
 
 def _urgency(latest: datetime | None, priority: str, created_at: datetime) -> tuple[datetime, int, datetime]:

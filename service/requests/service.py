@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as OrmSession
@@ -157,17 +156,17 @@ def record(session: OrmSession, settings: Settings, prepared: Sequence[Prepared]
 def _told(session: OrmSession, settings: Settings, one: Prepared) -> views.Told | None:
     if one.model is None or one.standing is None:
         return None
-    seen = views.around_new(session, settings, one.request, one.waiting, one.law, one.standing.at)
+    seen = views.around_new(session, settings, one.request, one.model, one.waiting, one.law, one.standing.at)
     known = views.Beside(one.model, one.standing.forgotten, seq=None)
     return views.Told(seen, views.read(session, one.request, seen, known))
 
 
 def _made(session: OrmSession, one: Prepared, told: views.Told | None, seq: int | None) -> Made:
     if told is not None:
-        later: dict[str, Any] = {"ledger_seq": seq}
+        seen = told.seen
         if one.request.approvals_required:
-            later["approvals"] = approvals.read(session, one.request)  # their digest is of the entry
-        told = replace(told, read=told.read.model_copy(update=later))
+            seen = replace(seen, approvals=approvals.read(session, one.request))  # their digest is of the entry
+        told = views.Told(seen, told.read.model_copy(update={"ledger_seq": seq, "approvals": seen.approvals}))
     return Made(one.request, one.replayed, told)
 
 

@@ -20,6 +20,7 @@ from service.requests import approvals, repository, schedule
 from service.requests.lifecycle import RETRIABLE
 from service.requests.repository import Waiting
 from service.requests.responses import (
+    ApprovalsRead,
     AttemptRead,
     ForgetRead,
     Policy,
@@ -47,6 +48,10 @@ class Around:
     status_reason: StatusReason | None
     superseded_by: str | None
     law: ComplianceRead | None
+    approvals: ApprovalsRead
+    """An approver's comment can be erased on its own."""
+    model: Model | None
+    """Of a request that no worker has taken: what its model's current version has forgotten is shown with it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ def around(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Arou
     waits = row.status in ("pending_approval", "queued")
     reason = schedule.why_waiting(session, row, schedule.look(session, settings)) if waits else None
     law = compliance.of(session, row.id)
-    return Around(reason, by, compliance.read(law, now(session)) if law else None)
+    model = None if row.base_version_id else session.get_one(Model, row.model_id)
+    shown = compliance.read(law, now(session)) if law else None
+    return Around(reason, by, shown, approvals.read(session, row), model)
 
 
 def told(session: OrmSession, settings: Settings, row: UnlearnRequest) -> Told:
@@ -97,29 +104,32 @@ def around_new(
     session: OrmSession,
     settings: Settings,
     row: UnlearnRequest,
+    model: Model,
     waiting: Sequence[Waiting],
     law: RequestCompliance | None,
     at: datetime,
 ) -> Around:
-    """The same of a request that this transaction has made: `waiting` was in front of it, and `at` is now."""
+    """The same of a request that this transaction has made: `waiting` was in front of it, and `at` is now. Its approvals are
+    bound to an entry that is not written yet."""
     floor = schedule.look(session, settings, at)
     reason = schedule.reason(row, floor, lambda: schedule.first_of(waiting))
-    return Around(reason, None, compliance.read(law, at) if law else None)
+    return Around(reason, None, compliance.read(law, at) if law else None, approvals.read(session, row), model)
 
 
 def etag(request: UnlearnRequest, seen: Around) -> str:
     """Changes with every change of state, every reading of the progress, and what is around it: where it stands in law, too,
     which changes by what is recorded of it and by the clock."""
+    around: dict[str, Any] = {
+        "status_reason": seen.status_reason and seen.status_reason.model_dump(mode="json"),
+        "superseded_by": seen.superseded_by,
+        "law": seen.law and seen.law.model_dump(mode="json"),
+        "approvals": seen.approvals.model_dump(mode="json") if seen.approvals.required else None,
+        "model_version": seen.model and seen.model.current_version,
+    }
     parts = [str(request.version)]
     if request.progress_at is not None:
         parts.append(str(int(request.progress_at.timestamp() * 1e6)))
-    if seen.status_reason is not None:
-        parts += [seen.status_reason.code, seen.status_reason.request_id or ""]
-    if seen.superseded_by is not None:
-        parts.append(seen.superseded_by)
-    if seen.law is not None:
-        parts.append(sha256_of(seen.law.model_dump(mode="json"))[:16])
-    return f'"{"-".join(parts)}"'
+    return f'"{"-".join([*parts, sha256_of(around)[:16]])}"'
 
 
 def is_version(if_match: str, request: UnlearnRequest) -> bool:
@@ -219,7 +229,7 @@ def read(session: OrmSession, row: UnlearnRequest, seen: Around, known: Beside |
         ),
         status_reason=seen.status_reason,
         superseded_by=seen.superseded_by,
-        approvals=approvals.read(session, row),
+        approvals=seen.approvals,
         base_version=base.number if base else None,
         rung=_rung(row, attempts),
         attempts=[_attempt(n, a) for n, a in enumerate(attempts, start=1)],

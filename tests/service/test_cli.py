@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from typer.testing import CliRunner
 
 from service import __version__
 from service.cli import app
-from service.client import Client
+from service.client import ApiError, Client
+from service.client.checkpoints import Checkpoints
+from service.client.registry import Datasets
 from service.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +26,6 @@ runner = CliRunner()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     clean = {k: v for k, v in os.environ.items() if not k.startswith("EXPUNGE_")}
     command = [sys.executable, "-m", "service.cli", *arguments]
     return subprocess.run(
@@ -95,6 +97,34 @@ def test_nobody_listening_is_a_sentence_not_a_traceback(tmp_path: Path, argument
     assert done.returncode == 1
     assert "no answer from the service" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_said_with_the_status_that_is_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoints, "download", full)
+    done = runner.invoke(app, ["checkpoint", "download", "c", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "No space left on device" in done.stderr
+
+
+def test_names_in_square_brackets_are_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables' markup took them for its own: they vanished, or ended the command in a traceback."""
+    row = {"id": f"dset_{'0' * 100}", "name": "[/x]", "format": "npz", "class_names": ["[dog]", "[red]cat"], "digest": "d"}
+    monkeypatch.setattr(Datasets, "list", lambda _: iter([row]))
+    shown = runner.invoke(app, ["datasets", "list"])
+    assert shown.exit_code == 0
+    assert all(name in shown.stdout for name in ("[/x]", "[dog]", "[red]cat"))
+    assert row["id"] in shown.stdout
+
+    def refuse(_: object) -> None:
+        raise ApiError(422, "unknown_class", "the classes are [/x], [dog]", [])
+
+    monkeypatch.setattr(Datasets, "list", refuse)
+    refused = runner.invoke(app, ["datasets", "list"])
+    assert refused.exit_code == 1
+    assert "the classes are [/x], [dog]" in refused.stderr
 
 
 def test_verify_passes_the_verifier_s_status_on(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from service import cli, db, failpoints, garbage
 from service.requests import leases
 from service.storage import Store, get_store
-from service.tables import Attempt, CheckpointFile, LedgerEntry
+from service.tables import Attempt, CheckpointFile, LedgerEntry, ModelVersion, new_id
 from tests.worker.conductor import house as h
 from worker.conductor import pipeline
 
@@ -165,6 +166,35 @@ def test_a_claim_during_a_deletion_waits_and_the_file_is_written_again(
     worker.join(10)
     assert order == ["deleted", "claimed"]
     assert store.exists(digest)
+
+
+@pytest.mark.parametrize("question", [1, 2, 3, 4])
+def test_what_is_published_between_two_questions_is_named(tmp_path: Path, question: int) -> None:
+    """PostgreSQL's statements each see what is committed by then: who ends is first among runs, then among results."""
+    digest = hashlib.sha256(b"weights").hexdigest()
+    lease = _claimed(tmp_path, digest)
+    asked = 0
+
+    def publish() -> None:
+        with db.transaction() as session:
+            session.get_one(Attempt, (lease.request_id, lease.fence)).ended_at = db.now(session)
+            base = session.scalars(select(ModelVersion)).one()
+            columns = {c.key: getattr(base, c.key) for c in ModelVersion.__mapper__.column_attrs}
+            files = [{"path": "w", "size": 7, "sha256": digest}]
+            session.add(ModelVersion(**{**columns, "id": new_id("mver"), "number": 2, "parent_id": base.id, "files": files}))
+
+    with db.reading() as session:
+        execute = session.execute
+
+        def execute_and_be_overtaken(*arguments: Any) -> Any:
+            nonlocal asked
+            answer, asked = execute(*arguments), asked + 1
+            if asked == question:
+                publish()
+            return answer
+
+        session.execute = execute_and_be_overtaken  # type: ignore[method-assign,assignment]
+        assert garbage._is_named(session, digest)
 
 
 def test_an_object_written_again_after_the_look_stays(

@@ -219,8 +219,11 @@ def test_the_database_holds_the_rule_by_itself(house: House) -> None:
     ):
         with pytest.raises(DBAPIError), transaction() as session:
             session.execute(*statement)
+    address, headers = f"/unlearn-requests/{made['id']}", bearer(house.ada)
+    tag = house.client.get(address, headers=headers).headers["etag"]
     with transaction() as session:
         session.execute(text("UPDATE request_approval SET comment = NULL"))  # erasure
+    assert house.client.get(address, headers={**headers, "If-None-Match": tag}).status_code == 200
 
 
 def test_a_request_that_needs_approval_cannot_be_inserted_as_queued(house: House) -> None:

@@ -129,6 +129,21 @@ def test_shredding_takes_every_copy_and_leaves_the_ledger_valid(client: TestClie
     require_clean()
 
 
+def test_shredding_takes_the_keys_of_all_calls_that_the_request_answered(client: TestClient, tmp_path: Path) -> None:
+    """`use_existing` answers a second call, under a key of its own, with the same request."""
+    model = register(client, tmp_path)
+    request_id = ask(client, model, 1, key=f"first-{NAME.split()[0]}", **SAID).json()["id"]
+    again = ask(client, model, 1, key=f"second-{NAME.split()[0]}", on_conflict="use_existing", **SAID)
+    assert (again.status_code, again.json()["id"]) == (202, request_id)
+    finish(request_id)
+    assert shred(client, request_id).status_code == 200
+    with db.reading() as session:
+        used = list(session.scalars(select(IdempotencyKey)))
+    assert len(used) == 2
+    assert all(NAME.split()[0] not in one.key and one.body_sha256 == "0" * 64 for one in used)
+    require_clean()
+
+
 def test_an_entry_is_shredded_by_its_number(client: TestClient, tmp_path: Path) -> None:
     request_id = ask_about(client, tmp_path)
     seq, wanted = received(request_id), {"ground": "operator"}

@@ -44,6 +44,7 @@ class Wire:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer
+        answer.headers.setdefault("Content-Type", "text/event-stream")
         return answer
 
 
@@ -66,6 +67,7 @@ def test_a_stream_goes_on_after_the_last_whole_event(slept: list[float]) -> None
             200, stream=Broken(b"retry: 2000\n\n", frame(4, "created"), b": ping\n\n", frame(5, "progress", n=1)[:-1])
         ),
         httpx2.ConnectError("restarting"),
+        httpx2.Response(502, content=b"<html>nobody behind this proxy</html>"),
         httpx2.Response(200, content=b"retry: 2000\n\n" + frame(5, "progress", n=1)),  # and the server lets go of it
         httpx2.Response(200, content=frame(6, "succeeded", checkpoint_id="ckpt_1") + frame(7, "never_read")),
     )
@@ -74,8 +76,8 @@ def test_a_stream_goes_on_after_the_last_whole_event(slept: list[float]) -> None
         (4, "created", {}), (5, "progress", {"n": 1}), (6, "succeeded", {"checkpoint_id": "ckpt_1"}),
     ]  # fmt: skip
     assert {event["request_id"] for event in told} == {"ureq_1"}
-    assert wire.asked == [None, "4", "4", "5"]
-    assert slept == [events.RECONNECT_SECONDS] * 3
+    assert wire.asked == [None, "4", "4", "4", "5"]
+    assert slept == [events.RECONNECT_SECONDS] * 4
 
 
 def test_of_a_request_that_has_ended_there_is_no_more(slept: list[float]) -> None:
@@ -90,6 +92,42 @@ def test_nobody_there_is_said_after_a_while(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(Unreachable):
         list(client_of(wire).requests.follow_all())
     assert len(wire.asked) > 1
+
+
+def test_a_page_is_no_stream(slept: list[float]) -> None:
+    """It has no events, and asking again would find it again, for ever."""
+    wire = Wire(httpx2.Response(200, html="<p>please log in</p>"))
+    with pytest.raises(ApiError, match="unreadable"):
+        list(client_of(wire).requests.follow("ureq_1"))
+    assert slept == []
+
+
+def test_a_request_is_watched_over_a_restart(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> None:
+    def client(*answers: Any) -> Client:
+        left = iter(answers)
+
+        def answer(_: httpx2.Request) -> httpx2.Response:
+            found = next(left)
+            if isinstance(found, Exception):
+                raise found
+            return httpx2.Response(found) if isinstance(found, int) else httpx2.Response(200, json={"status": found})
+
+        opened = Client("http://expunge.test")
+        opened._http = httpx2.Client(base_url="http://expunge.test", transport=httpx2.MockTransport(answer))  # type: ignore[assignment]
+        return opened
+
+    away = (httpx2.ConnectError("restarting"), 502, 503)
+    seen: list[str] = []
+    final = client("running", *away, "succeeded").requests.watch("r", lambda request: seen.append(request["status"]))
+    assert (final["status"], seen) == ("succeeded", ["running", "succeeded"])
+    assert slept[1:] == [events.RECONNECT_SECONDS] * 3
+    with pytest.raises(Unreachable):  # nothing was ever there
+        client(httpx2.ConnectError("gone")).requests.watch("r")
+    with pytest.raises(ApiError):
+        client("running", 401).requests.watch("r")
+    monkeypatch.setattr(events, "PATIENCE_SECONDS", -1.0)
+    with pytest.raises(Unreachable):
+        client("running", httpx2.ConnectError("gone")).requests.watch("r")
 
 
 def test_a_refusal_is_not_tried_again() -> None:

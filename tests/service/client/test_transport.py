@@ -29,8 +29,9 @@ class Handler(BaseHTTPRequestHandler):
 
     /good serves the file with ranges; /flipped has one wrong byte; /breaks hangs up at 90 %, once; /always-breaks does after
     1000 bytes, then at once; /html and /html-later are a 502 page with status 200, from the start or after a cut; /changed is
-    another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects; /busy
-    and /full are 429 twice, the one for too many calls and the other for a quota.
+    another file from the second request on; /lies goes on at another byte than it was asked for; /elsewhere redirects to a
+    bucket, /login and /https as proxies do; /busy and /full are 429 twice, the one for too many calls and the other
+    for a quota.
     """
 
     seen: ClassVar[list[tuple[str | None, str | None]]] = []
@@ -61,9 +62,14 @@ class Handler(BaseHTTPRequestHandler):
                 data, digest = b"another file", OTHER
             case "/elsewhere":
                 return self.answer(307, b"", self.at_bucket())
+            case "/login" | "/https":
+                page = b"<html>Moved</html>"
+                return self.answer({"/login": 307, "/https": 301}[self.path], page, {"Location": "/html", "ETag": '"a-page"'})
             case "/bucket":
                 self.elsewhere.update({name: self.headers.get(name) for name in ("Range", "If-Range", "Authorization")})
                 digest = "the-bucket-has-tags-of-its-own"
+        if begin >= len(data) and self.path == "/good":
+            return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         if begin and (condition == f'"sha256:{digest}"' or self.path == "/bucket"):
             shown = begin + 7 if self.path == "/lies" and asked == 1 else begin
             headers = {"Content-Range": f"bytes {shown}-{len(data) - 1}/{len(data)}", "ETag": f'"sha256:{digest}"'}
@@ -166,6 +172,29 @@ def test_a_bucket_is_asked_without_our_headers(client: Client, tmp_path: Path) -
     client.download("/elsewhere", tmp_path / "file", sha256=DIGEST)
     assert (tmp_path / "file").read_bytes() == DATA
     assert Handler.elsewhere == {"Range": "bytes=5000-", "If-Range": None, "Authorization": None}
+
+
+@pytest.mark.parametrize("path", ["/login", "/https"])
+def test_a_proxy_that_sends_on_is_not_taken_for_the_service(client: Client, tmp_path: Path, path: str) -> None:
+    """Such an answer was a receipt, a key or an export before: whatever has no digest of its own."""
+    for call in (
+        lambda: client.get(path),
+        lambda: client.text(path),
+        lambda: list(client.stream_lines(path)),
+        lambda: client.download(path, tmp_path / "receipt"),
+        lambda: client.download(path, tmp_path / "weights", sha256=DIGEST),
+    ):
+        with pytest.raises(ApiError, match="redirected"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_whole_already_is_not_fetched_again(client: Client, tmp_path: Path) -> None:
+    """Whoever fetched it was stopped between its last byte and its name."""
+    (tmp_path / "w.part").write_bytes(DATA)
+    client.download("/good", tmp_path / "w", sha256=DIGEST)
+    assert (tmp_path / "w").read_bytes() == DATA
+    assert [wanted for wanted, _ in Handler.seen] == [f"bytes={len(DATA)}-"]
 
 
 def test_an_answer_that_is_none_of_ours_is_an_error(client: Client) -> None:

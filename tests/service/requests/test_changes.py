@@ -38,6 +38,10 @@ def read(client: TestClient, request: Json) -> Json:
     return answer
 
 
+def tag_of(client: TestClient, request: Json) -> str:
+    return str(client.get(f"/unlearn-requests/{request['id']}").headers["etag"])
+
+
 def failed(request: Json) -> Json:
     move(request["id"], "running", "failed")
     return request
@@ -100,7 +104,7 @@ def test_a_retry_is_a_new_request_under_the_same_clock_and_there_is_one(client: 
     legal = {"jurisdiction": "gdpr", "received_at": AGO.isoformat(), "recipients": ["lab-7"]}
     asked = {"params": {"iterations": 7}, "seed": 5, "reason": "art. 17", "external_id": "T-1", "priority": "urgent"}
     old = failed(ask(client, model, 1, method="sfron", **asked, **legal).json())
-    before = read(client, old)
+    before, tag = read(client, old), tag_of(client, old)
     answer = do(client, old, "retry")
     assert answer.status_code == 202, answer.text
     new = answer.json()
@@ -114,8 +118,7 @@ def test_a_retry_is_a_new_request_under_the_same_clock_and_there_is_one(client: 
     assert (again.status_code, code_of(again), again.json()["superseded_by"]) == (409, "already_superseded", new["id"])
     assert h.facts(new["id"], "unlearning.request.received")["supersedes"] == old["id"]
     assert h.facts(old["id"], "unlearning.request.superseded") == {"by": new["id"]}
-    tag = client.get(f"/unlearn-requests/{old['id']}").headers["etag"]
-    assert new["id"] in tag  # or a reader would be told that nothing has changed
+    assert tag_of(client, old) != tag  # or a reader would be told that nothing has changed
 
 
 def test_a_retry_may_say_what_is_to_be_different(client: TestClient, model: Json) -> None:
@@ -211,9 +214,15 @@ def test_what_is_done_to_a_request_is_done_through_the_client(client: TestClient
     api._http = client  # type: ignore[assignment]  # the service in this process speaks the same
     request_id = ask(client, register(client, tmp_path), 1).json()["id"]
     assert api.requests.pause(request_id)["status"] == "paused"
+    before = api.requests.read(request_id)["version"]
     assert api.requests.amend(request_id, {"priority": "urgent"})["priority"] == "urgent"
+    with pytest.raises(ApiError, match="version_mismatch"):
+        api.requests.amend(request_id, {"priority": "bulk"}, version=before)
     assert api.requests.resume(request_id)["status"] == "queued"
     api.post(f"/unlearn-requests/{request_id}/cancel")
     assert api.requests.retry(request_id, {"seed": 4})["supersedes"] == request_id
-    with pytest.raises(ApiError, match="already_superseded"):
+    with pytest.raises(ApiError, match="already_superseded") as refused:
         api.requests.retry(request_id)
+    by = api.requests.read(request_id)["superseded_by"]
+    assert refused.value.problem["superseded_by"] == by
+    assert str(by) in str(refused.value)

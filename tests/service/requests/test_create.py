@@ -26,7 +26,7 @@ def test_a_request_is_recorded_with_its_entry_and_its_event(client: TestClient, 
     body = response.json()
     assert response.headers["location"] == f"/unlearn-requests/{body['id']}"
     assert response.headers["retry-after"].isdigit()
-    assert response.headers["etag"] == '"1-no_worker-"'
+    assert response.headers["etag"].startswith('"1-')
     assert body["status"] == "queued"
     assert body["forget"] == {"classes": [3], "class_names": ["three"], "samples": {"count": 0, "ids": []}}
     assert body["method"] == "sfron"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from service.requests import schedule
 from tests.support import ask, attempt, code_of, move, publish, register
 
 REPORT = {"verdict": "FAIL", "summary": "s", "findings": [{"check": "forget_rate", "passed": False, "value": 0.5}]}
@@ -92,6 +93,9 @@ BAD_QUERIES = (
     "created_at[gte]=20", "after=nonsense", "after=W10", "after=WyIyMDI2Il0", "after=%00", "model_id=%00",
     "external_id=%00", "after=WyJ4IiwieSJd",
     "overdue=late", "due_before=soon", "due_before=2026-01-01T00:00:00",
+    # times that UTC does not have, in a filter and in a cursor
+    "created_at[gte]=0001-01-01T00:00:00%2B14:00", "due_before=9999-12-31T23:59:59-14:00",
+    "after=WyIwMDAxLTAxLTAxVDAwOjAwOjAwKzE0OjAwIiwieCJd",
 )  # fmt: skip
 
 
@@ -116,6 +120,35 @@ def test_an_unchanged_request_is_304_and_a_changed_one_is_not(client: TestClient
     tag = changed.headers["etag"]
     move(request["id"], "running", **move_on)
     assert client.get(address, headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_what_waits_has_another_tag_whenever_it_reads_otherwise(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens to the request in front is shown with it: in whose state it waits, and what will have been forgotten."""
+    monkeypatch.setattr(schedule, "look", lambda *_: schedule.Floor(datetime.now(UTC), frozenset({"default"}), 0, {}))
+    model = register(client, tmp_path)
+    first, second = (ask(client, model, k).json() for k in (1, 2))
+    address = f"/unlearn-requests/{second['id']}"
+    read = client.get(address)
+
+    def otherwise(*shown: str) -> None:
+        nonlocal read
+        before, read = read, client.get(address, headers={"If-None-Match": read.headers["etag"]})
+        assert read.status_code == 200, shown
+        assert {k for k, v in read.json().items() if v != before.json()[k]} == {*shown}
+
+    move(first["id"], "running")
+    otherwise("status_reason")
+    move(first["id"], "pausing")
+    otherwise("status_reason")
+    client.post(f"{address}/pause")
+    otherwise("status", "status_reason", "version")
+    move(first["id"], "paused", "queued")
+    publish(model, first["id"], {"w.safetensors": b"w"}, tmp_path)
+    otherwise("cumulative_forget")
+    assert client.get(address, headers={"If-None-Match": read.headers["etag"]}).status_code == 304
+    assert client.patch(address, json={"priority": "bulk"}, headers={"If-Match": read.headers["etag"]}).status_code == 200
 
 
 def test_a_running_request_shows_where_it_is(client: TestClient, tmp_path: Path) -> None:

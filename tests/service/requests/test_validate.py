@@ -96,3 +96,12 @@ def test_a_full_queue_is_said_beforehand(client: TestClient, model: Json) -> Non
     assert validate(client, model).status_code == 200
     ask(client, model, 1)
     assert code_of(validate(client, model, forget={"classes": [2]})) == "quota_exceeded"
+
+
+def test_whom_a_pending_request_answers_is_told_what_is_in_front_of_that_one(client: TestClient, model: Json) -> None:
+    """Not what came after it: that waits for it, and what it forgets is not gone by then."""
+    older, answering, _younger = (ask(client, model, k).json() for k in (0, 1, 2))
+    plan = validate(client, model, on_conflict="use_existing").json()
+    assert plan["answered_by"] == answering["id"]
+    assert (plan["behind"], plan["requests_in_front"]) == ([older["id"]], 1)
+    assert plan["cumulative_forget"]["classes"] == [0, 1]
