@@ -245,6 +245,14 @@ def demo(
     raise typer.Exit(1 if faults else 0)
 
 
+def _why_no_database(error: Exception) -> str:
+    """The driver's own words, which name host and user and no password. Raises: what is no such error."""
+    known = sys.modules.get("sqlalchemy.exc")  # most commands never import it, and it takes long
+    if known is None or not isinstance(error, known.OperationalError):
+        raise error
+    return str(error.orig).strip().partition("\n")[0]
+
+
 def main() -> None:
     """The `expunge` command. A mistake of the user's is a sentence, not a traceback."""
     from pydantic import ValidationError
@@ -263,6 +271,8 @@ def main() -> None:
     except OSError as error:
         what = error.filename or "a file"
         err.print(f"[red]expunge:[/] {escape(str(what))}: {error.strerror}", highlight=False, soft_wrap=True)
+    except Exception as error:
+        err.print(f"[red]expunge:[/] the database: {escape(_why_no_database(error))}", highlight=False, soft_wrap=True)
     else:
         return
     sys.exit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from functools import lru_cache
@@ -166,7 +167,12 @@ class Settings(BaseSettings):
         default=None,
         description="folder of networks for FID, KID, IS and CLIP similarity of drawn or completed images; unset: none",
     )
-    stop_grace_seconds: float = Field(default=10.0, gt=0, description="between asking an engine to stop and killing it")
+    stop_grace_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="that an engine has to save a step checkpoint when its worker drains or its request is paused, before it "
+        "is killed; less than whoever stops the worker waits. A cancelled one has 10 s at most",
+    )
 
     signer_socket: str = Field(default="", description="the signer's local socket; empty: data_dir/signer.sock")
     signing_key: Path | None = Field(
@@ -373,8 +379,11 @@ def reference() -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-    return "unset" if value in (None, "") else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    value = field.get_default(call_default_factory=True)
+    value = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(value, tuple | dict | bool):
+        value = json.dumps(value)  # as it is to be written
+    return "unset" if value in (None, "") else f"`{value}`"
 
 
 if __name__ == "__main__":

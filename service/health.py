@@ -47,9 +47,9 @@ def _head() -> str:
 
 
 @router.get("/healthz", dependencies=[PUBLIC], response_model=Health, summary="The process answers")
-def healthz() -> Health:
+async def healthz() -> Health:
     """Asks nothing of the database: a liveness probe must not restart a healthy process."""
-    return Health()
+    return Health()  # async: while the database hangs, every thread for requests may be waiting for it
 
 
 @router.get(

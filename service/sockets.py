@@ -91,6 +91,8 @@ def _answer(connection: socket.socket, desks: Mapping[str, Desk]) -> None:
             if not _same_user(connection):
                 _send(connection, {"refused": "only the service's own user may ask"})
                 return
+            if not connection.recv(1, socket.MSG_PEEK):
+                return  # a probe: it wanted to know that somebody listens
             ((name, question),) = _receive(connection).items()
             connection.settimeout(ANSWERING_SECONDS)
             if name not in desks:

@@ -93,6 +93,12 @@ METRICS = (
     ),
     Metric("expunge_verification_failed_total", "counter", "exporter", "results that verification did not pass", ("verdict",)),
     Metric(
+        "expunge_webhooks_overdue_seconds",
+        "gauge",
+        "exporter",
+        "how long the webhook message that is due longest has waited for a sender; 0: none is due",
+    ),
+    Metric(
         "expunge_ledger_ok",
         "gauge",
         "exporter",
@@ -144,8 +150,6 @@ def reference() -> str:
             "",
             *head,
             *exporter,
-            "",
-            "A backlog of webhooks is not here: this release sends none.",
             "",
             "`expunge_ledger_ok` compares the ledger with itself and with its signed checkpoints, by this installation's keys",
             "where the exporter can read them (`EXPUNGE_PUBLIC_KEY`). Who can change both is not seen here; `expunge verify",

@@ -22,6 +22,7 @@ from service.tables import RequestCompliance, UnlearnRequest
 from service.telemetry.attempts import Runs
 from service.telemetry.catalogue import BY_NAME
 from service.telemetry.ledger import Check
+from service.webhooks import deliveries
 from service.workers import repository as workers
 
 log = logging.getLogger("expunge.exporter")
@@ -54,7 +55,12 @@ class Database(Collector):
         with self._turn:
             try:
                 with db.snapshot() as session:
-                    families = [*self._requests(session), *self._deadlines(session), *self._book(session)]
+                    families = [
+                        *self._requests(session),
+                        *self._deadlines(session),
+                        *self._webhooks(session),
+                        *self._book(session),
+                    ]
                     self._runs.count(session)
             except SQLAlchemyError as error:
                 log.warning("scrape.failed", extra={"kind": type(error).__name__})
@@ -111,6 +117,11 @@ class Database(Collector):
         yield _family(
             "expunge_deadlines_overdue", session.scalars(select(func.count()).select_from(RequestCompliance).where(*late)).one()
         )
+
+    def _webhooks(self, session: OrmSession) -> Iterator[Family]:
+        first = deliveries.due_since(session)
+        late = (db.now(session) - first).total_seconds() if first is not None else 0.0
+        yield _family("expunge_webhooks_overdue_seconds", max(late, 0.0))
 
     def _book(self, session: OrmSession) -> Iterator[Family]:
         seen = self._ledger.look(session)

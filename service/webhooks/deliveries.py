@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import and_, bindparam, delete, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, or_, select, update
 from sqlalchemy.orm import Session as OrmSession
 
 from service import tenancy
@@ -128,6 +128,11 @@ def due(session: OrmSession, *, limit: int, busy: Mapping[str, str] | None = Non
         found.append((turns[project], at, delivery))
         turns[project] += 1
     return [delivery for _, _, delivery in sorted(found)[:limit]]
+
+
+def due_since(session: OrmSession) -> datetime | None:
+    """Since when the delivery that has waited longest for a sender might have been attempted; None: there is none."""
+    return session.scalars(select(func.min(WebhookDelivery.next_attempt_at)).where(_may_be_taken(now(session)))).one()
 
 
 def take(session: OrmSession, delivery_id: str) -> Taken | None:

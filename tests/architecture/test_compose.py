@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.service.storage_server import KEY, SECRET, client
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -34,6 +39,35 @@ def test_the_file_is_of_the_compose_specification() -> None:
         )
 
 
+def test_each_image_is_built_by_one_service_of_a_profile() -> None:
+    """Compose builds side by side, and a second build of a name fails: on the very first `up` there is."""
+    for profile in ("cpu", "gpu"):
+        started = [s for s in OURS.values() if profile in s.get("profiles", [profile])]
+        built = [s["image"] for s in started if "build" in s]
+        assert sorted(built) == sorted({s["image"] for s in started}) == ["expunge-service", "expunge-worker"]
+
+
+def test_a_new_store_gets_the_buckets_that_are_used(s3_url: str, tmp_path: Path) -> None:
+    """Nobody else makes them: the first run would end as `store_refused`."""
+    environment = SERVICES["buckets"]["environment"]
+    command = [sys.executable, *SERVICES["buckets"]["command"][1:]]
+    surroundings = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "EXPUNGE_STORE_ENDPOINT_URL": s3_url}
+    used = {urlsplit(environment["EXPUNGE_STORE_URL"]).netloc, *re.findall('"s3://([a-z]+)', environment["EXPUNGE_SOURCES"])}
+    for _ in range(2):  # at every start
+        subprocess.run(command, env=surroundings, check=True)
+    assert used == {"expunge", "models"}
+    assert used <= {bucket["Name"] for bucket in client(s3_url).list_buckets()["Buckets"]}
+    for name in ("api", *WORKERS):
+        assert SERVICES[name]["depends_on"]["buckets"] == {"condition": "service_completed_successfully"}
+
+
+def test_a_worker_has_time_to_drain_and_memory_that_its_ranks_share() -> None:
+    for name in WORKERS:
+        minutes = int(SERVICES[name]["stop_grace_period"].removesuffix("m"))
+        assert float(SERVICES[name]["environment"]["EXPUNGE_STOP_GRACE_SECONDS"]) + 30 <= minutes * 60
+        assert SERVICES[name]["shm_size"] == "8gb"
+
+
 def test_what_services_refer_to_is_there() -> None:
     for name, service in SERVICES.items():
         assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
@@ -43,7 +77,7 @@ def test_what_services_refer_to_is_there() -> None:
 
 
 def test_our_containers_cannot_write_their_root_nor_gain_rights() -> None:
-    assert set(OURS) == {"migrate", "signer", "api", "exporter", *WORKERS}
+    assert set(OURS) == {"buckets", "migrate", "signer", "api", "exporter", *WORKERS}
     for name, service in OURS.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -108,6 +142,26 @@ def test_everything_that_stays_up_has_a_health_check() -> None:
 @pytest.mark.parametrize("name", ["api", "exporter", *WORKERS])
 def test_the_migration_runs_before(name: str) -> None:
     assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+
+
+def test_only_who_works_with_the_database_can_open_it() -> None:
+    holders = {name for name, s in OURS.items() if "expunge_database_url" in s["secrets"]}
+    assert holders == {"migrate", "api", "exporter", *WORKERS}
+
+
+def test_the_signer_is_healthy_when_somebody_listens_and_not_when_a_socket_was_left_behind(tmp_path: Path) -> None:
+    path = str(tmp_path / "s.sock")
+    check = [part.replace("/signer/signer.sock", path) for part in SERVICES["signer"]["healthcheck"]["test"][1:]]
+
+    def healthy() -> bool:
+        return subprocess.run([sys.executable, *check[1:]], capture_output=True, check=False).returncode == 0
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        assert healthy()
+    assert Path(path).is_socket()
+    assert not healthy()
 
 
 def test_only_the_signer_mounts_the_key() -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from sqlalchemy import text
+from fastapi.testclient import TestClient
+from sqlalchemy import make_url, text
 
 from service import db
 from service.config import SECRETS_DIR, Settings
 from service.requests.lifecycle import HOLDS_LINEAGE
+from tests.support import ask, register
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -162,8 +164,22 @@ def test_every_pod_has_a_network_policy_below_one_that_denies_all() -> None:
     assert {f"expunge-{name}" for name in policies} == set(WORKLOADS)
 
 
+def test_the_owner_of_the_tables_logs_in_to_migrate_and_for_nothing_else() -> None:
+    mounted = {name: {v["secret"]["secretName"] for v in pod(name)["volumes"] if "secret" in v} for name in WORKLOADS}
+    assert mounted.pop("expunge-migrate") == {"expunge-migrate"}
+    assert set(map(frozenset, mounted.values())) == {frozenset({"expunge"})}
+    urls = {one["metadata"]["name"]: one["stringData"]["expunge_database_url"] for one in NATIVE if one["kind"] == "Secret"}
+    assert {name: make_url(url).username for name, url in urls.items()} == {
+        "expunge-migrate": "expunge_owner",
+        "expunge": "expunge_service",
+    }
+
+
 def test_a_worker_has_time_to_drain_and_a_gpu() -> None:
-    assert pod("expunge-worker")["terminationGracePeriodSeconds"] >= 300
+    [config] = [one for one in NATIVE if one["kind"] == "ConfigMap"]
+    grace = pod("expunge-worker")["terminationGracePeriodSeconds"]
+    assert grace >= 300
+    assert float(config["data"]["EXPUNGE_STOP_GRACE_SECONDS"]) + 30 <= grace
     assert containers("expunge-worker")[0]["resources"]["limits"]["nvidia.com/gpu"] >= 1
 
 
@@ -177,3 +193,20 @@ def test_the_queues_length_is_a_query_that_both_schemas_answer(database: str) ->
     assert all(f"'{status}'" in query for status in {"queued", *HOLDS_LINEAGE})
     with db.reading() as session:
         assert session.execute(text(query)).scalar_one() == 0
+    assert scaled["spec"]["minReplicaCount"] >= 1  # nobody else has the ledger signed, sends webhooks or watches deadlines
+
+
+def test_requests_that_wait_for_one_another_call_for_one_worker(client: TestClient, tmp_path: Path) -> None:
+    [scaled] = [one for one in KEDA if one["kind"] == "ScaledObject"]
+    query = text(scaled["spec"]["triggers"][0]["metadata"]["query"])
+    model = register(client, tmp_path)
+    for name in (0, 1, 2):
+        assert ask(client, model, name).status_code == 202
+    with db.reading() as session:
+        assert session.execute(query).scalar_one() == 1
+
+
+def test_the_signer_is_probed_by_a_connection_and_not_by_its_file() -> None:
+    [signer] = containers("expunge-signer")
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert "connect('/signer/signer.sock')" in signer[probe]["exec"]["command"][-1]

@@ -127,6 +127,18 @@ def test_names_in_square_brackets_are_names(monkeypatch: pytest.MonkeyPatch) -> 
     assert "the classes are [/x], [dog]" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("migrate",), 3), (("keys", "bootstrap"), 3), (("gc",), 3), (("worker",), 2)]
+)
+def test_a_database_that_is_away_is_a_sentence_not_a_traceback(tmp_path: Path, arguments: tuple[str, ...], status: int) -> None:
+    url = "postgresql://somebody:a-password@127.0.0.1:9/expunge"
+    done = run(*arguments, EXPUNGE_DATABASE_URL=url, EXPUNGE_DATA_DIR=str(tmp_path))
+    assert done.returncode == status
+    assert "database" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "a-password" not in done.stderr + done.stdout
+
+
 def test_verify_passes_the_verifier_s_status_on(tmp_path: Path) -> None:
     done = run("verify", str(tmp_path / "nowhere"), "--key", str(tmp_path / "nokey"), "--json")
     assert done.returncode == 2

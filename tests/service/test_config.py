@@ -19,6 +19,12 @@ def test_the_reference_is_what_the_settings_say() -> None:
     assert REFERENCE.read_text() == reference()
 
 
+def test_a_default_is_written_as_it_would_be_set() -> None:
+    rows = dict(re.findall(r"^\| `EXPUNGE_(\w+)` \| (\S.*?) \|", reference(), re.M))
+    assert (rows["JWT_ROLE_MAP"], rows["JWT_ALGORITHMS"], rows["SOURCES"]) == ("`{}`", '`["RS256", "ES256"]`', "`[]`")
+    assert (rows["BIND_IN_CONTAINER"], rows["DATABASE_URL"], rows["PORT"]) == ("`false`", "unset", "`8000`")
+
+
 def test_every_setting_is_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 

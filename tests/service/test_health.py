@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from service.config import get_settings
 from tests.support import LOCAL_URL, code_of
 
 OK = {"status": "ok", "missing": []}
+THREADS = 40
+"""That Starlette has for requests which may block."""
 
 
 @pytest.fixture
@@ -64,6 +68,31 @@ def test_without_a_database_nothing_is_ready_and_the_process_is_still_alive(
     assert response.headers["Retry-After"]
     assert client.get("/healthz").status_code == 200
     monkeypatch.undo()
+
+
+@pytest.mark.one_database
+def test_the_process_answers_while_all_of_its_threads_wait_for_the_database(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, waiting = threading.Event(), threading.Semaphore(0)
+
+    def hangs() -> None:
+        waiting.release()
+        back.wait(30)
+
+    monkeypatch.setattr(migrate, "current", hangs)
+    asked = [threading.Thread(target=client.get, args=("/readyz",)) for _ in range(THREADS)]
+    try:
+        for thread in asked:
+            thread.start()
+        assert all(waiting.acquire(timeout=30) for _ in asked)
+        began = time.monotonic()
+        assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - began < 5  # seconds: a probe's patience
+    finally:
+        back.set()
+        for thread in asked:
+            thread.join()
 
 
 @pytest.mark.one_database

@@ -11,7 +11,7 @@ import sys
 import threading
 
 from celery.signals import setup_logging
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from service import logs, migrate
 from service.access import names
@@ -65,6 +65,9 @@ def main(command: launch.Command = launch.torchrun) -> int:
         names.require_own()
     except (NotMigrated, names.NameTaken) as error:
         log.critical("worker.refused", extra={"why": str(error)})
+        return 2
+    except OperationalError as error:
+        log.critical("worker.refused", extra={"why": "the database does not answer", "kind": type(error.orig).__name__})
         return 2
     room = make_room(settings, command)
     app = make_app(settings)

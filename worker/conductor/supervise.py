@@ -35,6 +35,8 @@ LARGEST_COUNT = 2**31 - 1
 ENGINE_SPANS = frozenset({"engine.unlearn", "engine.verify"})
 CLOCK_SECONDS = 5.0
 """A host's clock may be set meanwhile."""
+CANCEL_SECONDS = 10.0
+"""A cancelled run has no step checkpoint to save: whatever time a drain gets, who cancels does not wait for it."""
 
 How = Literal["exited", "cancelled", "paused", "drained", "lost", "stalled"]
 
@@ -168,11 +170,12 @@ def _ask_to_stop(process: subprocess.Popen[bytes], heart: Heart, settings: Setti
     if how in ("lost", "stalled"):
         return
     process.terminate()
-    deadline = time.monotonic() + settings.stop_grace_seconds
+    grace = min(settings.stop_grace_seconds, CANCEL_SECONDS) if how == "cancelled" else settings.stop_grace_seconds
+    deadline = time.monotonic() + grace
     while process.poll() is None and time.monotonic() < deadline and not heart.lost.is_set():
         time.sleep(POLL_SECONDS)
     if process.poll() is None:
-        log.warning("stage.killed", extra={"request": heart.lease.request_id, "grace": settings.stop_grace_seconds})
+        log.warning("stage.killed", extra={"request": heart.lease.request_id, "grace": grace})
 
 
 def _clear(process: subprocess.Popen[bytes], tree: Tree, lease: Lease) -> None:

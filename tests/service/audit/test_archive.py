@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from datetime import timedelta
@@ -37,6 +40,20 @@ def unpack(client: TestClient, folder: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(answer.content)) as packed:
         packed.extractall(folder, filter="data")
     return folder / "ledger"
+
+
+def test_what_the_operations_guide_says_after_a_restore_works_as_it_is_written(client: TestClient, tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
+    [fetch] = re.findall(r"^ +curl -s \S+/audit/export\.tar \| (tar [^#\n]*?) *(?:#.*)?$", guide, re.M)
+    [verify] = re.findall(r"^ +expunge (verify ledger \S+ --policy \S+)$", guide, re.M)
+    grow(3)
+    logs.notary().round()
+    (tmp_path / "kept.policy").write_text(client.get("/audit/policy").text)
+    subprocess.run(fetch.split(), input=client.get("/audit/export.tar").content, cwd=tmp_path, check=True)
+    command = [sys.executable, "-m", "service.verifier", *verify.split()[1:]]
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run(command, cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def lines(path: Path) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import threading
 from collections.abc import Iterator
@@ -232,6 +233,20 @@ def socket_log(signer: LogSigner, tmp_path: Path) -> Iterator[SocketLog]:
     yield SocketLog(path)
     stop.set()
     thread.join(10)
+
+
+def test_a_probe_that_asks_nothing_is_no_lost_connection(socket_log: SocketLog, caplog: pytest.LogCaptureFixture) -> None:
+    """A health check comes every few seconds, and would fill the log."""
+    for said in (b"", b"\0"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(socket_log._path)
+            probe.sendall(said)
+    socket_log.about()  # its turn comes after theirs began
+    waited = threading.Event()
+    for _ in range(100):
+        if "connection.lost" in caplog.messages or waited.wait(0.1):
+            break
+    assert caplog.messages.count("connection.lost") == 1  # of the one that began a question and hung up
 
 
 def test_the_socket_signs_and_refuses_like_the_signer_behind_it(socket_log: SocketLog, signer: LogSigner) -> None:

@@ -20,10 +20,11 @@ from service.config import get_settings
 from service.requests import endings, leases
 from service.requests.endings import Problem
 from service.requests.leases import Lease
-from service.tables import Attempt, UnlearnRequest, Worker
+from service.tables import Attempt, UnlearnRequest, WebhookEndpoint, Worker
 from service.telemetry import exporter, http, serving
 from service.telemetry.attempts import Run, phase_seconds
 from service.telemetry.catalogue import METRICS, reference
+from service.webhooks import deliveries
 from tests.service.audit.logs import notary
 from tests.worker.conductor import house as h
 
@@ -146,6 +147,24 @@ def test_runs_are_counted_once_and_again_after_a_restart(house: h.House, metrics
     seconds = metrics.get_sample_value("expunge_gpu_seconds_total", {"gpu_class": "default"})
     assert seconds is not None
     assert 400 <= seconds < 500  # 4 GPUs for 100 s and a little
+
+
+def test_a_webhook_that_nobody_sends_is_overdue(house: h.House, metrics: CollectorRegistry) -> None:
+    name = "expunge_webhooks_overdue_seconds"
+    with db.transaction() as session:
+        at = db.now(session)
+        endpoint = WebhookEndpoint(id="whe_1", project_id="default", url="https://a.example", description="", event_types=[])
+        endpoint.secret, endpoint.created_at, endpoint.created_by = b"s", at, "user:local"
+        session.add(endpoint)
+        session.flush()
+        later = deliveries.fresh("whe_1", "default", "msg_1", "a.b", "{}", at + timedelta(hours=1))
+        session.add(later)
+    assert metrics.get_sample_value(name) == 0  # it is not its turn
+    with db.transaction() as session:
+        session.add(deliveries.fresh("whe_1", "default", "msg_2", "a.b", "{}", at - timedelta(minutes=15)))
+    late = metrics.get_sample_value(name)
+    assert late is not None
+    assert 900 <= late < 960
 
 
 def test_the_phases_of_a_run_add_up_to_its_length(database: str) -> None:

@@ -30,7 +30,7 @@ from service.requests.endings import Problem
 from service.requests.seeds import verification_secret
 from service.tables import Checkpoint, CheckpointFile, Dataset, Model, ModelVersion
 from tests.worker.conductor import house as h
-from worker.conductor import heart, outcomes, pipeline, workspace
+from worker.conductor import heart, outcomes, pipeline, supervise, workspace
 from worker.conductor.pipeline import Room
 from worker.contract import Spec
 
@@ -538,6 +538,19 @@ def test_cancelling_a_running_request_kills_every_process_first(
     assert h.attempts(request_id)[0].outcome == "cancelled"
     assert h.actions(request_id)[-2:] == ["run.stopped", "unlearning.request.closed"]
     assert nothing_left(room, request_id)
+
+
+@one_database
+def test_who_cancels_does_not_wait_for_the_time_that_a_drain_gets(
+    house: h.House, background: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "CANCEL_SECONDS", 0.5)
+    room = h.make_room(stop_grace_seconds=600)
+    request_id = h.ask(house, unlearn="long", deaf=True)
+    outcome, _ = h.start(request_id, room, background)
+    h.withdraw(request_id)
+    h.until(lambda: outcome)
+    assert outcome == ["cancelled"]
 
 
 def test_a_cancelled_queued_request_is_never_claimed(house: h.House) -> None:
