@@ -39,9 +39,13 @@ TARGETS: Mapping[str, tuple[float | None, str]] = {
 PARTS = ("speed", "digits", "cifar", "ranks")
 
 
-def of_digits(quick: bool, on: str = "cpu", few: Sequence[int] = (2, 3, 8)) -> dict[str, Any]:
+def of_digits(
+    quick: bool, on: str = "cpu", few: Sequence[int] = (2, 3, 8), *, seeds: int = 3, preset: str | None = None,
+    policy: str = digits.BASIC,
+) -> dict[str, Any]:  # fmt: skip
     """Figures of forgetting every digit (`few` of them) on a device."""
-    rows = digits.measure(few if quick else range(10), [0] if quick else [0, 1, 2], {}, on=on)
+    params = {} if preset is None else {"preset": preset}
+    rows = digits.measure(few if quick else range(10), range(1 if quick else seeds), params, policy, on=on)
     return {
         "digits_worst_forget_upper95": max(r["forget_upper95"] for r in rows),
         "digits_worst_retain_drop_points": max(r["retain_drop_upper95_points"] for r in rows),
@@ -83,6 +87,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1 seed, 3 digits, 3 classes, a fifth of the data for speed")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure these parts alone")
+    parser.add_argument("--seeds", type=int, default=3, help="of the digits")
+    parser.add_argument("--preset", help="of the digits, in place of the default one")
+    parser.add_argument("--policy", default=digits.BASIC, help="that judges the digits")
     asked = parser.parse_args()
     parts, began = asked.only or list(PARTS), time.monotonic()
     figures: dict[str, Any] = {"quick": asked.quick}
@@ -94,7 +101,7 @@ def main() -> int:
             print(f"skipped speed and cifar: {missing}")
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "speed": lambda: of_speed(data, asked.quick) if data else {},
-        "digits": lambda: of_digits(asked.quick),
+        "digits": lambda: of_digits(asked.quick, seeds=asked.seeds, preset=asked.preset, policy=asked.policy),
         "cifar": lambda: of_cifar(data, asked.quick) if data else {},
         "ranks": lambda: {"two_rank_efficiency": ranks.measure(5 if asked.quick else 20, 1 if asked.quick else 3)},
     }

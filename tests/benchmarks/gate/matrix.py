@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,23 +12,24 @@ from typing import Any
 
 from tests.benchmarks.gate.fakes import Fake
 from tests.benchmarks.gate.subjects import Stage
+from tests.benchmarks.policies import packaged
 from tests.benchmarks.sfron.jobs import Subject, make_job
 from worker.contract import Environment, JobDirectory, Manifest, Policy, Report, document_digest, tree_digest
 from worker.engine import registry, verify
 from worker.engine.distributed import Ranks
 from worker.engine.files import entries, write_document
 
-POLICIES = Path(__file__).resolve().parents[3] / "service" / "policies"
 MISSING = "samples missing"
 
 
 def policy(name: str, kind: str) -> Policy:
     """A packaged policy as a request of that kind of model gets it; but that noise is forbidden, which it leaves open."""
-    part = json.loads((POLICIES / f"{name}.json").read_bytes())["kinds"][kind]
-    for check in part["checks"]:
-        if check["verifier"] == "form_of_forgetting":
-            check["params"]["forbid_noise"] = True
-    return Policy.model_validate({"name": name, "kind": kind, **part})
+    named = packaged(name, kind)
+    checks = [
+        c.model_copy(update={"params": {**c.params, "forbid_noise": True}}) if c.verifier == "form_of_forgetting" else c
+        for c in named.checks
+    ]
+    return named.model_copy(update={"checks": tuple(checks)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every digit of the example model in turn: forgotten by the default preset, judged by the policy that ships."""
+"""Every digit of the example model in turn: forgotten by a preset, by default the default one, judged by a packaged policy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.policies import packaged
 from tests.benchmarks.sfron.jobs import Subject, device, make_job, run_unlearning, run_verification
-from worker.contract import Policy, Report
+from worker.contract import Report
 from worker.examples.digits.__main__ import lay_out
 
-POLICY = Path(__file__).resolve().parents[3] / "service" / "policies" / "basic-v1.json"
+BASIC = "basic-v1"
 
 
 def subject(folder: Path) -> Subject:
@@ -33,6 +34,7 @@ def figures_of(report: Report) -> dict[str, Any]:
     forget = found["forget_rate", "unlearning_accuracy", "candidate"]
     drop = found["retain_accuracy", "retain_accuracy_drop", "candidate"]
     ratio = next(f for (check, _, _), f in found.items() if check == "feature_distance")
+    taught = next((f for (check, _, _), f in found.items() if check == "relearning"), None)
     return {
         "verdict": report.verdict,
         "forget_hits": forget.count,
@@ -41,21 +43,24 @@ def figures_of(report: Report) -> dict[str, Any]:
         "retain_drop_upper95_points": 100 * (drop.upper95 or 0.0),
         "feature_ratio": ratio.value,
         "feature_ratio_upper95": ratio.upper95,
+        "relearning_ratio": None if taught is None else taught.value,
+        "relearning_ratio_lower95": None if taught is None else taught.lower95,
+        "refused_by": sorted({f.check for f in found.values() if f.passed is not True}),
     }
 
 
 def measure(
-    digits: Sequence[int], seeds: Sequence[int], params: dict[str, Any], method: str = "sfron", on: str = "cpu"
+    digits: Sequence[int], seeds: Sequence[int], params: dict[str, Any], judged_by: str = BASIC, on: str = "cpu"
 ) -> list[dict[str, Any]]:
     """One row a digit and seed."""
-    policy = Policy.model_validate_json(POLICY.read_bytes())
+    named = packaged(judged_by, "generator")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = subject(Path(folder) / "example")
         for seed in seeds:
             for digit in digits:
                 job = make_job(
-                    Path(folder) / f"{seed}-{digit}", model, method, params, seed=seed, policy=policy, forget_classes=(digit,)
+                    Path(folder) / f"{seed}-{digit}", model, "sfron", params, seed=seed, policy=named, forget_classes=(digit,)
                 )
                 manifest = run_unlearning(job, device(on))
                 report = run_verification(job, device(on))
@@ -73,7 +78,13 @@ def measure(
                     f"digit {digit} seed {seed}: {row['verdict']}  forget ≤ {row['forget_upper95']:.3f}  "
                     f"drop {row['retain_drop_points']:+.2f} (≤ {row['retain_drop_upper95_points']:.2f}) points  "
                     f"distance ratio {row['feature_ratio']:.2f} (≤ {row['feature_ratio_upper95']:.2f})  "
-                    f"{row['seconds_prepare']:.1f} + {row['seconds_unlearn']:.1f} s",
+                    f"{_relearned(row)}{row['seconds_prepare']:.1f} + {row['seconds_unlearn']:.1f} s  "
+                    f"{', '.join(row['refused_by'])}",
                     flush=True,
                 )
     return rows
+
+
+def _relearned(row: dict[str, Any]) -> str:
+    ratio = row["relearning_ratio"]
+    return "" if ratio is None else f"relearning {ratio:.3f} (≥ {row['relearning_ratio_lower95']:.3f})  "
