@@ -117,7 +117,8 @@ class Gate:
         return await run_in_threadpool(refuse, self._owner, error, scope["path"])
 
     def _public(self, method: str, path: str) -> bool:
-        """The first route that fits decides, as it will be the one that answers."""
+        """The first route that fits decides, as it will be the one that answers; a line break fits no route's pattern."""
+        path = path.replace("\n", " ")  # below a public path it is not found, for whoever asks
         if path in DOCUMENTS or path.startswith(DOCUMENT_FILES):
             return True
         return next((public for methods, regex, public in self._routes if method in methods and regex.match(path)), False)

@@ -64,6 +64,11 @@ def test_every_route_says_whom_it_is_for_and_only_the_named_ones_are_public() ->
     assert {route.name for route in routes() if isinstance(declared(route)[0], Public)} == PUBLIC
 
 
+def test_below_a_public_path_nothing_asks_for_credentials(guarded: TestClient) -> None:
+    """No route's pattern fits a line break, so the gate took it for something of somebody's: 401, which is not described."""
+    assert guarded.get("/audit/tile/x/%0Ay").status_code == 404
+
+
 def test_the_walk_misses_no_operation() -> None:
     """What the app answers is what its document lists, and that is what is walked here."""
     document = application.create_app().openapi()
