@@ -30,10 +30,10 @@ test: $(STAMP)   ## Run the whole default suite.
 attacks: $(STAMP) ## Every attack on a ledger, a certificate, a receipt and a dossier; the last line counts what went unseen.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attacks $(ARGS)
 
-faults: $(STAMP) ## Fifteen fault-injection tests on both stacks, and three controls; about an hour (QUICK=1: small, SEEDS=5: five seeds).
+faults: $(STAMP) ## Fifteen fault-injection tests on both stacks, and three controls; 35 minutes (QUICK=1: small, SEEDS=5: five seeds).
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --seeds $(or $(SEEDS),1) $(if $(QUICK),--short) $(ARGS)
 
-chaos: $(STAMP)  ## 200 faults at random moments over 50 requests, on each stack; 60 minutes (QUICK=1: 10).
+chaos: $(STAMP)  ## 200 faults at random moments over 50 requests, on each stack; 60 minutes (QUICK=1: 10; ARGS='--story 10': one of the stories).
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(QUICK),--quick) $(ARGS)
 
 fuzz: $(STAMP)   ## Schemathesis against a real server, as each role; 5 minutes (ARGS='--seconds 1800' for more).
