@@ -71,7 +71,9 @@ class Sweeper:
     room: Room
     bells: Bells = field(default_factory=Bells)
     healthy_since: float | None = None
-    """Since when (seconds, monotonic) the database has answered without a gap."""
+    """Since when (seconds, monotonic) the database has answered without a gap, and this sweeper has been awake."""
+    awake_at: tuple[float, float] | None = None
+    """When it was last seen to be awake: monotonic, which stands still while a machine sleeps, and the wall's clock."""
     directories_at: float = 0.0
     caches_at: float = 0.0
     deadlines_at: float = 0.0
@@ -87,6 +89,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """One round. A database or a broker that does not answer spoils a round, never the sweeper."""
+        self._notice_sleep()
         try:
             with db.reading() as session:
                 held, due = outbox.held(session), self._due(session)
@@ -169,9 +172,22 @@ class Sweeper:
                 self._reap(one, "its worker fell silent and the lease ran out", only_expired=True)
 
     def _may_judge(self) -> bool:
-        """After a database outage every lease looks expired: their holders get one lease's time to renew."""
+        """After a database outage every lease looks expired: their holders get one lease's time to renew.
+
+        So it is after a sleep of this process, of its machine with the laptop's lid closed, or a jump of the clock: the holder
+        may be this very worker, whose heart beats again in a moment.
+        """
+        self._notice_sleep()  # it may have slept since the leases were read
         healthy = self.healthy_since
         return healthy is not None and time.monotonic() - healthy >= self.room.settings.lease_seconds
+
+    def _notice_sleep(self) -> None:
+        settings, now, last = self.room.settings, (time.monotonic(), time.time()), self.awake_at
+        self.awake_at = now
+        # A lease that was renewed up to the moment it fell asleep may be over after any longer sleep.
+        longest = max(settings.lease_seconds - 2 * settings.renew_seconds, settings.lease_seconds / 2)
+        if last is not None and max(now[0] - last[0], now[1] - last[1]) > longest:
+            self.healthy_since = None
 
     def _reap(self, one: Held, reason: str, *, only_expired: bool) -> None:
         with db.transaction() as session:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def rung(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def sweeper(database: str) -> Sweeper:
-    room = h.make_room(lease_seconds=0.4, renew_seconds=0.2)
+    room = h.make_room(lease_seconds=1.0, renew_seconds=0.1)
     return Sweeper(bell.make_app(room.settings), room)
 
 
@@ -108,19 +109,44 @@ def test_an_expired_lease_is_judged_only_after_a_lease_of_unbroken_health(
 ) -> None:
     request_id = claimed_by(ELSEWHERE, tmp_path)
     h.expire_lease(request_id)
-    sweeper.sweep()
+    awake(sweeper, 0.6)
     assert h.request(request_id).status == "running"
-    time.sleep(0.3)
     with monkeypatch.context() as outage:
         outage.setattr(outbox, "held", lambda _session: (_ for _ in ()).throw(OperationalError("x", {}, Exception("away"))))
         sweeper.sweep()
-    time.sleep(0.2)
-    sweeper.sweep()  # 0.5 s since the first look, but none since the outage
+    awake(sweeper, 0.5)  # 1.1 s since the first look, but none since the outage
     assert h.request(request_id).status == "running"
-    time.sleep(0.45)
-    sweeper.sweep()
-    assert h.request(request_id).status == "queued"
+    awake_until(sweeper, lambda: h.request(request_id).status == "queued")
     assert h.attempts(request_id)[0].outcome == "lost"
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
+def test_a_sweeper_that_slept_judges_nobody_for_another_lease(
+    sweeper: Sweeper, rung: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: str
+) -> None:
+    """With its process, or with its machine, whose monotonic clock may have stood still: the holder may have slept with it."""
+    awake_until(sweeper, sweeper._may_judge)
+    request_id = claimed_by(ELSEWHERE, tmp_path)
+    h.expire_lease(request_id)
+    real = getattr(time, clock)
+    monkeypatch.setattr(time, clock, lambda: real() + 3600)
+    sweeper.sweep()
+    assert h.request(request_id).status == "running"
+    awake_until(sweeper, lambda: h.request(request_id).status == "queued")
+
+
+def awake(sweeper: Sweeper, seconds: float) -> None:
+    """Sweeps for so long, without a pause that it could take for sleep."""
+    until = time.monotonic() + seconds
+    awake_until(sweeper, lambda: time.monotonic() >= until)
+
+
+def awake_until(sweeper: Sweeper, what: Callable[[], bool]) -> None:
+    def swept() -> bool:
+        sweeper.sweep()
+        return what()
+
+    h.until(swept, 20.0)
 
 
 def test_a_dead_process_of_this_host_loses_its_lease_at_once(sweeper: Sweeper, rung: list[str], tmp_path: Path) -> None:
