@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Test processes side by side, each on one thread: two small networks on two cores beat one network on both. Files in their order,
-# so that the journeys through the whole service, minutes each, do not come last, on one core alone.
-JOBS   ?= 2
+# Test processes side by side, each on one thread: two small networks on two cores beat one network on both, and while the journeys
+# through the whole service wait, a third one works. Files in their order, so that these, minutes each, do not come last.
+JOBS   ?= 3
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
