@@ -17,6 +17,7 @@ from typing import Any
 
 # Before torch is loaded, as the engine's own entry does.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

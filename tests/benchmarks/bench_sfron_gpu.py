@@ -22,6 +22,7 @@ from typing import Any
 
 # Before torch is loaded, and before cuBLAS is: as the engine's own entry does.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
