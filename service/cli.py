@@ -245,11 +245,11 @@ def demo(
     raise typer.Exit(1 if faults else 0)
 
 
-def _why_no_database(error: Exception) -> str:
-    """The driver's own words, which name host and user and no password. Raises: what is no such error."""
+def _why_no_database(error: Exception) -> str | None:
+    """The driver's own words, which name host and user and no password. None: it is another error."""
     known = sys.modules.get("sqlalchemy.exc")  # most commands never import it, and it takes long
     if known is None or not isinstance(error, known.OperationalError):
-        raise error
+        return None
     return str(error.orig).strip().partition("\n")[0]
 
 
@@ -272,7 +272,9 @@ def main() -> None:
         what = error.filename or "a file"
         err.print(f"[red]expunge:[/] {escape(str(what))}: {error.strerror}", highlight=False, soft_wrap=True)
     except Exception as error:
-        err.print(f"[red]expunge:[/] the database: {escape(_why_no_database(error))}", highlight=False, soft_wrap=True)
+        if (why := _why_no_database(error)) is None:
+            raise
+        err.print(f"[red]expunge:[/] the database: {escape(why)}", highlight=False, soft_wrap=True)
     else:
         return
     sys.exit(3)

@@ -6,38 +6,29 @@ The first preset that names a family, and what is forgotten, is the default ther
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from worker.engine.method import Preset
 
+DIGITS: Mapping[str, Any] = {
+    "iterations": 50,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "decay": "linear",
+    "clip": 1.0,
+    "alpha_forget": 8.0,
+    "saliency": "share",
+    "share": 0.08,
+    "precision": "fp32",
+}
+
 PRESETS: Mapping[str, Preset] = {
     "ddpm": Preset(
-        families=("ddpm",),
-        params={
-            "iterations": 50,
-            "batch_size": 64,
-            "learning_rate": 1e-4,
-            "decay": "linear",
-            "clip": 1.0,
-            "alpha_forget": 8.0,
-            "saliency": "share",
-            "share": 0.08,
-            "precision": "fp32",
-        },
-        source="measured on all ten digits of the example model; see docs/benchmarks.md",
+        families=("ddpm",), params=DIGITS, source="measured on all ten digits of the example model; see docs/benchmarks.md"
     ),
     "ddpm-robust": Preset(
         families=("ddpm",),
-        params={
-            "iterations": 200,
-            "batch_size": 64,
-            "learning_rate": 1e-4,
-            "decay": "linear",
-            "clip": 1.0,
-            "alpha_forget": 8.0,
-            "saliency": "share",
-            "share": 0.15,
-            "precision": "fp32",
-        },
+        params={**DIGITS, "iterations": 200, "share": 0.15},
         source="more updates of more weights, so that the class is slower to come back; measured on the digits of the example; "
         "see docs/benchmarks.md",
     ),
