@@ -14,6 +14,7 @@ from service.certificates.limits import GUARANTEES, NO_TIER, TIERS, known_limits
 from service.reports.charts import BarChart, LineChart
 from service.reports.figures import figure, percent, seconds, wilson
 from service.reports.plots import bar_charts, line_charts, words
+from service.reports.retain_data import in_words, listed
 from service.values import sorted_json
 
 Json = Mapping[str, Any]
@@ -28,7 +29,6 @@ HEADLINES = {
 }
 TONES: dict[str, Tone] = {"PASS": "good", "FAIL": "bad", "INCONCLUSIVE": "open", "VOID": "open", "ERROR": "open"}
 OTHER_REPORT = ". It names another report: this one is not what was certified"
-MOST_NAMES = 60
 SIGNS = {"ge": "≥", "le": "≤", "eq": "="}
 
 
@@ -168,11 +168,11 @@ def headline(verdict: str, findings: Iterable[Json]) -> str:
 
 
 def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
-    yield "To forget", _listed(about.forget) or (_counted(about.samples) if about.samples else "")
-    yield "Forgotten earlier, verified again", _listed(about.earlier)
+    yield "To forget", listed(about.forget) or (_counted(about.samples) if about.samples else "")
+    yield "Forgotten earlier, verified again", listed(about.earlier)
     yield "Model", about.model
     yield "Method", about.method
-    yield "Looked at to keep the rest", _retained(about)
+    yield "Looked at to keep the rest", in_words(about.retain, about.class_names)
     tier = report.get("tier")
     yield "Tier reached", f"{tier}: {TIERS[tier]}" if tier in TIERS else f"none: {NO_TIER}"
     if about.guarantee is not None:
@@ -187,29 +187,6 @@ def _facts(report: Json, about: About) -> Iterable[tuple[str, str]]:
     yield "Request", about.request_id
     other = about.certified_report not in ("", _digest(report))
     yield "Certificate", f"{about.checkpoint}{OTHER_REPORT if other else ''}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
-
-
-def _retained(about: About) -> str:
-    """Retain data in words, as the certificate has them in `retainData`; nothing where the request chose none."""
-    if about.retain is None:
-        return ""
-    real, named = float(about.retain["real"]), [about.class_names[k] for k in about.retain["classes"]]
-    of = _listed(named) or "all classes that are neither forgotten nor set aside"
-    share = "" if real == 1 else f"{percent(real)} "
-    said = [f"{share}real images of {of}" if real > 0 else "no real images of retained classes"]
-    apart = _listed([about.class_names[k] for k in about.retain["proxy_classes"]])
-    other = about.retain.get("proxy_dataset_id")
-    if real < 1:
-        proxies = [f"other classes, set aside: {apart}" if apart else "", f"another dataset: {other}" if other else ""]
-        said += [f"in the place of the rest {' and '.join(filter(None, proxies))}"]
-    elif apart:
-        said += [f"set aside: {apart}"]
-    return "; ".join(said)
 
 
 def _rejected(requests: int) -> str:
