@@ -190,12 +190,16 @@ def _check_arrays(headers: dict[str, npz.Header]) -> None:
 def check_image_folder(location: Location, class_names: Sequence[str]) -> None:
     """Refuse a folder that is not `<class>/<image>` or `train|test/<class>/<image>` with an image to train on for every class.
 
+    Of each folder of images the first .png is asked for its depth, so that the usual mistake, scans of 16 bits, is not found
+    out by the first run. The worker looks at every image.
+
     Raises:
         BadLocation: with what was expected.
     """
     paths = [f.path.split("/") for f in location.files]
     split = all(p[0] in ("train", "test") and len(p) > 2 for p in paths)
     seen = set()
+    drawn: dict[str, Found] = {}
     for file, parts in zip(location.files, paths, strict=True):
         if len(parts) != (3 if split else 2) or file.suffix not in IMAGE_SUFFIXES or file.name.startswith("."):
             _refuse("expected only <class>/<image> or train/<class>/<image> and test/<class>/<image>")
@@ -203,5 +207,23 @@ def check_image_folder(location: Location, class_names: Sequence[str]) -> None:
             _refuse("a folder is not named after a class")
         if not split or parts[0] == "train":
             seen.add(parts[-2])
+        if file.suffix == ".png":
+            drawn.setdefault(parts[-2], file)
     if seen != set(class_names):
         _refuse("expected at least one training image for every class")
+    for file in drawn.values():
+        _check_depth(file)
+
+
+def _check_depth(file: Found) -> None:
+    """Refuse a grey PNG of 16 bits: shown in 8 it would be clipped, and how to scale it is its owner's decision.
+
+    Source: PNG, W3C recommendation, 11.2.2 (IHDR): after the chunk's name width, height, bit depth and colour type.
+    """
+    try:
+        with file.open() as stream:
+            start = stream.read(26)
+    except OSError as error:
+        raise BadLocation("a file of the location could not be read", pointer="/location") from error
+    if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and start[24:26] == b"\x10\x00":
+        _refuse("expected images of 8 bits, found a grey .png of 16")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rfc8785
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from tests.support import DIGITS, code_of, dataset_file
 
@@ -145,6 +146,19 @@ def test_an_image_folder_is_taken_with_and_without_a_split(client: TestClient, t
 def test_an_image_folder_that_does_not_fit_its_classes_is_refused(client: TestClient, tmp_path: Path, paths: list[str]) -> None:
     folder = _folder(tmp_path / "f", *paths)
     assert code_of(_post(client, folder, format="image_folder", class_names=["cat", "dog"])) == "bad_location"
+
+
+def test_a_grey_picture_of_sixteen_bits_is_refused_before_the_first_run(client: TestClient, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "f", "cat/1.png", "dog/1.png")
+    body = {"format": "image_folder", "class_names": ["cat", "dog"]}
+    for mode, refused in (("I;16", True), ("L", False), ("RGB", False)):
+        Image.new(mode, (8, 8)).save(folder / "dog" / "1.png")
+        response = _post(client, folder, **body)
+        if refused:
+            assert code_of(response) == "bad_location"
+            assert "of 16" in response.json()["detail"]
+        else:
+            assert response.status_code == 201, response.text
 
 
 @pytest.mark.one_database
