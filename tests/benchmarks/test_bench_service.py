@@ -44,6 +44,7 @@ def test_one_server_answers_every_part(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(pages) == 17
 
 
+@pytest.mark.slow
 def test_a_request_is_claimed_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
     bench_service.measured(TINY, ["claims"], Path("/tmp"))
     told = figures(capsys)

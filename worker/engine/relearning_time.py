@@ -47,25 +47,36 @@ class Ratio:
     lower: float
     upper: float
     """Infinite where nothing refutes that the candidate takes long."""
+    best: float
+    """The lower bound that a candidate would have which never learned it, followed no further."""
 
     @classmethod
     def of(cls, cell: Cell, alpha: float, rng: np.random.Generator) -> Ratio:
         """alpha: of either bound. Of a candidate whose attack broke off before it learned nothing is claimed."""
         candidate, control = (time_of(course) for course in (cell.candidate, cell.control))
         if (math.isinf(candidate) and cell.candidate.diverged) or not cell.control.steps:
-            return cls(cell, candidate, control, 0.0, math.inf)
+            return cls(cell, candidate, control, 0.0, math.inf, 0.0)
         ours_R, theirs_R = _resampled(cell, rng)
-        least_R = _over(np.minimum(ours_R, cell.candidate.steps[-1]), theirs_R, unknown=0.0)
+        followed_R = np.full_like(ours_R, cell.candidate.steps[-1])
+        least_R = _over(np.minimum(ours_R, followed_R), theirs_R, unknown=0.0)
         most_R = _over(ours_R, np.minimum(theirs_R, cell.control.steps[-1]), unknown=math.inf)
-        lower = float(np.quantile(least_R, alpha, method="lower"))
-        return cls(cell, candidate, control, lower, float(np.quantile(most_R, 1 - alpha, method="higher")))
+        upper = float(np.quantile(most_R, 1 - alpha, method="higher"))
+        lower, best = (
+            float(np.quantile(some_R, alpha, method="lower")) for some_R in (least_R, _over(followed_R, theirs_R, unknown=0.0))
+        )
+        return cls(cell, candidate, control, lower, upper, best)
 
-    @property
-    def powered(self) -> bool:
-        """Does this setting tell anything? Not where nobody learns, or where the control shows the class untaught."""
+    def tells(self, threshold: float) -> bool:
+        """Does this setting tell anything? Not where the control shows the class untaught; nor of a candidate that did not
+        learn it, where the control takes so long, or for ever, that no candidate that is followed no further could pass.
+
+        What is learned, and an attack that broke off on the candidate alone, always count.
+        """
         if self.candidate == 0:
             return True
-        return self.control > 0 and not (math.isinf(self.candidate) and math.isinf(self.control))
+        if self.control == 0 or (math.isinf(self.candidate) and math.isinf(self.control)):
+            return False
+        return not math.isinf(self.candidate) or bool(self.cell.candidate.diverged) or self.best >= threshold
 
     @property
     def value(self) -> float:

@@ -63,35 +63,52 @@ def test_candidate_that_is_not_back_by_the_end_counts_as_far_as_it_was_followed(
     found = ratio(course(0, 0, 0, 0, 0), course(0, 0, 100, 100))
     assert found.value == found.lower == pytest.approx(40 / 15)
     assert found.upper == math.inf
-    assert found.powered
+    assert found.tells(0.5)
 
 
 def test_attack_that_teaches_nobody_tells_nothing() -> None:
-    assert not ratio(course(0, 0, 0), course(0, 0, 0, 0, 0)).powered
+    assert not ratio(course(0, 0, 0), course(0, 0, 0, 0, 0)).tells(0.5)
+
+
+def test_control_that_learns_so_late_that_nobody_could_pass_tells_nothing_of_a_candidate_that_does_not_learn() -> None:
+    """Followed for 20 updates beside a control that needs nearly the 40 that it is followed for, in half of the resamples more."""
+    late = ratio(course(0, 0, 0), course(0, 0, 0, 0, 51))
+    assert late.best == late.lower == 0
+    assert not late.tells(0.5)
+    sure = ratio(course(0, 0, 0), course(0, 0, 0, 0, 100))  # after 35
+    assert sure.best == pytest.approx(20 / 35)
+    assert sure.tells(0.5)
+    assert not sure.tells(0.6)
+
+
+def test_candidate_that_learns_is_held_to_it_however_late_the_control() -> None:
+    found = ratio(course(0, 0, 51), course(0, 0, 0, 0, 51))
+    assert found.tells(0.5)
+    assert found.lower == 0
 
 
 def test_control_that_knows_the_novel_class_untaught_tells_nothing() -> None:
     found = ratio(course(0, 20, 80), course(100))
-    assert not found.powered
+    assert not found.tells(0.5)
     assert found.lower == 0
 
 
 def test_candidate_that_knows_the_class_untaught_has_taken_no_time() -> None:
     found = ratio(course(100), course(0, 20, 80))
-    assert (found.powered, found.value, found.lower, found.upper) == (True, 0, 0, 0)
+    assert (found.tells(0.5), found.value, found.lower, found.upper) == (True, 0, 0, 0)
 
 
 def test_control_that_never_learns_refutes_a_candidate_that_does() -> None:
     """15 updates beside more than 40."""
     found = ratio(course(0, 0, 100), course(0, 0, 0, 0, 0))
-    assert found.powered
+    assert found.tells(0.5)
     assert found.lower == 0
     assert found.upper == pytest.approx(15 / 40)
 
 
 def test_of_an_attack_that_broke_off_nothing_is_claimed() -> None:
     found = ratio(course(0, 0, 0, diverged="loss is NaN"), course(0, 20, 80, 100))
-    assert found.powered
+    assert found.tells(0.5)
     assert (found.lower, found.upper) == (0, math.inf)
 
 

@@ -188,15 +188,14 @@ class Relearning:
     def _gate(self, env: Env, k: int, cells: list[Cell]) -> Finding:
         """The worst of the settings that tell anything."""
         rng = env.generator(f"{self.name}/{k}")
-        ratios = [Ratio.of(cell, env.alpha, rng) for cell in cells]
-        powered = [ratio for ratio in ratios if ratio.powered]
+        ratios, threshold = [Ratio.of(cell, env.alpha, rng) for cell in cells], self._min_ratio(env)
+        powered = [ratio for ratio in ratios if ratio.tells(threshold)]
         if not powered:
             if all(cell.candidate.diverged and cell.control.diverged for cell in cells):
                 raise Diverged(f"every attack broke off; the first {cells[0].candidate.diverged}", step=0, loss=math.nan)
             when = in_words(ratios[0].control, cells[0].control)
             return self._underpowered(env, k, f"no setting tells anything; {self._control_name(env)} learns it {when}")
         worst = min(powered, key=lambda ratio: (ratio.lower, ratio.value))
-        threshold = self._min_ratio(env)
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
             check=self.name,
