@@ -71,7 +71,7 @@ def test_attack_that_teaches_nobody_tells_nothing() -> None:
 
 
 def test_control_that_learns_so_late_that_nobody_could_pass_tells_nothing_of_a_candidate_that_does_not_learn() -> None:
-    """Followed for 20 updates beside a control that needs nearly the 40 that it is followed for, in half of the resamples more."""
+    """Followed for 20 updates beside a control that needs 39.8 of its 40, and in half of the resamples more than that."""
     late = ratio(course(0, 0, 0), course(0, 0, 0, 0, 51))
     assert late.best == late.lower == 0
     assert not late.tells(0.5)
