@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tomllib
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import jsonschema
+import psycopg
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sqlalchemy import make_url
 
 from tests.service.storage_server import KEY, SECRET, client
 
@@ -70,14 +74,15 @@ def test_a_worker_has_time_to_drain_and_memory_that_its_ranks_share() -> None:
 
 def test_what_services_refer_to_is_there() -> None:
     for name, service in SERVICES.items():
-        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
+        mounted = {secret if isinstance(secret, str) else secret["source"] for secret in service.get("secrets", [])}
+        assert mounted <= set(COMPOSE["secrets"]), name
         assert set(service.get("depends_on", {})) <= set(SERVICES), name
         volumes = {volume.split(":")[0] for volume in service.get("volumes", []) if not volume.startswith("./")}
         assert volumes <= set(COMPOSE["volumes"]), name
 
 
 def test_our_containers_cannot_write_their_root_nor_gain_rights() -> None:
-    assert set(OURS) == {"buckets", "migrate", "signer", "api", "exporter", *WORKERS}
+    assert set(OURS) == {"buckets", "migrate", "logins", "signer", "api", "exporter", *WORKERS}
     for name, service in OURS.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -140,13 +145,44 @@ def test_everything_that_stays_up_has_a_health_check() -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "exporter", *WORKERS])
-def test_the_migration_runs_before(name: str) -> None:
-    assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+def test_the_migration_runs_before_and_makes_the_login(name: str) -> None:
+    assert SERVICES[name]["depends_on"]["logins"] == {"condition": "service_completed_successfully"}
+    assert SERVICES["logins"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
-def test_only_who_works_with_the_database_can_open_it() -> None:
+def test_only_who_works_with_the_database_can_open_it_and_only_the_migration_as_its_owner() -> None:
     holders = {name for name, s in OURS.items() if "expunge_database_url" in s["secrets"]}
-    assert holders == {"migrate", "api", "exporter", *WORKERS}
+    assert holders == {"logins", "api", "exporter", *WORKERS}
+    owners = {name for name, s in SERVICES.items() if "expunge_owner_database_url" in json.dumps(s.get("secrets", []))}
+    assert owners == {"migrate", "logins"}
+    assert SERVICES["migrate"]["secrets"] == [{"source": "expunge_owner_database_url", "target": "expunge_database_url"}]
+
+
+def test_the_login_is_made_with_the_password_that_was_drawn_and_changes_no_entry(
+    postgresql_server: str, postgresql_template: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, *SERVICES["logins"]["command"][1:]]
+    server = make_url(postgresql_server).set(drivername="postgresql")
+    mark = uuid.uuid4().hex[:8]
+    name, login = f"expunge_{mark}", f"expunge_service_{mark}"
+    (tmp_path / "expunge_owner_database_url").write_text(server.set(database=name).render_as_string(False) + "\n")
+    with psycopg.connect(server.render_as_string(False), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {postgresql_template}".encode())
+        try:
+            for password in ("first", "it's-another"):
+                own = server.set(database=name, username=login, password=password).render_as_string(False)
+                (tmp_path / "expunge_database_url").write_text(own)
+                subprocess.run(command, env={**os.environ, "EXPUNGE_SECRETS_DIR": str(tmp_path)}, check=True)
+            with psycopg.connect(own) as connection:
+                assert connection.execute("SELECT count(*) FROM ledger_entry").fetchone() == (0,)
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute("DELETE FROM ledger_entry")
+            held = admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [login]).fetchone()
+            assert held is not None
+            assert str(held[0]).startswith("SCRAM-SHA-256$")
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+            admin.execute(f"DROP ROLE IF EXISTS {login}".encode())
 
 
 def test_the_signer_is_healthy_when_somebody_listens_and_not_when_a_socket_was_left_behind(tmp_path: Path) -> None:
@@ -214,7 +250,9 @@ def test_the_secrets_that_are_mounted_are_drawn_once_and_never_again(tmp_path: P
     files = {secret["file"] for secret in COMPOSE["secrets"].values()} | set(SERVICES["store"]["env_file"])
     assert files == {f"secrets/{name}" for name in drawn}
     assert re.fullmatch("[0-9a-f]{48}", drawn["postgres_password"])
-    assert drawn["expunge_database_url"] == f"postgresql://expunge:{drawn['postgres_password']}@postgres/expunge"
+    assert drawn["expunge_owner_database_url"] == f"postgresql://expunge:{drawn['postgres_password']}@postgres/expunge"
+    assert re.fullmatch("postgresql://expunge_service:[0-9a-f]{48}@postgres/expunge", drawn["expunge_database_url"])
+    assert drawn["postgres_password"] not in drawn["expunge_database_url"]
     assert drawn["store.env"].split("ROOT_SECRET_KEY=")[1].strip() == drawn["store_credentials"].split("= ")[-1].strip()
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
     assert subprocess.run(["sh", str(script)], capture_output=True, check=False).returncode == 1
