@@ -114,6 +114,14 @@ def pixels(hidden_Bhw: Tensor, cell: int) -> Tensor:
     return hidden_Bhw.repeat_interleave(cell, dim=1).repeat_interleave(cell, dim=2)[:, None]
 
 
+def require_one_each(images_BCHW: Tensor, hidden_Bhw: Tensor, seeds: Sequence[int], y_B: Tensor | None = None) -> None:
+    """Raises: BadInput where an image lacks its mask, its seed or, where there are labels, its label."""
+    counts = {"masks": len(hidden_Bhw), "seeds": len(seeds)} | ({} if y_B is None else {"labels": len(y_B)})
+    if set(counts.values()) != {len(images_BCHW)}:
+        came = ", ".join(f"{count} {what}" for what, count in {"images": len(images_BCHW), **counts}.items())
+        raise BadInput(f"expected one of each for every image, found {came}")
+
+
 def require_alike(hidden_Bhw: Tensor, grid: Grid) -> int:
     """How many cells each mask hides. Raises: BadInput for masks of another grid, of unequal size, or of all or no cells."""
     if hidden_Bhw.dtype != torch.bool or tuple(hidden_Bhw.shape[1:]) != grid:

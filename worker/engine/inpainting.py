@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from worker.contract import MaskSpec, Sampling
 from worker.engine import corruption, diffusion
-from worker.engine.errors import BadInput, BadModel, Diverged, is_out_of_memory
+from worker.engine.errors import BadModel, Diverged, is_out_of_memory
 from worker.engine.family import Draw, Question, Scope
 from worker.engine.halves import Halves
 from worker.engine.precision import channels_last
@@ -178,10 +178,7 @@ class Inpainting:
         """See `ImageToImage.complete`; also refused: more steps than the schedule has."""
         self.require_shape(images_BCHW)
         count = len(images_BCHW)
-        if not count == len(hidden_Bhw) == len(seeds) or (y_B is not None and len(y_B) != count):
-            labels = "" if y_B is None else f", {len(y_B)} labels"
-            came = f"{count} images, {len(hidden_Bhw)} masks, {len(seeds)} seeds{labels}"
-            raise BadInput(f"expected a mask, a seed and, if any, a label an image, found {came}")
+        corruption.require_one_each(images_BCHW, hidden_Bhw, seeds, y_B)
         diffusion.require_steps(self.schedule, sampling)
         if not count:
             return images_BCHW

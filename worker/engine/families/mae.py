@@ -176,9 +176,7 @@ class MaskedAutoencoder:
     ) -> Tensor:
         """See `ImageToImage.complete`; nothing is drawn, so the seeds decide nothing."""
         self._require_shape(images_BCHW)
-        if not len(images_BCHW) == len(hidden_Bhw) == len(seeds):
-            came = f"{len(images_BCHW)} images, {len(hidden_Bhw)} masks and {len(seeds)} seeds"
-            raise BadInput(f"expected a mask and a seed an image, found {came}")
+        corruption.require_one_each(images_BCHW, hidden_Bhw, seeds)
         if not len(images_BCHW):
             return images_BCHW
         hidden = corruption.require_alike(hidden_Bhw, self.grid)

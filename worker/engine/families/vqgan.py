@@ -196,9 +196,7 @@ class MaskedTokens:
     ) -> Tensor:
         """See `ImageToImage.complete`, and `tokens.filled_in` for a pass's steps: `sampling.steps`, or one a hidden token."""
         self._require_shape(images_BCHW)
-        if not len(images_BCHW) == len(hidden_Bhw) == len(seeds):
-            came = f"{len(images_BCHW)} images, {len(hidden_Bhw)} masks and {len(seeds)} seeds"
-            raise BadInput(f"expected a mask and a seed an image, found {came}")
+        corruption.require_one_each(images_BCHW, hidden_Bhw, seeds)
         if not len(images_BCHW):
             return images_BCHW
         count, size = corruption.require_alike(hidden_Bhw, self.grid), sampling.batch_size
