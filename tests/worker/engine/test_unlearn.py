@@ -118,7 +118,7 @@ def test_a_killed_engine_goes_on_to_the_bits_of_an_unbroken_run(tmp_path: Path) 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_rank_that_is_left_says_that_another_died(victim: int, tmp_path: Path) -> None:
     job = long_job(tmp_path, iterations=2000)
     write_spec(job, ranks=2, params=params_of("sfron") | {"iterations": 2000})
