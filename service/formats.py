@@ -208,7 +208,7 @@ def check_image_folder(location: Location, class_names: Sequence[str]) -> None:
         if not split or parts[0] == "train":
             seen.add(parts[-2])
         if file.suffix == ".png":
-            drawn.setdefault(parts[-2], file)
+            drawn.setdefault("/".join(parts[:-1]), file)
     if seen != set(class_names):
         _refuse("expected at least one training image for every class")
     for file in drawn.values():

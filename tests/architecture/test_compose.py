@@ -165,14 +165,21 @@ def test_the_login_is_made_with_the_password_that_was_drawn_and_changes_no_entry
     server = make_url(postgresql_server).set(drivername="postgresql")
     mark = uuid.uuid4().hex[:8]
     name, login = f"expunge_{mark}", f"expunge_service_{mark}"
-    (tmp_path / "expunge_owner_database_url").write_text(server.set(database=name).render_as_string(False) + "\n")
+    environment = {**os.environ, "EXPUNGE_SECRETS_DIR": str(tmp_path)}
+    owner = server.set(database=name)
+    (tmp_path / "expunge_owner_database_url").write_text(owner.render_as_string(False) + "\n")
     with psycopg.connect(server.render_as_string(False), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {postgresql_template}".encode())
         try:
             for password in ("first", "it's-another"):
                 own = server.set(database=name, username=login, password=password).render_as_string(False)
                 (tmp_path / "expunge_database_url").write_text(own)
-                subprocess.run(command, env={**os.environ, "EXPUNGE_SECRETS_DIR": str(tmp_path)}, check=True)
+                subprocess.run(command, env=environment, check=True)
+            for useless in (owner, make_url("postgresql://somebody@postgres/expunge")):
+                (tmp_path / "expunge_database_url").write_text(useless.render_as_string(False))
+                refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                assert refused.returncode == 1
+                assert "another user than the owner's" in refused.stderr
             with psycopg.connect(own) as connection:
                 assert connection.execute("SELECT count(*) FROM ledger_entry").fetchone() == (0,)
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -48,7 +48,7 @@ class Ratio:
     upper: float
     """Infinite where nothing refutes that the candidate takes long."""
     best: float
-    """The lower bound that a candidate would have which never learned it, followed no further."""
+    """The lower bound that a candidate that never learned it would have, followed no further; no control is too early."""
 
     @classmethod
     def of(cls, cell: Cell, alpha: float, rng: np.random.Generator) -> Ratio:
@@ -62,7 +62,8 @@ class Ratio:
         most_R = _over(ours_R, np.minimum(theirs_R, cell.control.steps[-1]), unknown=math.inf)
         upper = float(np.quantile(most_R, 1 - alpha, method="higher"))
         lower, best = (
-            float(np.quantile(some_R, alpha, method="lower")) for some_R in (least_R, _over(followed_R, theirs_R, unknown=0.0))
+            float(np.quantile(some_R, alpha, method="lower"))
+            for some_R in (least_R, _over(followed_R, theirs_R, unknown=math.inf))
         )
         return cls(cell, candidate, control, lower, upper, best)
 
@@ -70,13 +71,14 @@ class Ratio:
         """Does this setting tell anything? Not where the control shows the class untaught; nor of a candidate that did not
         learn it, where the control takes so long, or for ever, that no candidate that is followed no further could pass.
 
-        What is learned, and an attack that broke off on the candidate alone, always count.
+        What is learned or refuted, and an attack that broke off in one arm, always count.
         """
         if self.candidate == 0:
             return True
         if self.control == 0 or (math.isinf(self.candidate) and math.isinf(self.control)):
             return False
-        return not math.isinf(self.candidate) or bool(self.cell.candidate.diverged) or self.best >= threshold
+        broke_off = bool(self.cell.candidate.diverged or self.cell.control.diverged)
+        return not math.isinf(self.candidate) or broke_off or self.upper < threshold or self.best >= threshold
 
     @property
     def value(self) -> float:

@@ -149,10 +149,10 @@ def test_an_image_folder_that_does_not_fit_its_classes_is_refused(client: TestCl
 
 
 def test_a_grey_picture_of_sixteen_bits_is_refused_before_the_first_run(client: TestClient, tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "f", "cat/1.png", "dog/1.png")
+    folder = _folder(tmp_path / "f", "train/cat/1.png", "train/dog/1.png", "test/dog/1.png")
     body = {"format": "image_folder", "class_names": ["cat", "dog"]}
     for mode, refused in (("I;16", True), ("L", False), ("RGB", False)):
-        Image.new(mode, (8, 8)).save(folder / "dog" / "1.png")
+        Image.new(mode, (8, 8)).save(folder / "train" / "dog" / "1.png")
         response = _post(client, folder, **body)
         if refused:
             assert code_of(response) == "bad_location"

@@ -81,6 +81,28 @@ def test_control_that_learns_so_late_that_nobody_could_pass_tells_nothing_of_a_c
     assert not sure.tells(0.6)
 
 
+def test_candidate_that_hovers_below_the_level_is_refuted_however_late_the_control() -> None:
+    """At 95 of 200 no checkpoint shows half, but one of twenty independent ones does in nearly every resample, and early."""
+    rng = np.random.default_rng(1)
+    hovering = [rng.permutation(200) < 95 for _ in range(20)]
+    candidate = Course(tuple(range(0, 501, 25)), torch.from_numpy(np.stack([np.zeros(200, dtype=bool), *hovering])))
+    late = np.arange(200)[None] < np.array([0] * 33 + [103])[:, None]
+    found = ratio(candidate, Course(tuple(range(0, 1651, 50)), torch.from_numpy(late)))
+    assert math.isinf(found.candidate)
+    assert found.best < 0.3
+    assert found.upper < 0.3
+    assert found.tells(0.3)
+
+
+def test_control_that_breaks_off_or_learns_early_is_no_excuse() -> None:
+    broken = ratio(course(0, 0, 0), course(0, 51, diverged="loss is NaN"))
+    assert broken.tells(0.5)
+    assert broken.lower == 0
+    early = ratio(course(0, 0, 0), course(45, 100, 100))  # half of it untaught in one of six resamples
+    assert early.tells(0.5)
+    assert early.lower == 0
+
+
 def test_candidate_that_learns_is_held_to_it_however_late_the_control() -> None:
     found = ratio(course(0, 0, 51), course(0, 0, 0, 0, 51))
     assert found.tells(0.5)
