@@ -171,10 +171,14 @@ def test_the_login_is_made_with_the_password_that_was_drawn_and_changes_no_entry
     with psycopg.connect(server.render_as_string(False), autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name} TEMPLATE {postgresql_template}".encode())
         try:
+            held = []
             for password in ("first", "it's-another"):
                 own = server.set(database=name, username=login, password=password).render_as_string(False)
                 (tmp_path / "expunge_database_url").write_text(own)
                 subprocess.run(command, env=environment, check=True)
+                held += admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [login]).fetchall()
+            assert [str(one).startswith("SCRAM-SHA-256$") for (one,) in held] == [True, True]
+            assert held[0] != held[1]  # this server asks for no password, so that none can be tried
             for useless in (owner, make_url("postgresql://somebody@postgres/expunge")):
                 (tmp_path / "expunge_database_url").write_text(useless.render_as_string(False))
                 refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -184,9 +188,6 @@ def test_the_login_is_made_with_the_password_that_was_drawn_and_changes_no_entry
                 assert connection.execute("SELECT count(*) FROM ledger_entry").fetchone() == (0,)
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute("DELETE FROM ledger_entry")
-            held = admin.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [login]).fetchone()
-            assert held is not None
-            assert str(held[0]).startswith("SCRAM-SHA-256$")
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
             admin.execute(f"DROP ROLE IF EXISTS {login}".encode())

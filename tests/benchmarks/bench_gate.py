@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded, as the engine's own entry does.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+from worker.engine.waiting import WAITING
+
+os.environ.update({**WAITING, **os.environ})  # before torch is loaded, as the engine's own entry does
 
 from tests.benchmarks.bench_i2i import default_cache
 from tests.benchmarks.bench_sfron import machine

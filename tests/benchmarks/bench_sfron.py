@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded, as the engine's own entry does.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+from worker.engine.waiting import WAITING
+
+os.environ.update({**WAITING, **os.environ})  # before torch is loaded, as the engine's own entry does
 
 import torch
 

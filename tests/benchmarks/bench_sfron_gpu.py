@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded, and before cuBLAS is: as the engine's own entry does.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+from worker.engine.waiting import WAITING
+
+os.environ.update({**WAITING, **os.environ})  # before torch is loaded, as the engine's own entry does
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch

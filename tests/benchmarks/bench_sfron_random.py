@@ -21,8 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+from worker.engine.waiting import WAITING
+
+os.environ.update({**WAITING, **os.environ})  # before torch is loaded, as the engine's own entry does
 
 import torch
 

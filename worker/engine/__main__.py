@@ -21,15 +21,11 @@ from pathlib import Path
 from types import FrameType
 
 from worker.contract import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, JobDirectory
+from worker.engine.waiting import WAITING
 
 PR_SET_PDEATHSIG = 1
 
-# Read when torch loads. A thread that spins at a barrier for one that has no core keeps it from getting one: with a single
-# busy neighbour on two cores, small networks ran 7 times slower than with sleeping threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# But a short spin, of some microseconds, spares the wake-up where a core is free: a step of a small network takes three
-# quarters of the time on two idle cores, 1.3 times as long beside a busy neighbour. Only libgomp reads it.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.update({**WAITING, **os.environ})  # before torch is loaded
 
 
 def die_with_parent() -> None:

@@ -22,6 +22,7 @@ from worker.engine import distributed
 from worker.engine.data import load_dataset
 from worker.engine.events import Events
 from worker.engine.unlearn import make_run, read_work
+from worker.engine.waiting import WAITING
 
 ROOT = Path(__file__).resolve().parents[3]
 WARM_UP = 2
@@ -56,7 +57,7 @@ def seconds_a_step(iterations: int) -> float:
 def _launch(world: int, iterations: int) -> float:
     module = [__spec__.name if __spec__ else __name__, str(iterations)]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    env = {**WAITING, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *launcher, *module]
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])

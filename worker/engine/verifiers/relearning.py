@@ -194,7 +194,9 @@ class Relearning:
             if all(cell.candidate.diverged and cell.control.diverged for cell in cells):
                 raise Diverged(f"every attack broke off; the first {cells[0].candidate.diverged}", step=0, loss=math.nan)
             when = in_words(ratios[0].control, cells[0].control)
-            return self._underpowered(env, k, f"no setting tells anything; {self._control_name(env)} learns it {when}")
+            followed = cells[0].candidate.steps[-1] if cells[0].candidate.steps else 0
+            said = f"the candidate was followed for {followed} updates, {self._control_name(env)} learns it {when}"
+            return self._underpowered(env, k, f"no setting tells anything: {said}")
         worst = min(powered, key=lambda ratio: (ratio.lower, ratio.value))
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
