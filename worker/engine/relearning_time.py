@@ -1,8 +1,11 @@
 """After how many updates a class counts as learned, and the ratio of two such times with its bounds.
 
 The time is where a course first crosses one half, between checkpoints on a straight line. The bounds of a ratio are quantiles
-over resampled answers; the two arms' are resampled together, as image i has the same noise in both. They hold what is left to
-chance in the answers, not in the training, whose random numbers both arms share.
+over resampled answers; the two arms' are resampled together, as image i has the same noise in both, and so are those of all
+settings. They hold what is left to chance in the answers, not in the training, whose random numbers both arms share.
+
+A single setting's ratio is a noisy number: a course that lingers about one half crosses it sooner or later by a few answers. So
+of several settings it is the geometric mean that must hold, and each of them may refute by itself.
 
 Shapes: S checkpoints, N answers, R resamples.
 """
@@ -10,16 +13,18 @@ Shapes: S checkpoints, N answers, R resamples.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from worker.engine.attacks import Course
-from worker.engine.statistics import Floats
+from worker.engine.statistics import Floats, enough
 
 LEVEL = 0.5
 """The share of answers from which on a class counts as learned."""
 RESAMPLES = 2000
+"""At least; more where a bound lies further out."""
 FEWEST = 20
 """Answers below which resampling says too little of chance."""
 
@@ -49,23 +54,32 @@ class Ratio:
     """Infinite where nothing refutes that the candidate takes long."""
     best: float
     """The lower bound that a candidate that never learned it would have, followed no further; no control is too early."""
+    least_R: Floats = field(repr=False, compare=False)
+    """What resampled answers leave at least: 0 where nothing is known."""
+    most_R: Floats = field(repr=False, compare=False)
+    """At most; infinite where nothing refutes that the candidate takes long."""
 
     @classmethod
-    def of(cls, cell: Cell, alpha: float, rng: np.random.Generator) -> Ratio:
-        """alpha: of either bound. Of a candidate whose attack broke off before it learned nothing is claimed."""
+    def of(cls, cell: Cell, alpha: float, counts: Mapping[int, Floats], *, settings: int = 1) -> Ratio:
+        """Of a candidate whose attack broke off before it learned nothing is claimed.
+
+        Args:
+            alpha: of either bound; of the upper one divided by the number of settings, any of which may refute.
+            counts: see `resampled`.
+        """
         candidate, control = (time_of(course) for course in (cell.candidate, cell.control))
         if (math.isinf(candidate) and cell.candidate.diverged) or not cell.control.steps:
-            return cls(cell, candidate, control, 0.0, math.inf, 0.0)
-        ours_R, theirs_R = _resampled(cell, rng)
+            resamples = len(next(iter(counts.values())))
+            return cls(cell, candidate, control, 0.0, math.inf, 0.0, np.zeros(resamples), np.full(resamples, math.inf))
+        ours_R, theirs_R = (
+            crossings(course.steps, counts[course.n] @ course.shown_SN.long().numpy().T / course.n)
+            for course in (cell.candidate, cell.control)
+        )
         followed_R = np.full_like(ours_R, cell.candidate.steps[-1])
         least_R = _over(np.minimum(ours_R, followed_R), theirs_R, unknown=0.0)
         most_R = _over(ours_R, np.minimum(theirs_R, cell.control.steps[-1]), unknown=math.inf)
-        upper = float(np.quantile(most_R, 1 - alpha, method="higher"))
-        lower, best = (
-            float(np.quantile(some_R, alpha, method="lower"))
-            for some_R in (least_R, _over(followed_R, theirs_R, unknown=math.inf))
-        )
-        return cls(cell, candidate, control, lower, upper, best)
+        lower, best = (_lower(some_R, alpha) for some_R in (least_R, _over(followed_R, theirs_R, unknown=math.inf)))
+        return cls(cell, candidate, control, lower, _upper(most_R, alpha / settings), best, least_R, most_R)
 
     def tells(self, threshold: float) -> bool:
         """Does this setting tell anything? Not where the control shows the class untaught; nor of a candidate that did not
@@ -85,6 +99,28 @@ class Ratio:
         """A time that is not known counts as far as the course was followed."""
         ours, theirs = _followed(self.candidate, self.cell.candidate), _followed(self.control, self.cell.control)
         return ours / theirs if theirs > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Overall:
+    """The geometric mean of the ratios of several settings."""
+
+    value: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[Ratio], alpha: float) -> Overall:
+        """alpha: of either bound."""
+        values, least_SR, most_SR = ([r.value for r in ratios], [r.least_R for r in ratios], [r.most_R for r in ratios])
+        return cls(float(_mean(values)), _lower(_mean(least_SR), alpha), _upper(_mean(most_SR), alpha))
+
+
+def resampled(cells: Sequence[Cell], alpha: float, rng: np.random.Generator) -> dict[int, Floats]:
+    """By number of answers: how often each of them is drawn, (R, N), the same in all courses of as many."""
+    sizes = sorted({course.n for cell in cells for course in (cell.candidate, cell.control)})
+    count = enough(RESAMPLES, alpha / len(cells))
+    return {n: rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64) for n in sizes}
 
 
 def time_of(course: Course) -> float:
@@ -109,13 +145,19 @@ def crossings(steps: tuple[int, ...], rates_RS: Floats) -> Floats:
     return np.where(there_RS.any(axis=1), time_R, math.inf)
 
 
-def _resampled(cell: Cell, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    counts = {n: rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) for n in {cell.candidate.n, cell.control.n}}
-    ours_R, theirs_R = (
-        crossings(course.steps, counts[course.n] @ course.shown_SN.long().numpy().T / course.n)
-        for course in (cell.candidate, cell.control)
-    )
-    return ours_R, theirs_R
+def _mean(ratios_SR: Sequence[Floats] | Sequence[float]) -> Floats:
+    """Geometric, over settings. A setting of which nothing is known beside one of no time: nothing is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_R = np.exp(np.mean(np.log(np.asarray(ratios_SR, dtype=np.float64)), axis=0))
+    return np.where(np.isnan(mean_R), math.inf, mean_R)
+
+
+def _lower(values_R: Floats, alpha: float) -> float:
+    return float(np.quantile(values_R, alpha, method="lower"))
+
+
+def _upper(values_R: Floats, alpha: float) -> float:
+    return float(np.quantile(values_R, 1 - alpha, method="higher"))
 
 
 def _over(ours_R: Floats, theirs_R: Floats, *, unknown: float) -> Floats:

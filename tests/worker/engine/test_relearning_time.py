@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worker.engine.attacks import Course, checkpoints
-from worker.engine.relearning_time import Cell, Ratio, crossings, in_words, time_of
+from worker.engine.relearning_time import Cell, Overall, Ratio, crossings, in_words, resampled, time_of
 
 ALPHA = 0.05
 
@@ -20,7 +20,18 @@ def course(*hits: int, every: int = 10, n: int = 100, diverged: str = "") -> Cou
 
 
 def ratio(candidate: Course, control: Course) -> Ratio:
-    return Ratio.of(Cell("20 images, rate x1", 20, 1.0, candidate, control), ALPHA, np.random.default_rng(0))
+    one = cell(candidate, control)
+    return Ratio.of(one, ALPHA, resampled([one], ALPHA, np.random.default_rng(0)))
+
+
+def cell(candidate: Course, control: Course) -> Cell:
+    return Cell("20 images, rate x1", 20, 1.0, candidate, control)
+
+
+def overall(*pairs: tuple[Course, Course]) -> Overall:
+    cells = [cell(*pair) for pair in pairs]
+    counts = resampled(cells, ALPHA, np.random.default_rng(0))
+    return Overall.of([Ratio.of(one, ALPHA, counts, settings=len(cells)) for one in cells], ALPHA)
 
 
 def test_time_lies_on_the_line_between_two_checkpoints() -> None:
@@ -132,6 +143,37 @@ def test_of_an_attack_that_broke_off_nothing_is_claimed() -> None:
     found = ratio(course(0, 0, 0, diverged="loss is NaN"), course(0, 20, 80, 100))
     assert found.tells(0.5)
     assert (found.lower, found.upper) == (0, math.inf)
+
+
+RISING, SURE = course(*range(0, 101), every=1), course(0, 0, 100, 100)
+"""Crosses after 50 updates, or with other answers a few sooner or later; and for certain after 15."""
+
+
+def test_several_settings_have_their_geometric_mean() -> None:
+    found = overall((RISING, SURE), (SURE, RISING), (SURE, SURE))
+    assert (found.value, found.lower, found.upper) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    one, two = overall((RISING, SURE)), overall((RISING, SURE), (SURE, SURE))
+    for bound in ("value", "lower", "upper"):
+        assert getattr(two, bound) == pytest.approx(math.sqrt(getattr(one, bound)), rel=0.02)
+
+
+def test_settings_that_leave_something_open_leave_it_open_together() -> None:
+    broken = (course(0, 0, 0, diverged="loss is NaN"), SURE)
+    found = overall((RISING, SURE), broken)
+    assert (found.lower, found.upper) == (0, math.inf)
+    known = overall((course(100), SURE), (RISING, SURE))
+    assert (known.value, known.lower, known.upper) == (0, 0, 0)
+    both = overall((course(100), SURE), broken)
+    assert (both.lower, both.upper) == (0, math.inf)
+
+
+def test_upper_bound_of_one_setting_among_several_lies_further_out() -> None:
+    one = cell(RISING, SURE)
+    counts = resampled([one] * 6, ALPHA, np.random.default_rng(0))
+    alone, among = (Ratio.of(one, ALPHA, counts, settings=settings) for settings in (1, 6))
+    assert among.upper > alone.upper
+    assert among.lower == alone.lower
+    assert len(counts[100]) == 20 * 6 / ALPHA
 
 
 def test_checkpoints_lie_closer_at_the_beginning() -> None:

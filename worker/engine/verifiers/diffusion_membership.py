@@ -9,9 +9,14 @@ image:
 
 A true retrain treats members like any unseen image: an AUC of 1/2 give or take chance, to either side. Members that fit *worse*
 than unseen images were in the training data as surely as those that fit better, so both tails gate. Few images cannot show
-that; the finding then says so and gates nothing, unless those few refute it. A latent model leaks little through its
-autoencoder: that nothing was found of one is weak evidence. Where the job has a reference, what it betrays is allowed, too:
-members may be easier images, for whoever looks.
+that; the finding then says so and gates nothing, unless those few refute it. Of fewer than a hundred unseen images there is no
+hundredth, so true alarms beside them are counted and refute nothing. A latent model leaks little through its autoencoder: that
+nothing was found of one is weak evidence.
+
+Members may be easier images, for whoever looks: one split may hold out the neat scans, or the odd ones. Where the job has a
+reference, what it betrays is allowed. Else the same images are shown turned (`worker.engine.turning`), as nobody was trained
+on them: what the turned ones betray lies in the images. It lets no candidate pass, since whoever turns images in training
+teaches the turned ones, too; but what it explains is no refutation.
 
 A network that predicts velocity is scored by its noise, too. Shown sqrt(abar) x it should answer -sqrt(1 - abar) x, its noise
 is eps = sqrt(abar) v + sqrt(1 - abar) sqrt(abar) x, and so its loss there is |eps|^2 / abar: at one timestep the same order.
@@ -23,6 +28,7 @@ the score. Here, as the schedule would have it, the image is scaled by sqrt(abar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -37,6 +43,7 @@ from worker.engine.intervals import chance_of_as_many, hits_at
 from worker.engine.membership import Answers, Comparison, Estimate, expected_upper
 from worker.engine.statistics import Floats, lower_bound, upper_bound
 from worker.engine.streams import generator
+from worker.engine.turning import Turn, turned
 from worker.engine.verifier import Env, Need, Params, Subject
 
 FALSE_ALARMS = 0.01
@@ -60,6 +67,18 @@ class Thresholds(Params):
     timesteps: int = Field(default=10, ge=1, le=1000, description="of the loss, evenly spread")
     score_depth: float = Field(default=0.1, gt=0, lt=1, description="t / T at which the score is asked for")
     resamples: int = Field(default=1000, ge=200, le=100_000, description="bootstrap resamples for the bounds")
+    turn: Turn = Field(default="auto", description="how the same images are turned, where there is no reference")
+
+
+@dataclass(frozen=True)
+class Betrayed:
+    """What can be told by one statistic of the images of one class, by how they are and not by who was trained on them."""
+
+    auc: float
+    alarms: dict[int, float]
+    """Shares of members, by end: -1 below the unseen, 1 above."""
+    allowed: bool
+    """Of a reference: as much may be told of the candidate. Of turned images: as much is no refutation."""
 
 
 class DiffusionMembership:
@@ -82,16 +101,15 @@ class DiffusionMembership:
         """See `Verifier.run`. Raises: BadInput without held-out images of a class; Diverged where a loss is not finite."""
         groups = self._groups(env)
         candidate, original = (self._scores(env, subject, groups) for subject in ("candidate", "original"))
-        reference = self._scores(env, env.reference, groups) if env.reference else {}
+        control = self._scores(env, env.reference or "candidate", groups, turn=env.reference is None)
         found: list[Finding] = []
         for (statistic, k), scores in candidate.items():
-            slack, most = self.params.reference_slack, self.params.max_auc
-            low, high = 1 - most, most
-            if reference:
-                theirs = self._auc(env, k, reference[statistic, k]).value
-                low, high = min(low, theirs - slack), max(high, theirs + slack)
-            found += [*self._of_auc(env, statistic, k, scores, low, high), *self._of_alarms(env, statistic, k, scores)]
-        found += [self._reported(env, statistic, k, scores) for (statistic, k), scores in original.items()]
+            told = self.by_themselves(env, k, control[statistic, k], allowed=env.reference is not None)
+            found += [*self._of_auc(env, statistic, k, scores, told), *self._of_alarms(env, statistic, k, scores, told)]
+        shown: list[tuple[Mapping[tuple[str, int], Comparison], Subject, str]] = [(original, "original", "")]
+        shown += [(control, env.reference, "")] if env.reference else [(control, "candidate", "_turned")]
+        for some, subject, suffix in shown:
+            found += [self._reported(env, statistic, k, scores, subject, suffix) for (statistic, k), scores in some.items()]
         return tuple(found)
 
     # --------------------------------------------------------------------------------------------------------- the scores
@@ -110,11 +128,11 @@ class DiffusionMembership:
         return groups
 
     def _scores(
-        self, env: Env, subject: Subject, groups: Mapping[int, tuple[Tensor, Tensor]]
+        self, env: Env, subject: Subject, groups: Mapping[int, tuple[Tensor, Tensor]], *, turn: bool = False
     ) -> dict[tuple[str, int], Comparison]:
         """By statistic and class."""
         model = cast(Generator, env.load(subject))
-        asked = {k: [self._asked(env, model, k, rows_N) for rows_N in pair] for k, pair in groups.items()}
+        asked = {k: [self._asked(env, model, k, rows_N, turn=turn) for rows_N in pair] for k, pair in groups.items()}
         return {
             (statistic, k): Comparison({k: _answers(members[statistic])}, {k: _answers(unseen[statistic])})
             for k, (members, unseen) in asked.items()
@@ -122,13 +140,14 @@ class DiffusionMembership:
         }
 
     @torch.inference_mode()
-    def _asked(self, env: Env, model: Generator, k: int, rows_N: Tensor) -> dict[str, Floats]:
+    def _asked(self, env: Env, model: Generator, k: int, rows_N: Tensor, *, turn: bool) -> dict[str, Floats]:
         """(N,) each, float64. Every image meets the same noise, whoever is asked."""
         steps = model.timesteps
         times = [int((i + 0.5) * steps / self.params.timesteps) for i in range(self.params.timesteps)]
         parts: dict[str, list[Tensor]] = {"loss": [], "score": []}
         for chunk_B in rows_N.split(env.spec.policy.sampling.batch_size):
             images_BCHW = env.dataset.images_NCHW[chunk_B]
+            images_BCHW = turned(images_BCHW, self.params.turn) if turn else images_BCHW
             held_B, label_B = model.hold(images_BCHW), torch.full((len(chunk_B),), k)
             losses = [self._loss(env, model, held_B, label_B, images_BCHW, t, noisy=True) for t in times]
             parts["loss"].append(torch.stack(losses).mean(dim=0))
@@ -159,23 +178,33 @@ class DiffusionMembership:
     def _auc(self, env: Env, k: int, scores: Comparison) -> Estimate:
         return scores.measure(self.params.resamples, env.generator(f"{self.name}/{k}"), alpha=env.alpha)[0]
 
+    def by_themselves(self, env: Env, k: int, control: Comparison, *, allowed: bool) -> Betrayed:
+        """What is told of images that nobody was trained on, as they are, or as they are shown."""
+        members, _ = _counts(control, k)
+        return Betrayed(
+            self._auc(env, k, control).value, {sign: _hits(control, k, sign) / members for sign in (-1, 1)}, allowed=allowed
+        )
+
     def _about(self, env: Env, metric: str, k: int, *, powerless: bool) -> dict[str, Any]:
         return {
             "check": self.name, "metric": metric, "subject": "candidate", "gating": not powerless, "underpowered": powerless,
             "class_index": k, "class_name": env.spec.class_names[k],
         }  # fmt: skip
 
-    def _of_auc(self, env: Env, statistic: str, k: int, scores: Comparison, low: float, high: float) -> list[Finding]:
+    def _of_auc(self, env: Env, statistic: str, k: int, scores: Comparison, told: Betrayed) -> list[Finding]:
         """Two findings on one number, its bound to either side."""
-        auc = self._auc(env, k, scores)
+        auc, slack, most = self._auc(env, k, scores), self.params.reference_slack, self.params.max_auc
         members, unseen = _counts(scores, k)
+        beyond = min(1 - most, told.auc - slack), max(most, told.auc + slack)
+        low, high = beyond if told.allowed else (1 - most, most)
         expected = expected_upper({k: members}, {k: unseen}, alpha=env.alpha)
-        refuted = auc.lower95 > high or auc.upper95 < low
+        refuted = auc.lower95 > beyond[1] or auc.upper95 < beyond[0]
         powerless = expected > min(high, 1 - low) and not refuted
         shared = {
             "value": auc.value, "lower95": auc.lower95, "upper95": auc.upper95, "n": members,
             "detail": f"{members} training images of {env.spec.class_names[k]!r} have a smaller {statistic} than {unseen} "
-            f"unseen ones in {auc.value:.1%} of pairs; 50% is chance",
+            f"unseen ones in {auc.value:.1%} of pairs; 50% is chance, {told.auc:.1%} of "
+            + ("the reference" if told.allowed else "the same images turned"),
         }  # fmt: skip
         sides: tuple[tuple[str, Literal["le", "ge"], float, bool], ...] = (
             ("", "le", high, auc.upper95 <= high),
@@ -193,17 +222,18 @@ class DiffusionMembership:
             for side, comparator, threshold, passed in sides
         ]
 
-    def _of_alarms(self, env: Env, statistic: str, k: int, scores: Comparison) -> list[Finding]:
+    def _of_alarms(self, env: Env, statistic: str, k: int, scores: Comparison, told: Betrayed) -> list[Finding]:
         """Members that lie beyond all but one in a hundred of the unseen images of their class: below, and above."""
-        misfit_M, misfit_U = scores.items[k].misfit_N, scores.unseen[k].misfit_N
-        (members, unseen), threshold, alpha = _counts(scores, k), self.params.max_true_alarms, env.alpha
-        # The quantile needs a hundred unseen images; and as many hits as false alarms are what chance alone would give.
-        few = unseen * FALSE_ALARMS < 1 or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
+        (members, unseen), most, alpha = _counts(scores, k), self.params.max_true_alarms, env.alpha
         found = []
         for side, words, sign in (("", "smaller", -1), ("_high", "larger", 1)):
-            hits = hits_at(sign * misfit_M, sign * misfit_U, FALSE_ALARMS)
+            hits, beyond = _hits(scores, k, sign), max(most, told.alarms[sign] + most - FALSE_ALARMS)
+            threshold, nameless = beyond if told.allowed else most, unseen * FALSE_ALARMS < 1
             upper, lower = (bound(hits, members, alpha=alpha) for bound in (upper_bound, lower_bound))
-            refuted = lower > threshold and chance_of_as_many(hits, members, unseen, FALSE_ALARMS) <= alpha
+            by_chance = nameless or chance_of_as_many(hits, members, unseen, FALSE_ALARMS) > alpha
+            refuted = lower > beyond and not by_chance
+            # As many hits as false alarms are what chance alone would give.
+            few = nameless or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
             powerless = few and not refuted
             finding = Finding(
                 **self._about(env, f"membership_true_alarms_{statistic}{side}", k, powerless=powerless),
@@ -222,12 +252,12 @@ class DiffusionMembership:
             found.append(finding)
         return found
 
-    def _reported(self, env: Env, statistic: str, k: int, scores: Comparison) -> Finding:
+    def _reported(self, env: Env, statistic: str, k: int, scores: Comparison, subject: Subject, suffix: str) -> Finding:
         auc = self._auc(env, k, scores)
         return Finding(
             check=self.name,
-            metric=f"membership_auc_{statistic}",
-            subject="original",
+            metric=f"membership_auc_{statistic}{suffix}",
+            subject=subject,
             gating=False,
             value=auc.value,
             lower95=auc.lower95,
@@ -235,8 +265,15 @@ class DiffusionMembership:
             n=scores.n,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail="of the original, which was trained on the members: what there was to be found",
+            detail="of the original, which was trained on the members: what there was to be found"
+            if subject == "original"
+            else "of what nobody was trained on: what the images tell by themselves",
         )
+
+
+def _hits(scores: Comparison, k: int, sign: int) -> int:
+    """Members beyond all but one in a hundred of the unseen images: below them for -1, above them for 1."""
+    return hits_at(sign * scores.items[k].misfit_N, sign * scores.unseen[k].misfit_N, FALSE_ALARMS)
 
 
 def _counts(scores: Comparison, k: int) -> tuple[int, int]:

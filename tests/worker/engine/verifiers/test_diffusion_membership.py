@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from worker.engine import registry, verify
 from worker.engine.family import Draw
 from worker.engine.files import entries
 from worker.engine.intervals import chance_of_as_many, hits_at
+from worker.engine.membership import Comparison
+from worker.engine.verifiers.diffusion_membership import DiffusionMembership, Thresholds, _answers
 
 WIDE = {"max_auc": 0.7, "resamples": 200}
 
@@ -99,8 +102,7 @@ def test_members_that_fit_worse_than_unseen_images_are_told_as_surely(
         low = found[f"membership_auc_{statistic}_low"]
         assert (low.gating, low.passed, low.open, low.comparator) == (True, False, False, "ge")
         assert (low.value, low.threshold) == (pytest.approx(0.0), pytest.approx(0.3))
-        high = found[f"membership_true_alarms_{statistic}_high"]
-        assert (high.gating, high.passed, high.count) == (True, False, vj.TRAIN)
+        assert found[f"membership_true_alarms_{statistic}_high"].count == vj.TRAIN
         assert found[f"membership_true_alarms_{statistic}"].count == 0
 
 
@@ -120,10 +122,76 @@ def test_what_a_reference_betrays_is_allowed(verified: Callable[..., Report], re
     assert found["membership_auc_loss"].passed is True
 
 
+def told(
+    members_M: np.ndarray, unseen_U: np.ndarray, turned_M: np.ndarray, *, allowed: bool = False, metric: str = "auc_loss"
+) -> Finding:
+    """What is found of scores, beside those of the same images turned, or of a reference."""
+    check = DiffusionMembership(Thresholds())
+    env: Any = SimpleNamespace(
+        alpha=0.05, spec=SimpleNamespace(class_names=("0",)), generator=lambda name: np.random.default_rng(0)
+    )
+    beside, scores = (
+        Comparison({0: _answers(ours_M.astype(np.float64))}, {0: _answers(unseen_U)}) for ours_M in (turned_M, members_M)
+    )
+    by = check.by_themselves(env, 0, beside, allowed=allowed)
+    found = [*check._of_auc(env, "loss", 0, scores, by), *check._of_alarms(env, "loss", 0, scores, by)]
+    return next(f for f in found if f.metric == f"membership_{metric}")
+
+
+FEW_U, MANY_U = np.arange(100.0, 140), np.arange(100.0, 500)
+LOW_M = np.concatenate([np.arange(100.0), np.arange(100.0, 140, 0.4)])
+"""Half of them lie below all unseen images, the others among the lowest."""
+
+
+def like(unseen_U: np.ndarray) -> np.ndarray:
+    return np.linspace(unseen_U[0] + 0.1, unseen_U[-1], 400)
+
+
+@pytest.mark.parametrize(("unseen_U", "gating"), [(FEW_U, False), (MANY_U, True)])
+def test_what_turned_images_betray_as_well_refutes_nothing_and_passes_nothing(unseen_U: np.ndarray, gating: bool) -> None:
+    plain, easy = (told(LOW_M, unseen_U, turned_M) for turned_M in (like(unseen_U), LOW_M))
+    assert (plain.gating, plain.passed, plain.open) == (True, False, False)
+    assert (easy.gating, easy.passed or False, easy.open, easy.underpowered) == (gating, False, gating, not gating)
+
+
+def test_what_a_reference_betrays_is_allowed_of_alarms_too() -> None:
+    refused = told(LOW_M, MANY_U, like(MANY_U), allowed=True, metric="true_alarms_loss")
+    assert (refused.gating, refused.passed, refused.open, refused.threshold) == (True, False, False, 0.03)
+    many_M = np.repeat(LOW_M, 20)
+    explained = told(many_M, MANY_U, many_M, allowed=True, metric="true_alarms_loss")
+    assert (explained.gating, explained.passed, explained.count) == (True, True, 20 * 110)
+    assert explained.threshold == pytest.approx(110 / 200 + 0.02)
+
+
+def test_alarms_beside_fewer_unseen_images_than_a_hundred_refute_nothing() -> None:
+    """A hundredth of them is none; beside 100 and more all but one in a hundred is what it says."""
+    few = told(LOW_M, FEW_U, like(FEW_U), metric="true_alarms_loss")
+    assert (few.gating, few.passed, few.underpowered, few.count) == (False, None, True, 100)
+    enough = told(LOW_M, MANY_U, like(MANY_U), metric="true_alarms_loss")
+    assert (enough.gating, enough.passed, enough.open) == (True, False, False)
+
+
+def test_alarms_that_turned_images_explain_are_open() -> None:
+    members_M = np.concatenate([np.arange(100.0), np.linspace(105, 499, 900)])  # 1 % of so many may be told
+    found = told(members_M, MANY_U, members_M, metric="true_alarms_loss")
+    assert (found.gating, found.passed, found.open) == (True, False, True)
+    assert told(members_M, MANY_U, like(MANY_U), metric="true_alarms_loss").open is False
+
+
+def test_images_are_turned_where_there_is_no_reference(verified: Callable[..., Report], remembering: Remember) -> None:
+    alone = findings(verified(remembering(), vj.patterns()))
+    assert alone["membership_auc_loss_turned"].value == pytest.approx(0.5, abs=0.2)
+    assert not alone["membership_auc_loss_turned"].gating
+    beside = verified(remembering(), vj.patterns(), reference=vj.forgotten_patterns())
+    assert "membership_auc_loss_turned" not in findings(beside)
+    assert "membership_auc_loss" in findings(beside, "reference")
+
+
 def test_too_few_images_prove_nothing_and_gate_nothing(verified: Callable[..., Report], remembering: Remember) -> None:
     # 40 members and 50 unseen: 1/2 + 1.645 sqrt(91 / (12 40 50)) = .601; and 50 unseen have no hundredth.
     found = findings(verified(vj.Painter, vj.forgotten_patterns(), max_auc=0.55))
-    assert {(f.underpowered, f.gating, f.passed) for f in found.values()} == {(True, False, None)}
+    asked = {(f.underpowered, f.gating, f.passed) for name, f in found.items() if not name.endswith("_turned")}
+    assert asked == {(True, False, None)}
     # What is refuted is refuted, be there few.
     known = findings(verified(remembering(), vj.patterns(), max_auc=0.55))["membership_auc_loss"]
     assert (known.underpowered, known.gating, known.passed) == (False, True, False)
