@@ -163,6 +163,10 @@ SAMPLE_TIERS: dict[Tier, frozenset[str]] = {
 """The same where nothing but single samples was ever to be forgotten."""
 
 
+IF_ASKED: dict[Kind, dict[Tier, frozenset[str]]] = {"generator": {"L3": frozenset({"diffusion_membership"})}}
+"""Checks that a tier asks for only of policies that name them."""
+
+
 def tier_reached(findings: Iterable[Finding], spec: Spec) -> Tier | None:
     """The highest tier of which, and of those below it, every check gated and passed. None: no kind is named, or no tier.
 
@@ -176,8 +180,9 @@ def tier_reached(findings: Iterable[Finding], spec: Spec) -> Tier | None:
     named = {check.verifier for check in spec.policy.checks}
     powered = {f.check for f in findings if f.gating and f.check in named} - {f.check for f in findings if f.underpowered}
     reached: Tier | None = None
+    more = IF_ASKED.get(spec.policy.kind, {}) if spec.all_forgotten else {}
     for tier, checks in asked.items():
-        if not checks <= powered:
+        if not checks | (more.get(tier, frozenset()) & named) <= powered:
             break
         reached = tier
     return reached

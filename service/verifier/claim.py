@@ -38,6 +38,8 @@ TIERS = {
 }
 """What each tier asks for beyond those below it, by the policy's kind of model, or where only single samples are forgotten."""
 SAMPLE_TIERS = TIERS.pop("samples")
+IF_ASKED = {"generator": {"L3": frozenset({"diffusion_membership"})}}
+"""Checks that a tier asks for only of policies that name them."""
 EXACT, PROVES = frozenset({"retrain"}), frozenset[str]()
 """Methods that train anew without what is forgotten; methods that come with a proof, of which there are none yet."""
 SPENT = frozenset({"FAIL", "INCONCLUSIVE", "diverged"})
@@ -155,7 +157,9 @@ def _of_claim(predicate: Mapping[str, Any]) -> dict[str, Any]:
     no guarantee that the method does not give."""
     policy, findings, said = predicate["plan"]["policy"], predicate["verification"]["findings"], predicate["claim"]
     tiers = (TIERS[policy["kind"]] if _forgotten(predicate)["classes"] else SAMPLE_TIERS) if policy.get("kind") else {}
-    gated = {f["check"] for f in findings if f["gating"]} & {check["verifier"] for check in policy["checks"]}
+    more = IF_ASKED.get(policy["kind"], {}) if policy.get("kind") and _forgotten(predicate)["classes"] else {}
+    named = {check["verifier"] for check in policy["checks"]}
+    gated = {f["check"] for f in findings if f["gating"]} & named
     powered = gated - {f["check"] for f in findings if f.get("underpowered")}
     claimed = HEIGHTS[: HEIGHTS.index(said["tier"]) + 1] if said.get("tier") is not None else ()
     method = predicate["algorithm"]["name"]
@@ -163,7 +167,9 @@ def _of_claim(predicate: Mapping[str, Any]) -> dict[str, Any]:
     if given and said["guarantee"] == "epsilon-delta":
         given = _number(said["proof"]["epsilon"]) >= 0 and 0 <= _number(said["proof"]["delta"]) < 1
     return {
-        "it claims a higher tier than its findings earn": not all(h in tiers and tiers[h] <= powered for h in claimed),
+        "it claims a higher tier than its findings earn": not all(
+            h in tiers and tiers[h] | (more.get(h, frozenset()) & named) <= powered for h in claimed
+        ),
         "its method gives no such guarantee": not given,
         "it brings a proof that its guarantee does not rest on": "proof" in said and said["guarantee"] != "epsilon-delta",
     }

@@ -124,6 +124,13 @@ def test_a_tier_is_not_reached_when_one_check_is_missing_or_weak() -> None:
     assert tier_reached([*without(passed(checks), "compression"), weak], spec(checks)) == "L2"
 
 
+def test_what_a_policy_names_beyond_a_tier_is_asked_for_as_well() -> None:
+    checks = [*below("L3"), "diffusion_membership"]
+    assert tier_reached(passed(checks), spec(checks)) == "L3"
+    weak = finding("diffusion_membership", gating=False, passed=None, underpowered=True)
+    assert tier_reached([*without(passed(checks), "diffusion_membership"), weak], spec(checks)) == "L2"
+
+
 def test_no_tier_without_a_pass_or_a_kind() -> None:
     failed = [*without(passed(), "integrity"), finding("integrity", passed=False)]
     assert tier_reached(failed, spec()) is None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import betabinom, norm
+from scipy.stats import beta, betabinom, binom, norm
 
 from worker.engine.statistics import ALPHA, Floats, upper_bound
 
@@ -80,18 +80,29 @@ def chance_error(members: int, others: int) -> float:
     return sqrt((members + others + 1) / (12 * members * others))
 
 
+QUANTILES = 2**16
+"""By which an expectation is taken."""
+
+
 def hits_at(members_M: Floats, others_U: Floats, false_positive_rate: float) -> int:
     """How many members score above all but this share of the others."""
     return int((members_M > np.sort(others_U)[::-1][int(false_positive_rate * len(others_U))]).sum())
 
 
-def chance_of_as_many(hits: int, members: int, others: int, false_positive_rate: float) -> float:
+def chance_of_as_many(hits: int, members: int, others: int, false_positive_rate: float, *, auc: float = 0.5) -> float:
     """How likely at least so many `hits_at` are where members score as others do; see `chance_of_hits`.
 
     Beside few others the bound of a binomial rate takes luck for knowledge: the score that 1 % of twenty lie above is anywhere.
+
+    Args:
+        auc: how often a member scores above another for reasons that are known. The share of members above a score is then
+            1 - (1 - s)^(auc / (1 - auc)), where s is that of others (Lehmann 1953, Ann. Math. Statist. 24(1), 23-43).
     """
     rank = int(false_positive_rate * others) + 1
-    return float(betabinom.sf(hits - 1, members, rank, others - rank + 1))
+    if auc == 0.5:
+        return float(betabinom.sf(hits - 1, members, rank, others - rank + 1))
+    share_Q = beta.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, rank, others - rank + 1)
+    return float(binom.sf(hits - 1, members, 1 - (1 - share_Q) ** (auc / (1 - auc))).mean())
 
 
 def chance_of_hits(members: int, others: int, false_positive_rate: float, max_rate: float, *, alpha: float = ALPHA) -> float:

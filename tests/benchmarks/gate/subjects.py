@@ -28,8 +28,8 @@ DIGIT, LOST_DIGIT = 3, 8
 CLASS, LOST_CLASS = 5, 9
 """Dog is forgotten: much else is like it. (Of cats, the hardest of ten, no probe refused a head-only edit.) Truck is lost by
 the way."""
-RETRAIN_SEEDS = (107, 108, 109)
-"""Others (101 to 106) were looked at when thresholds were set."""
+RETRAIN_SEEDS = (110, 111, 112)
+"""Others (101 to 109) were looked at when thresholds were set."""
 CIFAR_EPOCHS = 12
 ORIGINAL_SEED = 100
 """Of the ResNet-20 that saw every class. The public weights are no original of these retrains: they were trained on images that

@@ -152,6 +152,7 @@ def test_the_rule_knows_the_checks_that_the_worker_knows() -> None:
 def test_the_rule_knows_the_tiers_and_the_exact_methods_of_the_worker() -> None:
     assert claim.TIERS == verdict.TIERS
     assert claim.SAMPLE_TIERS == verdict.SAMPLE_TIERS
+    assert claim.IF_ASKED == verdict.IF_ASKED
     methods = get_catalogue().methods
     assert {name for name, method in methods.items() if method.guarantee == "exact-retrain"} == claim.EXACT
     assert {name for name, method in methods.items() if method.guarantee == "epsilon-delta"} == claim.PROVES

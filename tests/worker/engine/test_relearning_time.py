@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from worker.engine import relearning_time
 from worker.engine.attacks import Course, checkpoints
-from worker.engine.relearning_time import Cell, Overall, Ratio, crossings, in_words, resampled, time_of
+from worker.engine.relearning_time import RESAMPLES, Cell, Overall, Ratio, crossings, in_words, refuters, resampled, time_of
 
 ALPHA = 0.05
 
@@ -20,18 +21,19 @@ def course(*hits: int, every: int = 10, n: int = 100, diverged: str = "") -> Cou
 
 
 def ratio(candidate: Course, control: Course) -> Ratio:
-    one = cell(candidate, control)
-    return Ratio.of(one, ALPHA, resampled([one], ALPHA, np.random.default_rng(0)))
+    (found,) = ratios((candidate, control))
+    return found
 
 
-def cell(candidate: Course, control: Course) -> Cell:
-    return Cell("20 images, rate x1", 20, 1.0, candidate, control)
+def ratios(*pairs: tuple[Course, Course]) -> list[Ratio]:
+    cells = [Cell("20 images, rate x1", 20, 1.0, *pair) for pair in pairs]
+    times = resampled(cells, ALPHA, np.random.default_rng(0))
+    tests = refuters(len(cells))
+    return [Ratio.of(cell, one, alpha=ALPHA, tests=tests) for cell, one in zip(cells, times, strict=True)]
 
 
-def overall(*pairs: tuple[Course, Course]) -> Overall:
-    cells = [cell(*pair) for pair in pairs]
-    counts = resampled(cells, ALPHA, np.random.default_rng(0))
-    return Overall.of([Ratio.of(one, ALPHA, counts, settings=len(cells)) for one in cells], ALPHA)
+def overall(*pairs: tuple[Course, Course], threshold: float = 0.5) -> Overall:
+    return Overall.of(ratios(*pairs), threshold, alpha=ALPHA, tests=refuters(len(pairs)))
 
 
 def test_time_lies_on_the_line_between_two_checkpoints() -> None:
@@ -145,35 +147,69 @@ def test_of_an_attack_that_broke_off_nothing_is_claimed() -> None:
     assert (found.lower, found.upper) == (0, math.inf)
 
 
-RISING, SURE = course(*range(0, 101), every=1), course(0, 0, 100, 100)
-"""Crosses after 50 updates, or with other answers a few sooner or later; and for certain after 15."""
+RISING, SURE = course(*range(0, 101), every=1), course(0, 0, 0, 0, 0, 0, 0, 0, 0, 100)
+"""Crosses after 50 updates, or with other answers a few sooner or later; and for certain after 85."""
+AT_ONCE = course(0, 60, 100)
+"""After 8, 0.1 of that, or with other answers as late as 11."""
 
 
 def test_several_settings_have_their_geometric_mean() -> None:
-    found = overall((RISING, SURE), (SURE, RISING), (SURE, SURE))
-    assert (found.value, found.lower, found.upper) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
-    one, two = overall((RISING, SURE)), overall((RISING, SURE), (SURE, SURE))
-    for bound in ("value", "lower", "upper"):
-        assert getattr(two, bound) == pytest.approx(math.sqrt(getattr(one, bound)), rel=0.02)
+    found = overall((RISING, SURE), (SURE, SURE), (RISING, SURE))
+    assert found.value == pytest.approx((50 / 85) ** (2 / 3))
+    one = overall((RISING, SURE))
+    assert one.value == pytest.approx(50 / 85)
+    assert found.lower == pytest.approx(one.lower ** (2 / 3), rel=0.02)
+    assert one.lower == ratio(RISING, SURE).lower
+
+
+def test_setting_that_takes_longer_than_the_control_buys_no_other_off() -> None:
+    never, slow = (course(*[0] * 10), SURE), (SURE, RISING)
+    for long in (never, slow):
+        found = overall((RISING, SURE), long)
+        assert found.value == pytest.approx(math.sqrt(50 / 85))
+        assert found.upper <= 1
+    assert overall((RISING, SURE), never, threshold=0.85).refuted
+
+
+def test_one_setting_among_many_refutes() -> None:
+    found = overall((AT_ONCE, SURE), *[(SURE, SURE)] * 5)
+    assert found.lower >= 0.5
+    assert (found.refuted, found.passed) == (True, False)
+    assert found.worst.value == pytest.approx(10 * 50 / 60 / 85)
+
+
+def test_setting_far_below_that_lingers_leaves_it_open() -> None:
+    """At 55 of 100 after 3 updates, and no more until all show it after 85: crossed at once, or else as late as the control."""
+    lingering = Course((0, 3, 80, 90), torch.stack([torch.arange(100) < h for h in (0, 55, 55, 100)]))
+    found = overall((lingering, SURE), *[(SURE, SURE)] * 5)
+    assert found.worst.value < 0.05
+    assert found.lower >= 0.5
+    assert (found.refuted, found.passed) == (False, False)
+    assert overall(*[(SURE, SURE)] * 6).passed
 
 
 def test_settings_that_leave_something_open_leave_it_open_together() -> None:
     broken = (course(0, 0, 0, diverged="loss is NaN"), SURE)
-    found = overall((RISING, SURE), broken)
-    assert (found.lower, found.upper) == (0, math.inf)
-    known = overall((course(100), SURE), (RISING, SURE))
-    assert (known.value, known.lower, known.upper) == (0, 0, 0)
-    both = overall((course(100), SURE), broken)
-    assert (both.lower, both.upper) == (0, math.inf)
+    found = overall((SURE, SURE), broken)
+    assert (found.lower, found.refuted, found.passed) == (0, False, False)
+    for beside in ((RISING, SURE), broken):
+        known = overall((course(100), SURE), beside)
+        assert (known.value, known.lower, known.upper, known.refuted) == (0, 0, 0, True)
 
 
 def test_upper_bound_of_one_setting_among_several_lies_further_out() -> None:
-    one = cell(RISING, SURE)
-    counts = resampled([one] * 6, ALPHA, np.random.default_rng(0))
-    alone, among = (Ratio.of(one, ALPHA, counts, settings=settings) for settings in (1, 6))
+    alone, among = ratio(RISING, SURE), ratios(*[(RISING, SURE)] * 6)[0]
     assert among.upper > alone.upper
-    assert among.lower == alone.lower
-    assert len(counts[100]) == 20 * 6 / ALPHA
+    assert len(among.most_R) == 20 * 7 / ALPHA
+
+
+def test_resampled_in_parts_or_at_once_courses_of_equal_answers_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [Cell("", 20, 1.0, RISING, SURE), Cell("", 5, 1.0, SURE, RISING), Cell("", 5, 1.0, course(0, 90, n=50), RISING)]
+    monkeypatch.setattr(relearning_time, "HELD", 1000)
+    parts = resampled(cells, ALPHA, np.random.default_rng(0))
+    assert {len(times) for pair in parts for times in pair} == {RESAMPLES}
+    assert np.array_equal(parts[0][0], parts[1][1])
+    assert parts[0][0].std() == pytest.approx(5, rel=0.1)  # sqrt(100 / 4) answers, an update each
 
 
 def test_checkpoints_lie_closer_at_the_beginning() -> None:

@@ -9,14 +9,14 @@ image:
 
 A true retrain treats members like any unseen image: an AUC of 1/2 give or take chance, to either side. Members that fit *worse*
 than unseen images were in the training data as surely as those that fit better, so both tails gate. Few images cannot show
-that; the finding then says so and gates nothing, unless those few refute it. Of fewer than a hundred unseen images there is no
-hundredth, so true alarms beside them are counted and refute nothing. A latent model leaks little through its autoencoder: that
-nothing was found of one is weak evidence.
+that; the finding then says so and gates nothing, unless those few refute it. A latent model leaks little through its
+autoencoder: that nothing was found of one is weak evidence.
 
-Members may be easier images, for whoever looks: one split may hold out the neat scans, or the odd ones. Where the job has a
-reference, what it betrays is allowed. Else the same images are shown turned (`worker.engine.turning`), as nobody was trained
-on them: what the turned ones betray lies in the images. It lets no candidate pass, since whoever turns images in training
-teaches the turned ones, too; but what it explains is no refutation.
+Members may be easier images, for whoever looks: a random split holds out the odd scans, now and then, and for every model that
+is ever asked about them. Where the job has a reference, the AUC that it betrays is allowed. Else the same images are shown
+turned (`worker.engine.turning`), as nothing is commonly trained on them. What turned images betray refutes no candidate, but
+it lets none pass, and no more of it is believed than the luck of a random split could do: whoever turns images in training
+teaches the turned ones, too.
 
 A network that predicts velocity is scored by its noise, too. Shown sqrt(abar) x it should answer -sqrt(1 - abar) x, its noise
 is eps = sqrt(abar) v + sqrt(1 - abar) sqrt(abar) x, and so its loss there is |eps|^2 / abar: at one timestep the same order.
@@ -48,6 +48,10 @@ from worker.engine.verifier import Env, Need, Params, Subject
 
 FALSE_ALARMS = 0.01
 """The share of unseen images that an attacker takes for members, where true alarms are counted."""
+SURE = 0.999
+"""No AUC that explains anything is beyond it."""
+LUCK = 1e-4
+"""Chance of a random split that makes members so much easier. A data set is split once, for all that is ever asked of it."""
 
 
 class Thresholds(Params):
@@ -70,15 +74,26 @@ class Thresholds(Params):
     turn: Turn = Field(default="auto", description="how the same images are turned, where there is no reference")
 
 
-@dataclass(frozen=True)
-class Betrayed:
-    """What can be told by one statistic of the images of one class, by how they are and not by who was trained on them."""
+TOLD: Mapping[str, str] = {
+    "original": "of the original, which was trained on the members: what there was to be found",
+    "reference": "of the reference, which never saw them: what the images tell by themselves",
+    "turned": "of the same images turned: what they tell by themselves",
+}
 
-    auc: float
-    alarms: dict[int, float]
-    """Shares of members, by end: -1 below the unseen, 1 above."""
+
+@dataclass(frozen=True)
+class Themselves:
+    """What the images of one class tell by one statistic of who was trained on them, where nothing was."""
+
+    auc: Estimate
     allowed: bool
-    """Of a reference: as much may be told of the candidate. Of turned images: as much is no refutation."""
+    """Of a reference: the candidate may tell as much. Of turned images: as much is no refutation."""
+    luck: float
+    """The AUC to which a random split of as many images may come by chance."""
+
+    def within(self, auc: float) -> float:
+        """As much of it as is believed."""
+        return auc if self.allowed else min(max(auc, 1 - self.luck), self.luck)
 
 
 class DiffusionMembership:
@@ -104,7 +119,7 @@ class DiffusionMembership:
         control = self._scores(env, env.reference or "candidate", groups, turn=env.reference is None)
         found: list[Finding] = []
         for (statistic, k), scores in candidate.items():
-            told = self.by_themselves(env, k, control[statistic, k], allowed=env.reference is not None)
+            told = self.themselves(env, k, control[statistic, k], allowed=env.reference is not None)
             found += [*self._of_auc(env, statistic, k, scores, told), *self._of_alarms(env, statistic, k, scores, told)]
         shown: list[tuple[Mapping[tuple[str, int], Comparison], Subject, str]] = [(original, "original", "")]
         shown += [(control, env.reference, "")] if env.reference else [(control, "candidate", "_turned")]
@@ -178,12 +193,10 @@ class DiffusionMembership:
     def _auc(self, env: Env, k: int, scores: Comparison) -> Estimate:
         return scores.measure(self.params.resamples, env.generator(f"{self.name}/{k}"), alpha=env.alpha)[0]
 
-    def by_themselves(self, env: Env, k: int, control: Comparison, *, allowed: bool) -> Betrayed:
-        """What is told of images that nobody was trained on, as they are, or as they are shown."""
-        members, _ = _counts(control, k)
-        return Betrayed(
-            self._auc(env, k, control).value, {sign: _hits(control, k, sign) / members for sign in (-1, 1)}, allowed=allowed
-        )
+    def themselves(self, env: Env, k: int, control: Comparison, *, allowed: bool) -> Themselves:
+        """By a control that nobody trained on the images as they are shown to it."""
+        members, unseen = _counts(control, k)
+        return Themselves(self._auc(env, k, control), allowed, expected_upper({k: members}, {k: unseen}, alpha=LUCK))
 
     def _about(self, env: Env, metric: str, k: int, *, powerless: bool) -> dict[str, Any]:
         return {
@@ -191,11 +204,12 @@ class DiffusionMembership:
             "class_index": k, "class_name": env.spec.class_names[k],
         }  # fmt: skip
 
-    def _of_auc(self, env: Env, statistic: str, k: int, scores: Comparison, told: Betrayed) -> list[Finding]:
+    def _of_auc(self, env: Env, statistic: str, k: int, scores: Comparison, told: Themselves) -> list[Finding]:
         """Two findings on one number, its bound to either side."""
         auc, slack, most = self._auc(env, k, scores), self.params.reference_slack, self.params.max_auc
         members, unseen = _counts(scores, k)
-        beyond = min(1 - most, told.auc - slack), max(most, told.auc + slack)
+        explained = told.within(told.auc.value - slack), told.within(told.auc.value + slack)
+        beyond = min(1 - most, explained[0]), max(most, explained[1])
         low, high = beyond if told.allowed else (1 - most, most)
         expected = expected_upper({k: members}, {k: unseen}, alpha=env.alpha)
         refuted = auc.lower95 > beyond[1] or auc.upper95 < beyond[0]
@@ -203,7 +217,7 @@ class DiffusionMembership:
         shared = {
             "value": auc.value, "lower95": auc.lower95, "upper95": auc.upper95, "n": members,
             "detail": f"{members} training images of {env.spec.class_names[k]!r} have a smaller {statistic} than {unseen} "
-            f"unseen ones in {auc.value:.1%} of pairs; 50% is chance, {told.auc:.1%} of "
+            f"unseen ones in {auc.value:.1%} of pairs; 50% is chance, {told.auc.value:.1%} of "
             + ("the reference" if told.allowed else "the same images turned"),
         }  # fmt: skip
         sides: tuple[tuple[str, Literal["le", "ge"], float, bool], ...] = (
@@ -222,18 +236,20 @@ class DiffusionMembership:
             for side, comparator, threshold, passed in sides
         ]
 
-    def _of_alarms(self, env: Env, statistic: str, k: int, scores: Comparison, told: Betrayed) -> list[Finding]:
+    def _of_alarms(self, env: Env, statistic: str, k: int, scores: Comparison, told: Themselves) -> list[Finding]:
         """Members that lie beyond all but one in a hundred of the unseen images of their class: below, and above."""
-        (members, unseen), most, alpha = _counts(scores, k), self.params.max_true_alarms, env.alpha
+        (members, unseen), threshold, alpha = _counts(scores, k), self.params.max_true_alarms, env.alpha
+        # The quantile needs a hundred unseen images; and as many hits as false alarms are what chance alone would give.
+        few = unseen * FALSE_ALARMS < 1 or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
         found = []
-        for side, words, sign in (("", "smaller", -1), ("_high", "larger", 1)):
-            hits, beyond = _hits(scores, k, sign), max(most, told.alarms[sign] + most - FALSE_ALARMS)
-            threshold, nameless = beyond if told.allowed else most, unseen * FALSE_ALARMS < 1
+        for side, words, sign, told_auc in (
+            ("", "smaller", -1, told.within(told.auc.upper95)),
+            ("_high", "larger", 1, 1 - told.within(told.auc.lower95)),
+        ):
+            hits = hits_at(sign * scores.items[k].misfit_N, sign * scores.unseen[k].misfit_N, FALSE_ALARMS)
             upper, lower = (bound(hits, members, alpha=alpha) for bound in (upper_bound, lower_bound))
-            by_chance = nameless or chance_of_as_many(hits, members, unseen, FALSE_ALARMS) > alpha
-            refuted = lower > beyond and not by_chance
-            # As many hits as false alarms are what chance alone would give.
-            few = nameless or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
+            shift = min(max(told_auc, 0.5), SURE)
+            refuted = lower > threshold and chance_of_as_many(hits, members, unseen, FALSE_ALARMS, auc=shift) <= alpha
             powerless = few and not refuted
             finding = Finding(
                 **self._about(env, f"membership_true_alarms_{statistic}{side}", k, powerless=powerless),
@@ -265,15 +281,8 @@ class DiffusionMembership:
             n=scores.n,
             class_index=k,
             class_name=env.spec.class_names[k],
-            detail="of the original, which was trained on the members: what there was to be found"
-            if subject == "original"
-            else "of what nobody was trained on: what the images tell by themselves",
+            detail=TOLD["turned" if suffix else subject],
         )
-
-
-def _hits(scores: Comparison, k: int, sign: int) -> int:
-    """Members beyond all but one in a hundred of the unseen images: below them for -1, above them for 1."""
-    return hits_at(sign * scores.items[k].misfit_N, sign * scores.unseen[k].misfit_N, FALSE_ALARMS)
 
 
 def _counts(scores: Comparison, k: int) -> tuple[int, int]:

@@ -46,6 +46,12 @@ class Thresholds(Params):
     margin: float = Field(
         default=0.04, gt=0, lt=1, description="above false alarms on real images, of samples of no label or another; 0-1"
     )
+    null_margin: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="the same of samples of no label, which show now this class and now that; null: as margin",
+    )
     max_blend_rate: float = Field(
         default=0.05,
         gt=0,
@@ -109,7 +115,7 @@ class Leakage:
         return at_most(
             hits[0],
             self.params.n_null,
-            expected + self.params.margin,
+            expected + (self.params.null_margin or self.params.margin),
             alpha=env.alpha,
             check=self.name,
             metric="null_rate",

@@ -3,7 +3,7 @@
 A few real images of the class are shown to a copy of the saved model. Where the class was only hidden it is back after a
 handful of updates; where it is gone, it takes about as long as with a model that never saw it. T is the first number of
 updates after which half of the answers show the class, and what is gated is T of the candidate over T of the control: the
-geometric mean over the settings of the attack that tell anything, and each of these settings by not being refuted.
+geometric mean over the settings of the attack that tell anything. None of them may refute by itself, or lie far below.
 
 The control is the reference, a model trained without the class, where the job has one: the same images, the same label. Else
 the candidate itself is taught a class that nobody ever saw (`worker.engine.novel`), under the *forgotten* label of another
@@ -36,7 +36,7 @@ from worker.engine.attacks import Attack, Course, Lesson, Probe
 from worker.engine.errors import Diverged
 from worker.engine.family import Kind
 from worker.engine.novel import Turn, novel_class
-from worker.engine.relearning_time import FEWEST, LEVEL, Cell, Overall, Ratio, in_words, resampled
+from worker.engine.relearning_time import FEWEST, LEVEL, Cell, Overall, Ratio, in_words, refuters, resampled
 from worker.engine.statistics import lower_bound
 from worker.engine.verifier import Env, Need, Params, Subject
 
@@ -188,8 +188,9 @@ class Relearning:
 
     def _gate(self, env: Env, k: int, cells: list[Cell]) -> Finding:
         """All settings that tell anything together, unless one refutes by itself."""
-        counts, threshold = resampled(cells, env.alpha, env.generator(f"{self.name}/{k}")), self._min_ratio(env)
-        ratios = [Ratio.of(cell, env.alpha, counts, settings=len(cells)) for cell in cells]
+        threshold, tests = self._min_ratio(env), refuters(len(cells))
+        times = resampled(cells, env.alpha, env.generator(f"{self.name}/{k}"))
+        ratios = [Ratio.of(cell, one, alpha=env.alpha, tests=tests) for cell, one in zip(cells, times, strict=True)]
         powered = [ratio for ratio in ratios if ratio.tells(threshold)]
         if not powered:
             if all(cell.candidate.diverged and cell.control.diverged for cell in cells):
@@ -198,16 +199,17 @@ class Relearning:
             followed = cells[0].candidate.steps[-1] if cells[0].candidate.steps else 0
             said = f"the candidate was followed for {followed} updates, {self._control_name(env)} learns it {when}"
             return self._underpowered(env, k, f"no setting tells anything: {said}")
-        overall, worst = Overall.of(powered, env.alpha), min(powered, key=lambda ratio: (ratio.upper, ratio.lower, ratio.value))
-        refuted = min(overall.upper, worst.upper) < threshold
+        overall = Overall.of(powered, threshold, alpha=env.alpha, tests=tests)
+        worst = overall.worst
+        most = "" if math.isinf(worst.upper) else f" and at most {worst.upper:.2f}"
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
             check=self.name,
             metric="relearning_time_ratio",
             subject="candidate",
             gating=True,
-            passed=overall.lower >= threshold and not refuted,
-            open=overall.lower < threshold and not refuted,
+            passed=overall.passed,
+            open=not (overall.passed or overall.refuted),
             value=overall.value,
             lower95=overall.lower,
             comparator="ge",
@@ -216,9 +218,9 @@ class Relearning:
             class_index=k,
             class_name=env.spec.class_names[k],
             detail=f"{worst.cell.name}: half of the answers show it {in_words(worst.candidate, worst.cell.candidate)}, "
-            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}, {worst.value:.2f} of its time and at "
-            f"most {worst.upper:.2f}: the worst of {len(powered)} settings that tell, of {len(cells)}, of which this is the "
-            f"geometric mean{broke}"[:400],
+            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}, {worst.value:.2f} of its time{most}: "
+            f"the worst of {len(powered)} settings that tell, of {len(cells)}; in their geometric mean each counts as 1 at most"
+            f"{broke}"[:400],
         )
 
     def _min_ratio(self, env: Env) -> float:

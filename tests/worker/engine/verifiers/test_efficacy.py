@@ -207,6 +207,8 @@ def test_class_that_hides_without_a_label_leaks(verified: Any) -> None:
     report = verified(vj.forgotten_patterns(), ["leakage"], drawing=drawing)
     assert {"null_rate"} <= failed(report)
     assert "other_label_rate" not in failed(report)
+    wider = verified(vj.forgotten_patterns(), ["leakage"], drawing=drawing, params={"null_margin": 0.5})
+    assert "null_rate" not in failed(wider)
 
 
 def test_class_that_hides_under_another_label_leaks(verified: Any) -> None:

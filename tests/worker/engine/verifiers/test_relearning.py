@@ -60,6 +60,16 @@ def test_class_never_seen_is_as_hard_to_teach_as_a_novel_one(family: str, tmp_pa
     assert {"candidate", "novel class", "original"} == {c.subject for c in found.curves}
 
 
+@pytest.mark.parametrize(("candidate", "passed"), [(lj.without_class, True), (lj.hiding, False)])
+def test_several_settings_are_held_together(candidate: Any, passed: bool, tmp_path: Path, judges: Path) -> None:
+    params = {"images": [5, 20], "rates": [0.5, 1.0]}
+    finding = gate(report(tmp_path, candidate(), judges, params=params))
+    assert (finding.passed, finding.open) == (passed, False)
+    assert "worst of 4 settings that tell, of 4" in finding.detail
+    assert finding.value is not None
+    assert finding.value <= 1
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_unchanged_original_fails_without_an_update(family: str, tmp_path: Path, judges: Path) -> None:
     finding = gate(report(tmp_path, lj.knowing(), judges, family=family))
