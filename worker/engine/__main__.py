@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import signal
 import sys
 import threading
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -41,6 +43,21 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Without the garbage collector, and what was imported is never looked through again.
+
+    Modules stay. Going through the hundreds of thousands of objects that they consist of, again and again while there are ever
+    more of them, took a fifth of an engine's start.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage; the exit status."""
     parser = argparse.ArgumentParser(prog="worker.engine", description="Unlearn, verify, or print the catalogue.")
@@ -51,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint-seconds", type=float, default=2.0, help="or after so many seconds")
     options = parser.parse_args(arguments)
     if options.stage == "catalogue":
-        from worker.engine.catalogue import as_text
+        with importing():
+            from worker.engine.catalogue import as_text
 
         sys.stdout.write(as_text())
         return EXIT_DONE
@@ -108,8 +126,9 @@ def unlearn(job: JobDirectory, options: argparse.Namespace, last: ExitStack) -> 
         stop.set()
 
     signal.signal(signal.SIGTERM, ask)
-    from worker.engine import checkpoint, distributed
-    from worker.engine import unlearn as stage
+    with importing():
+        from worker.engine import checkpoint, distributed
+        from worker.engine import unlearn as stage
 
     ranks = distributed.start(options.device)
     last.callback(distributed.close, ranks)
@@ -119,8 +138,9 @@ def unlearn(job: JobDirectory, options: argparse.Namespace, last: ExitStack) -> 
 
 def verify(job: JobDirectory, options: argparse.Namespace, last: ExitStack) -> None:
     """The verification stage on this rank; `last` as in `unlearn`. It has nothing to resume from: SIGTERM simply ends it."""
-    from worker.engine import distributed
-    from worker.engine import verify as stage
+    with importing():
+        from worker.engine import distributed
+        from worker.engine import verify as stage
 
     ranks = distributed.start(options.device)
     last.callback(distributed.close, ranks)
