@@ -55,9 +55,8 @@ class Ratio:
     candidate: float
     """Updates; infinite: not as far as it was followed."""
     control: float
-    lower: float
     upper: float
-    """Infinite where nothing refutes that the candidate takes long."""
+    """Bound; infinite where nothing refutes that the candidate takes long."""
     best: float
     """The lower bound that a candidate that never learned it would have, followed no further; no control is too early."""
     least_R: Floats = field(repr=False, compare=False)
@@ -71,18 +70,18 @@ class Ratio:
 
         Args:
             times: the candidate's and the control's, of resampled answers; see `resampled`.
-            alpha: of either bound; of the upper one divided by the number of tests, any of which may refute.
+            alpha: of bounds; of the upper one divided by the number of tests, any of which may refute.
         """
         candidate, control = (time_of(course) for course in (cell.candidate, cell.control))
         if (math.isinf(candidate) and cell.candidate.diverged) or not cell.control.steps:
             nothing_R = np.zeros(len(times[0]))
-            return cls(cell, candidate, control, 0.0, math.inf, 0.0, nothing_R, np.full_like(nothing_R, math.inf))
+            return cls(cell, candidate, control, math.inf, 0.0, nothing_R, np.full_like(nothing_R, math.inf))
         ours_R, theirs_R = times
         followed_R = np.full_like(ours_R, cell.candidate.steps[-1])
         least_R = _over(np.minimum(ours_R, followed_R), theirs_R, unknown=0.0)
         most_R = _over(ours_R, np.minimum(theirs_R, cell.control.steps[-1]), unknown=math.inf)
-        lower, best = (_lower(some_R, alpha) for some_R in (least_R, _over(followed_R, theirs_R, unknown=math.inf)))
-        return cls(cell, candidate, control, lower, _upper(most_R, alpha / tests), best, least_R, most_R)
+        best = _lower(_over(followed_R, theirs_R, unknown=math.inf), alpha)
+        return cls(cell, candidate, control, _upper(most_R, alpha / tests), best, least_R, most_R)
 
     def tells(self, threshold: float) -> bool:
         """Does this setting tell anything? Not where the control shows the class untaught; nor of a candidate that did not
