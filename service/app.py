@@ -65,7 +65,9 @@ DENIALS_EVERY_SECONDS = 60.0
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     catalogue.of_schema({})  # imported now, and not by the first POST, which holds a lock meanwhile: seconds on a busy host
-    gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
+    ours = gc.get_freeze_count() == 0  # who started us may have done so
+    if ours:
+        gc.freeze()  # else a full collection walks every imported module, and stops all requests for some 70 ms
     settings = app.state.settings
     flushing = asyncio.create_task(_flush_denials(app)) if settings.auth == "required" else None
     with ExitStack() as last:
@@ -77,7 +79,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(app.state.denials.flush, at_once=True)
     app.state.authenticator.close()
     await app.state.limits.close()
-    gc.unfreeze()
+    if ours:
+        gc.unfreeze()
     if db.get_engine.cache_info().currsize:
         db.get_engine().dispose()
 

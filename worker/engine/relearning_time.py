@@ -28,9 +28,9 @@ RESAMPLES = 2000
 """At least; more where a bound lies further out."""
 FEWEST = 20
 """Answers below which resampling says too little of chance."""
-FLOOR = 1 / 3
-"""Of the bound: what every setting's ratio must reach by itself. Retrained models of the digits were seen at 0.57 of it, where
-a control lingered about one half."""
+FLOOR, SURE_FLOOR = 0.45, 1 / 3
+"""Of the bound: what every setting's ratio, and the bound of it, must reach by itself. Retrained models of the digits were seen
+at 0.57 and 0.37, where a control lingered about one half."""
 HELD = 4_000_000
 """Resampled answers that are held at a time, of each number of answers."""
 
@@ -114,18 +114,22 @@ class Overall:
     worst: Ratio
     refuted: bool
     """By all together, or by one."""
+    too_low: bool
+    """A course that lingers about one half may be all that keeps a setting from refuting: none may lie far below."""
     passed: bool
 
     @classmethod
     def of(cls, ratios: Sequence[Ratio], threshold: float, *, alpha: float, tests: int = 1) -> Overall:
         """Of settings that tell anything. alpha, tests: see `Ratio.of`."""
         values, least_SR, most_SR = ([r.value for r in ratios], [r.least_R for r in ratios], [r.most_R for r in ratios])
-        lower, upper = _lower(_mean(least_SR), alpha), _upper(_mean(most_SR), alpha / tests)
-        worst = min(ratios, key=lambda ratio: (ratio.upper >= threshold, ratio.value))
-        refuted = min(upper, worst.upper) < threshold
-        # A course that lingers may be all that keeps a setting from refuting: none may lie that far below.
-        passed = lower >= threshold and not refuted and worst.value >= FLOOR * threshold
-        return cls(float(_mean(values)), lower, upper, worst, refuted, passed)
+        value = float(_mean(values))
+        lower = min(_lower(_mean(least_SR), alpha), value)
+        upper = max(_upper(_mean(most_SR), alpha / tests), value)
+        floors = [min(r.value / FLOOR, _lower(r.least_R, alpha) / SURE_FLOOR) for r in ratios]
+        worst = min(zip(ratios, floors, strict=True), key=lambda one: (one[0].upper >= threshold, one[1]))[0]
+        refuted, too_low = min(upper, worst.upper) < threshold, min(floors) < threshold
+        passed = lower >= threshold and not (refuted or too_low)
+        return cls(value, lower, upper, worst, refuted, too_low, passed)
 
 
 def refuters(settings: int) -> int:

@@ -213,6 +213,18 @@ def test_a_tier_above_what_the_findings_earn_is_an_objection() -> None:
     assert tiered("generator", "L0", RETAINED) == []  # it may claim less
     assert tiered("generator", "L2", RETAINED) == HIGHER
     assert tiered(None, "L0", RETAINED) == HIGHER  # tiers are of a kind
+
+
+@pytest.mark.parametrize(("underpowered", "said"), [(False, []), (True, HIGHER)])
+def test_a_tier_asks_for_what_its_policy_names_beyond_it(underpowered: bool, said: list[str]) -> None:
+    rest = sorted(set().union(*claim.TIERS["generator"].values()) - {"integrity", "forget_rate"})
+    of_classes = claim.OF_EACH_CLASS | claim.MEASURES_FORGETTING.keys()
+    found = [finding(check=name, class_index=3 if name in of_classes else None) for name in rest]
+    found += [control(check=name) for name in rest if name in claim.MEASURES_FORGETTING]
+    membership = finding(check="diffusion_membership", gating=not underpowered, underpowered=underpowered)
+    assert tiered("generator", "L3", *found) == []
+    assert tiered("generator", "L3", *found, membership) == said
+    assert tiered("generator", "L2", *found, membership) == []
     assert tiered(None, None, RETAINED) == []
     assert tiered("generator", "L9") == ["its claim or its findings are not readable"]
 

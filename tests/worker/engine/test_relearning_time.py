@@ -193,6 +193,21 @@ def test_setting_far_below_that_lingers_leaves_it_open() -> None:
     assert overall(*[(SURE, SURE)] * 6).passed
 
 
+def test_course_that_lingers_just_below_half_leaves_it_open_too() -> None:
+    """At 47 of 100 after 3 updates: crossed with the control, unless five more answers show it."""
+    lingering = Course((0, 3, 80, 90), torch.stack([torch.arange(100) < h for h in (0, 47, 47, 100)]))
+    found = overall((lingering, SURE), *[(SURE, SURE)] * 5)
+    assert (found.value, found.refuted) == (pytest.approx(1, abs=0.02), False)
+    assert (found.too_low, found.passed) == (True, False)
+
+
+def test_bounds_are_never_on_the_far_side_of_the_value() -> None:
+    """At exactly half after 3 updates one resample in two crosses at the end, and the value none."""
+    half = Course((0, 3, 80, 90), torch.stack([torch.arange(100) < h for h in (0, 50, 50, 100)]))
+    found = overall((half, SURE))
+    assert found.lower <= found.value <= found.upper
+
+
 def test_settings_that_leave_something_open_leave_it_open_together() -> None:
     broken = (course(0, 0, 0, diverged="loss is NaN"), SURE)
     found = overall((SURE, SURE), broken)
@@ -210,8 +225,10 @@ def test_upper_bound_of_one_setting_among_several_lies_further_out() -> None:
 
 def test_resampled_in_parts_or_at_once_courses_of_equal_answers_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [Cell("", 20, 1.0, RISING, SURE), Cell("", 5, 1.0, SURE, RISING), Cell("", 5, 1.0, course(0, 90, n=50), RISING)]
+    at_once = resampled(cells[:1], ALPHA, np.random.default_rng(0))
     monkeypatch.setattr(relearning_time, "HELD", 1000)
     parts = resampled(cells, ALPHA, np.random.default_rng(0))
+    assert parts[0][0].mean() == pytest.approx(at_once[0][0].mean(), rel=0.02)
     assert {len(times) for pair in parts for times in pair} == {RESAMPLES}
     assert np.array_equal(parts[0][0], parts[1][1])
     assert parts[0][0].std() == pytest.approx(5, rel=0.1)  # sqrt(100 / 4) answers, an update each

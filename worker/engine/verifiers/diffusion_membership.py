@@ -60,7 +60,12 @@ class Thresholds(Params):
     max_auc: float = Field(
         default=0.55, gt=0.5, lt=1, description="bound on the AUC, and on 1 less it; 0.5 is no better than chance"
     )
-    reference_slack: float = Field(default=0.03, ge=0, lt=0.5, description="what the bound may lie beyond a reference's AUC")
+    reference_slack: float = Field(
+        default=0.03,
+        ge=0,
+        lt=0.5,
+        description="what the bound may lie beyond a reference's AUC, and a refutation beyond that of turned images",
+    )
     max_true_alarms: float = Field(
         default=0.03,
         gt=FALSE_ALARMS,
@@ -196,7 +201,8 @@ class DiffusionMembership:
     def themselves(self, env: Env, k: int, control: Comparison, *, allowed: bool) -> Themselves:
         """By a control that nobody trained on the images as they are shown to it."""
         members, unseen = _counts(control, k)
-        return Themselves(self._auc(env, k, control), allowed, expected_upper({k: members}, {k: unseen}, alpha=LUCK))
+        luck = min(expected_upper({k: members}, {k: unseen}, alpha=LUCK), SURE)
+        return Themselves(self._auc(env, k, control), allowed, luck)
 
     def _about(self, env: Env, metric: str, k: int, *, powerless: bool) -> dict[str, Any]:
         return {
@@ -242,9 +248,10 @@ class DiffusionMembership:
         # The quantile needs a hundred unseen images; and as many hits as false alarms are what chance alone would give.
         few = unseen * FALSE_ALARMS < 1 or upper_bound(round(FALSE_ALARMS * members), members, alpha=alpha) > threshold
         found = []
+        slack = self.params.reference_slack
         for side, words, sign, told_auc in (
-            ("", "smaller", -1, told.within(told.auc.upper95)),
-            ("_high", "larger", 1, 1 - told.within(told.auc.lower95)),
+            ("", "smaller", -1, told.within(told.auc.value + slack)),
+            ("_high", "larger", 1, 1 - told.within(told.auc.value - slack)),
         ):
             hits = hits_at(sign * scores.items[k].misfit_N, sign * scores.unseen[k].misfit_N, FALSE_ALARMS)
             upper, lower = (bound(hits, members, alpha=alpha) for bound in (upper_bound, lower_bound))

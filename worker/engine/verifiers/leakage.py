@@ -3,6 +3,7 @@
 A model whose label was cut off from what it knows still draws the class where no label is given, or a mixture is. Three sides:
 the null label; the labels of all other classes; labels between the class's own and another's. Each is counted by the judge and
 held against what the judge sees in real images of other classes, or, of the null label, in a model that was trained without.
+What is drawn without a label is now and then between two classes, so there the margin may be another.
 
 A share of all labels together hides one of them: among a hundred, one that always draws the class is a share of 1 %. So the
 worst label is held to the same threshold by itself, and so is the worst partner of a mixture: by its upper bound at Holm's

@@ -202,6 +202,7 @@ class Relearning:
         overall = Overall.of(powered, threshold, alpha=env.alpha, tests=tests)
         worst = overall.worst
         most = "" if math.isinf(worst.upper) else f" and at most {worst.upper:.2f}"
+        alone = ", too low by itself" if len(cells) > 1 and (overall.too_low or worst.upper < threshold) else ""
         broke = f"; broke off {worst.cell.candidate.diverged}" if worst.cell.candidate.diverged else ""
         return Finding(
             check=self.name,
@@ -218,9 +219,9 @@ class Relearning:
             class_index=k,
             class_name=env.spec.class_names[k],
             detail=f"{worst.cell.name}: half of the answers show it {in_words(worst.candidate, worst.cell.candidate)}, "
-            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}, {worst.value:.2f} of its time{most}: "
-            f"the worst of {len(powered)} settings that tell, of {len(cells)}; in their geometric mean each counts as 1 at most"
-            f"{broke}"[:400],
+            f"{self._control_name(env)} {in_words(worst.control, worst.cell.control)}, {worst.value:.2f} of its time{most}"
+            f"{alone}: the worst of {len(powered)} settings that tell, of {len(cells)}; in their mean each counts as "
+            f"1 at most{broke}"[:400],
         )
 
     def _min_ratio(self, env: Env) -> float:
